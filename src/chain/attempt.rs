@@ -1,0 +1,263 @@
+//! One attempt: the request made the provider's own, sent, and what came of it.
+
+use std::error::Error as StdError;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, SystemTime};
+
+use http::header::AUTHORIZATION;
+use http::{Extensions, Method, StatusCode};
+use reqwest::{Request, ResponseBuilderExt, Url};
+use reqwest_middleware::{Error, Next};
+
+use super::Inner;
+use crate::error::FailoverError;
+use crate::observe::Event;
+use crate::provider::{BoxError, Entry, bearer_value, checked_key};
+use crate::readdress::{Claim, clean_url, still_inside};
+use crate::report::Report;
+use crate::verdict::{Outcome, Reason};
+
+/// What came of an attempt.
+pub(super) enum Sent {
+    Response(reqwest::Response),
+    /// A response from another URL than the one that was asked.
+    Redirected(StatusCode),
+    Failed(Error),
+    TimedOut,
+    /// The credential source or `prepare` failed.
+    Unsent(Reason, BoxError),
+    /// The caller's own body broke off: nobody can do anything about that.
+    CallerFailed(Error),
+}
+
+impl Sent {
+    pub(super) fn status(&self) -> Option<StatusCode> {
+        match self {
+            Self::Response(response) => Some(response.status()),
+            Self::Redirected(status) => Some(*status),
+            _ => None,
+        }
+    }
+
+    /// The outcome as a verdict sees it. `None` where there is nothing to judge.
+    pub(super) fn outcome<'a>(
+        &'a self,
+        provider: &'a str,
+        upgrade_asked: bool,
+        elapsed: Duration,
+    ) -> Option<Outcome<'a>> {
+        Some(match self {
+            Self::Response(response) => Outcome::answered(
+                provider,
+                response.status(),
+                response.headers(),
+                upgrade_asked,
+                elapsed,
+                wall_clock,
+            ),
+            Self::Failed(error) if find_reqwest(error).is_some_and(reqwest::Error::is_builder) => {
+                Outcome::unsent(provider, Reason::Other, error, elapsed)
+            }
+            Self::Failed(error) => {
+                Outcome::failed(provider, reason_of(error), Some(error), elapsed)
+            }
+            Self::TimedOut => Outcome::failed(provider, Reason::Timeout, None, elapsed),
+            Self::Unsent(reason, error) => Outcome::unsent(provider, *reason, &**error, elapsed),
+            Self::Redirected(_) | Self::CallerFailed(_) => return None,
+        })
+    }
+
+    /// The error to tell about, if there is one.
+    pub(super) fn error(&self) -> Option<&(dyn StdError + 'static)> {
+        match self {
+            Self::Failed(error) | Self::CallerFailed(error) => Some(held_by(error)),
+            Self::Unsent(_, error) => Some(&**error),
+            _ => None,
+        }
+    }
+}
+
+/// An attempt's fixed circumstances.
+pub(super) struct Attempt<'a> {
+    pub(super) chain: &'a Inner,
+    pub(super) provider: usize,
+    pub(super) claim: Claim,
+    /// Raised when the caller's own stream fails.
+    pub(super) stream_failed: Option<Arc<AtomicBool>>,
+}
+
+impl Attempt<'_> {
+    /// Readdresses the request and sends it.
+    pub(super) async fn send(
+        self,
+        mut request: Request,
+        extensions: &mut Extensions,
+        next: Next<'_>,
+    ) -> Sent {
+        let url = match self.readdress(&mut request).await {
+            Ok(url) => url,
+            Err(sent) => return sent,
+        };
+        let method = request.method().clone();
+        let hides_key = self.entry().has_query_key();
+        match next.run(request, extensions).await {
+            Ok(response) if is_redirected(&url, &method, &response) => {
+                Sent::Redirected(response.status())
+            }
+            Ok(response) if hides_key => Sent::Response(clean_response(response)),
+            Ok(response) => Sent::Response(response),
+            Err(error) => {
+                let error = if hides_key { clean_error(error) } else { error };
+                match self.stream_failed {
+                    Some(failed) if failed.load(Ordering::Relaxed) => Sent::CallerFailed(error),
+                    _ => Sent::Failed(error),
+                }
+            }
+        }
+    }
+
+    /// Makes the request the provider's own and returns the URL that is asked.
+    async fn readdress(&self, request: &mut Request) -> Result<Url, Sent> {
+        let Inner { scope, strip, observer, .. } = self.chain;
+        let entry = self.entry();
+        let keep_caller_auth = entry.keeps_caller_auth(scope.base(self.claim.base));
+        let unsent = |problem: &str| Sent::Unsent(Reason::Other, problem.into());
+        let url = entry
+            .target(request.url(), &self.claim, strip, scope)
+            .ok_or_else(|| unsent("the path does not fit below the provider's base URL"))?;
+        *request.url_mut() = url;
+        entry.dress(request.headers_mut(), strip, keep_caller_auth);
+        if let Some(token) = self.token().await? {
+            request.headers_mut().insert(AUTHORIZATION, token);
+        }
+        if let Some(prepare) = &entry.prepare {
+            match observer.guard("prepare", || prepare(request)) {
+                Some(Ok(())) => {}
+                Some(Err(error)) => return Err(Sent::Unsent(Reason::Other, error)),
+                None => return Err(unsent("`prepare` panicked")),
+            }
+            if !still_inside(&entry.base, request.url()) {
+                return Err(unsent("`prepare` moved the URL away from the provider's base URL"));
+            }
+        }
+        Ok(request.url().clone())
+    }
+
+    /// Asks the entry's source of tokens, if it has one.
+    async fn token(&self) -> Result<Option<http::HeaderValue>, Sent> {
+        let Some(source) = &self.entry().source else { return Ok(None) };
+        let failed = |error: BoxError| Sent::Unsent(Reason::Credential, error);
+        let panicked = || {
+            self.chain.observer.emit(&Event::CallbackPanicked { callback: "bearer_from" });
+            failed("`bearer_from` panicked".into())
+        };
+        let mut asked = catch_unwind(AssertUnwindSafe(|| source())).map_err(|_| panicked())?;
+        let answer = std::future::poll_fn(|context| {
+            match catch_unwind(AssertUnwindSafe(|| asked.as_mut().poll(context))) {
+                Ok(poll) => poll.map(Some),
+                Err(_) => std::task::Poll::Ready(None),
+            }
+        });
+        let token = answer.await.ok_or_else(panicked)?.map_err(failed)?;
+        let token =
+            checked_key(&token).map_err(|problem| failed(format!("the token {problem}").into()))?;
+        let value =
+            bearer_value(token).ok_or_else(|| failed("the token is no header value".into()))?;
+        self.chain.lock_tokens()[self.provider] = Some(token.to_owned());
+        Ok(Some(value))
+    }
+
+    fn entry(&self) -> &Entry {
+        &self.chain.entries[self.provider]
+    }
+}
+
+/// Whether a response came from elsewhere: a redirect was followed below this layer, which may turn
+/// a POST into a GET and answer 200.
+fn is_redirected(asked: &Url, method: &Method, response: &reqwest::Response) -> bool {
+    let answered = response.url();
+    if answered == asked || Report::of(response).is_some() || is_unknown(answered) {
+        return false;
+    }
+    let (mut asked, mut answered) = (asked.clone(), answered.clone());
+    asked.set_fragment(None);
+    answered.set_fragment(None);
+    let harmless =
+        matches!(*method, Method::GET | Method::HEAD) && asked.origin() == answered.origin();
+    asked != answered && !harmless
+}
+
+/// What reqwest gives a response that was made without a URL.
+fn is_unknown(url: &Url) -> bool {
+    url.as_str() == "http://no.url.provided.local/"
+}
+
+fn reason_of(error: &Error) -> Reason {
+    let Some(error) = find_reqwest(error) else {
+        return match FailoverError::find(error) {
+            Some(inner) if inner.is_timeout() => Reason::Timeout,
+            Some(inner) if inner.is_connect() => Reason::Connect,
+            _ => Reason::Other,
+        };
+    };
+    // A connect timeout is both, and nothing was sent.
+    if error.is_connect() {
+        Reason::Connect
+    } else if error.is_timeout() {
+        Reason::Timeout
+    } else if error.is_redirect() {
+        Reason::Redirected
+    } else if error.is_request() || error.is_body() {
+        Reason::Reset
+    } else {
+        Reason::Other
+    }
+}
+
+/// What a transparent error holds, which its `source()` skips.
+fn held_by(error: &Error) -> &(dyn StdError + 'static) {
+    match error {
+        Error::Reqwest(error) => error,
+        Error::Middleware(error) => error.as_ref(),
+    }
+}
+
+/// The `reqwest::Error` in an error, also where an inner middleware hides it.
+fn find_reqwest(error: &Error) -> Option<&reqwest::Error> {
+    std::iter::successors(Some(held_by(error)), |&error| error.source()).find_map(|error| {
+        error.downcast_ref::<reqwest::Error>().or_else(|| match error.downcast_ref::<Error>()? {
+            Error::Reqwest(error) => Some(error),
+            Error::Middleware(_) => None,
+        })
+    })
+}
+
+/// Drops the query from a response's URL, for providers that carry their key there.
+fn clean_response(response: reqwest::Response) -> reqwest::Response {
+    let mut url = response.url().clone();
+    if is_unknown(&url) {
+        return response;
+    }
+    clean_url(&mut url);
+    let mut response = http::Response::<reqwest::Body>::from(response);
+    let marked = http::Response::builder().url(url).body(()).map(|marked| marked.into_parts().0);
+    if let Ok(marked) = marked {
+        response.extensions_mut().extend(marked.extensions);
+    }
+    response.into()
+}
+
+/// Drops the query from an error's URL.
+fn clean_error(mut error: Error) -> Error {
+    if let Some(url) = error.url_mut() {
+        clean_url(url);
+    }
+    error
+}
+
+#[expect(clippy::disallowed_methods, reason = "a hint may be a date")]
+fn wall_clock() -> SystemTime {
+    SystemTime::now()
+}

@@ -1,0 +1,246 @@
+//! Bodies on their way out and on their way in: what is needed to send a request twice, and what is
+//! read of a response that failed.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http::header::{CONTENT_ENCODING, CONTENT_LENGTH};
+use http::{HeaderMap, Method, Version};
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use http_body_util::BodyExt;
+use reqwest::{Body, Request, Response, Url};
+use tokio::time::{Sleep, sleep_until};
+
+use super::now;
+use crate::health::after;
+use crate::message;
+
+/// The caller's request as it came, for the attempts after the first.
+pub(super) struct Pristine {
+    method: Method,
+    url: Url,
+    headers: HeaderMap,
+    body: Option<Bytes>,
+    version: Version,
+    timeout: Option<Duration>,
+}
+
+impl Pristine {
+    /// Keeps a copy. The body must be one that [`is_replayable`]; its bytes are shared.
+    pub(super) fn of(request: &mut Request) -> Self {
+        let body = request.body_mut().take().map(take_bytes);
+        *request.body_mut() = body.clone().map(Body::from);
+        Self {
+            method: request.method().clone(),
+            url: request.url().clone(),
+            headers: request.headers().clone(),
+            body,
+            version: request.version(),
+            timeout: request.timeout().copied(),
+        }
+    }
+
+    pub(super) fn request(&self) -> Request {
+        let mut request = Request::new(self.method.clone(), self.url.clone());
+        *request.headers_mut() = self.headers.clone();
+        *request.body_mut() = self.body.clone().map(Body::from);
+        *request.version_mut() = self.version;
+        if self.timeout.is_some() {
+            *request.timeout_mut() = self.timeout;
+        }
+        request
+    }
+}
+
+/// Whether the body is in memory, so that it can be sent any number of times.
+pub(super) fn is_replayable(request: &Request) -> bool {
+    request.body().is_none_or(|body| body.as_bytes().is_some())
+}
+
+/// Takes the bytes out of a body that holds them, without copying them.
+fn take_bytes(mut body: Body) -> Bytes {
+    let mut context = Context::from_waker(Waker::noop());
+    match Pin::new(&mut body).poll_frame(&mut context) {
+        Poll::Ready(Some(Ok(frame))) => frame.into_data().unwrap_or_default(),
+        _ => Bytes::new(),
+    }
+}
+
+/// A streamed body, after as much of it was read as the replay buffer allows.
+pub(super) enum Streamed {
+    /// It was read to its end and can be sent any number of times.
+    Whole(Bytes),
+    /// It can be sent once. The flag is raised if the caller's stream fails on the way.
+    Once(Body, Arc<AtomicBool>),
+}
+
+/// Reads a streamed body if its declared length is within `limit`.
+pub(super) async fn read_stream(
+    mut body: Body,
+    headers: &HeaderMap,
+    limit: u64,
+) -> reqwest::Result<Streamed> {
+    let hint = body.size_hint();
+    let declared =
+        hint.exact().or_else(|| headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok());
+    let mut frames = VecDeque::new();
+    if let Some(declared) = declared.filter(|declared| *declared <= limit) {
+        let mut read = BytesMut::new();
+        while let Some(frame) = body.frame().await {
+            match frame?.into_data() {
+                Ok(data) => read.extend_from_slice(&data),
+                Err(trailers) => frames.push_back(trailers),
+            }
+            if read.len() as u64 > declared || !frames.is_empty() {
+                break;
+            }
+        }
+        if read.len() as u64 == declared && frames.is_empty() {
+            return Ok(Streamed::Whole(read.freeze()));
+        }
+        // Not what was declared: it is sent on as it would have been without this layer.
+        frames.push_front(Frame::data(read.freeze()));
+    }
+    let failed = Arc::new(AtomicBool::new(false));
+    let once = Once { read: frames, rest: body, hint, failed: failed.clone() };
+    Ok(Streamed::Once(Body::wrap(once), failed))
+}
+
+/// What was read of a stream, then the rest of it.
+struct Once {
+    read: VecDeque<Frame<Bytes>>,
+    rest: Body,
+    hint: SizeHint,
+    failed: Arc<AtomicBool>,
+}
+
+impl HttpBody for Once {
+    type Data = Bytes;
+    type Error = reqwest::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<reqwest::Result<Frame<Bytes>>>> {
+        if let Some(frame) = self.read.pop_front() {
+            return Poll::Ready(Some(Ok(frame)));
+        }
+        let frame = ready!(Pin::new(&mut self.rest).poll_frame(context));
+        if matches!(frame, Some(Err(_))) {
+            self.failed.store(true, Ordering::Relaxed);
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.read.is_empty() && self.rest.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.hint
+    }
+}
+
+/// The bodies of failed responses, read for their messages and so that their connections return to
+/// the pool.
+#[derive(Default)]
+pub(super) struct Drains {
+    active: Vec<Drain>,
+}
+
+impl Drains {
+    pub(super) fn is_empty(&self) -> bool {
+        self.active.is_empty()
+    }
+
+    /// Begins to read the body of the attempt with this index.
+    pub(super) fn begin(&mut self, attempt: usize, response: Response) {
+        // A key inside a compressed body would not be found, so such a body has no message.
+        let encoded = response.headers().get(CONTENT_ENCODING);
+        let legible = encoded.is_none_or(|encoding| encoding == "identity");
+        self.active.push(Drain {
+            attempt,
+            body: response.into(),
+            read: Vec::new(),
+            legible,
+            timeout: Box::pin(sleep_until(after(now(), Drain::LONGEST).into())),
+        });
+    }
+
+    /// Reads what has arrived; tells each body that was read to its end or its limit to `landed`.
+    pub(super) fn poll(&mut self, context: &mut Context<'_>, mut landed: impl FnMut(Drained)) {
+        self.active.retain_mut(|drain| match drain.poll(context) {
+            Poll::Ready(complete) => {
+                landed(drain.take(complete));
+                false
+            }
+            Poll::Pending => true,
+        });
+    }
+
+    /// Gives up on what has not arrived.
+    pub(super) fn give_up(&mut self, landed: impl FnMut(Drained)) {
+        self.active.drain(..).map(|mut drain| drain.take(false)).for_each(landed);
+    }
+}
+
+/// As much of a failed response's body as was read.
+pub(super) struct Drained {
+    pub(super) attempt: usize,
+    read: Vec<u8>,
+    complete: bool,
+    legible: bool,
+}
+
+impl Drained {
+    pub(super) fn message(&self, secrets: &[String]) -> Option<Box<str>> {
+        self.legible.then(|| message::of_body(&self.read, self.complete, secrets)).flatten()
+    }
+}
+
+struct Drain {
+    attempt: usize,
+    body: Body,
+    read: Vec<u8>,
+    legible: bool,
+    timeout: Pin<Box<Sleep>>,
+}
+
+impl Drain {
+    const LONGEST: Duration = Duration::from_millis(250);
+    const LARGEST: usize = 64 * 1024;
+
+    /// Ready when there is nothing more to read; `true` at the end of the body.
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<bool> {
+        if self.timeout.as_mut().poll(context).is_ready() {
+            return Poll::Ready(false);
+        }
+        loop {
+            match ready!(Pin::new(&mut self.body).poll_frame(context)) {
+                None => return Poll::Ready(true),
+                Some(Err(_)) => return Poll::Ready(false),
+                Some(Ok(frame)) => {
+                    let data = frame.into_data().unwrap_or_default();
+                    if self.read.len() + data.len() > Self::LARGEST {
+                        return Poll::Ready(false);
+                    }
+                    self.read.extend_from_slice(&data);
+                }
+            }
+        }
+    }
+
+    fn take(&mut self, complete: bool) -> Drained {
+        Drained {
+            attempt: self.attempt,
+            read: std::mem::take(&mut self.read),
+            complete,
+            legible: self.legible,
+        }
+    }
+}

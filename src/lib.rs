@@ -1,0 +1,55 @@
+#![doc = include_str!("../README.md")]
+#![warn(clippy::disallowed_methods)]
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+#[cfg(target_family = "wasm")]
+compile_error!("reqwest-failover needs tokio's timers, which wasm32 does not have");
+
+mod chain;
+mod error;
+mod health;
+mod message;
+mod observe;
+mod provider;
+mod readdress;
+mod report;
+mod route;
+mod run;
+mod verdict;
+
+pub use chain::{ProviderChain, ProviderChainBuilder};
+pub use error::{ConfigError, Exhausted, FailoverError};
+pub use health::{Breaker, State};
+pub use observe::{Event, ProviderSnapshot, Snapshot};
+pub use provider::Provider;
+pub use report::{Attempt, Report};
+pub use route::Route;
+pub use run::Ambiguous;
+pub use verdict::{Fault, Outcome, Reason, Verdict};
+
+/// Prepares a client so that this layer sees what really happened: redirects off, no referer,
+/// reqwest's own retries off, and a connect timeout of 10 s.
+///
+/// Redirects are followed below every middleware. One that leads elsewhere would carry a request,
+/// and what it holds, to a host that nobody chose, and turn a POST into a GET on the way. Retries
+/// below this layer would send a request again that no report tells of. Nothing of this is required:
+/// with another client a response from an unexpected URL counts as a failure.
+///
+/// ```
+/// let client = reqwest_failover::harden(reqwest::Client::builder()).build()?;
+/// # Ok::<(), reqwest::Error>(())
+/// ```
+pub fn harden(builder: reqwest::ClientBuilder) -> reqwest::ClientBuilder {
+    builder
+        .redirect(reqwest::redirect::Policy::none())
+        .referer(false)
+        .retry(reqwest::retry::never())
+        .connect_timeout(std::time::Duration::from_secs(10))
+}
+
+/// The guides, so that their snippets are compiled.
+#[cfg(doctest)]
+mod guides {
+    #[doc = include_str!("../docs/architecture.md")]
+    struct Architecture;
+}

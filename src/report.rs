@@ -1,0 +1,251 @@
+//! What happened to a request, attempt by attempt.
+//!
+//! A report travels with the response and in the caller's `Extensions`, so that one line is enough
+//! to know who served a request and why. It never holds a key or a URL.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{Extensions, StatusCode};
+use reqwest::Response;
+
+use crate::verdict::Reason;
+
+/// What happened to one request: every attempt in the order in which they ended.
+///
+/// Its `Display` is one line, such as `cometapi 503 in 212 ms → openai 200 in 640 ms`.
+///
+/// ```no_run
+/// # async fn ask(client: reqwest_middleware::ClientWithMiddleware) -> reqwest_middleware::Result<()> {
+/// use reqwest_failover::Report;
+///
+/// let response = client.get("https://api.openai.com/v1/models").send().await?;
+/// if let Some(report) = Report::of(&response) {
+///     println!("{report}");
+///     for attempt in report.attempts() {
+///         println!("{}: {} after {:?}", attempt.provider(), attempt.reason(), attempt.elapsed());
+///     }
+/// }
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+pub struct Report {
+    attempts: Attempts,
+    served: bool,
+    elapsed: Duration,
+}
+
+impl Report {
+    /// The report that a chain attached to this response. `None` if no chain claimed the request,
+    /// or if an outer layer, such as a cache, dropped the response's extensions.
+    pub fn of(response: &Response) -> Option<&Self> {
+        Self::from_extensions(response.extensions())
+    }
+
+    /// The report in the `Extensions` that a request was executed with: there on success and on
+    /// failure.
+    ///
+    /// ```no_run
+    /// # async fn ask(client: reqwest_middleware::ClientWithMiddleware, request: reqwest::Request) {
+    /// let mut extensions = http::Extensions::new();
+    /// let result = client.execute_with_extensions(request, &mut extensions).await;
+    /// let report = reqwest_failover::Report::from_extensions(&extensions);
+    /// # let _ = (result, report);
+    /// # }
+    /// ```
+    pub fn from_extensions(extensions: &Extensions) -> Option<&Self> {
+        extensions.get::<Self>()
+    }
+
+    /// The provider whose response was accepted; `None` when every attempt failed.
+    pub fn served_by(&self) -> Option<&str> {
+        self.attempts().last().filter(|_| self.served).map(Attempt::provider)
+    }
+
+    /// Every attempt, in the order in which they ended. Empty when nobody was asked.
+    pub fn attempts(&self) -> &[Attempt] {
+        match &self.attempts {
+            Attempts::One(attempt) => std::slice::from_ref(attempt),
+            Attempts::Many(attempts) => attempts,
+        }
+    }
+
+    /// From the request's arrival at the chain to the response's headers or the final error.
+    pub fn elapsed(&self) -> Duration {
+        self.elapsed
+    }
+
+    pub(crate) fn new() -> Self {
+        Self { attempts: Attempts::Many(Vec::new()), served: false, elapsed: Duration::ZERO }
+    }
+
+    /// Adds an attempt and returns its index.
+    pub(crate) fn push(&mut self, attempt: Attempt) -> usize {
+        self.attempts = match std::mem::replace(&mut self.attempts, Attempts::Many(Vec::new())) {
+            Attempts::Many(attempts) if attempts.is_empty() => Attempts::One(attempt),
+            Attempts::One(first) => Attempts::Many(vec![first, attempt]),
+            Attempts::Many(mut attempts) => {
+                attempts.push(attempt);
+                Attempts::Many(attempts)
+            }
+        };
+        self.attempts().len() - 1
+    }
+
+    /// Adds what the provider said once it is known.
+    pub(crate) fn set_message(&mut self, index: usize, message: Option<Box<str>>) {
+        let attempts = match &mut self.attempts {
+            Attempts::One(attempt) => std::slice::from_mut(attempt),
+            Attempts::Many(attempts) => attempts,
+        };
+        if let Some(attempt) = attempts.get_mut(index) {
+            attempt.message = message;
+        }
+    }
+
+    pub(crate) fn finish(&mut self, served: bool, elapsed: Duration) {
+        (self.served, self.elapsed) = (served, elapsed);
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.attempts().is_empty() {
+            return f.write_str("no provider was asked");
+        }
+        for (index, attempt) in self.attempts().iter().enumerate() {
+            if index > 0 {
+                f.write_str(" → ")?;
+            }
+            fmt::Display::fmt(attempt, f)?;
+        }
+        Ok(())
+    }
+}
+
+/// One attempt at one provider. Shown at [`Report`]; its `Display` is like `openai 200 in 640 ms`.
+#[derive(Clone, Debug)]
+pub struct Attempt {
+    pub(crate) provider: Arc<str>,
+    pub(crate) status: Option<StatusCode>,
+    pub(crate) reason: Reason,
+    pub(crate) message: Option<Box<str>>,
+    pub(crate) elapsed: Duration,
+    pub(crate) retry_after: Option<Duration>,
+    pub(crate) maybe_processed: bool,
+    pub(crate) not_replayable: bool,
+}
+
+impl Attempt {
+    /// The name of the provider that was asked.
+    pub fn provider(&self) -> &str {
+        &self.provider
+    }
+
+    /// The response's status; `None` when there was no response.
+    pub fn status(&self) -> Option<StatusCode> {
+        self.status
+    }
+
+    /// How the attempt ended.
+    pub fn reason(&self) -> Reason {
+        self.reason
+    }
+
+    /// What the provider or the transport said went wrong: at most 2 KiB, keys redacted, control
+    /// characters escaped. `None` for a success, and where it was not known in time: the body of a
+    /// response that is handed to the caller is never read for it.
+    pub fn message(&self) -> Option<&str> {
+        self.message.as_deref()
+    }
+
+    /// From the start of the attempt to the response's headers or the error.
+    pub fn elapsed(&self) -> Duration {
+        self.elapsed
+    }
+
+    /// Whether this attempt failed and the provider may have processed, and billed, the request all
+    /// the same: a timeout or a reset after it was sent, 504 and 524.
+    pub fn maybe_processed(&self) -> bool {
+        self.maybe_processed
+    }
+
+    /// Whether the request's body could be sent only once, so that failover was impossible.
+    pub fn not_replayable(&self) -> bool {
+        self.not_replayable
+    }
+}
+
+impl fmt::Display for Attempt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ", self.provider)?;
+        match self.status {
+            Some(status) => f.write_str(status.as_str())?,
+            None => f.write_str(self.reason.as_str())?,
+        }
+        write!(f, " in {} ms", self.elapsed.as_millis())?;
+        if self.maybe_processed {
+            f.write_str(" (maybe processed)")?;
+        }
+        if self.not_replayable {
+            f.write_str(" (not replayable)")?;
+        }
+        Ok(())
+    }
+}
+
+/// The first attempt is kept in place: most requests need no second one, and no allocation.
+#[derive(Clone, Debug)]
+enum Attempts {
+    One(Attempt),
+    Many(Vec<Attempt>),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn attempt(provider: &str, status: Option<u16>, reason: Reason, millis: u64) -> Attempt {
+        Attempt {
+            provider: provider.into(),
+            status: status.map(|status| StatusCode::from_u16(status).unwrap()),
+            reason,
+            message: None,
+            elapsed: Duration::from_millis(millis),
+            retry_after: None,
+            maybe_processed: reason == Reason::Timeout,
+            not_replayable: false,
+        }
+    }
+
+    #[test]
+    fn a_report_reads_as_one_line() {
+        let mut report = Report::new();
+        assert_eq!(report.to_string(), "no provider was asked");
+        report.push(attempt("cometapi", Some(503), Reason::ServerError, 212));
+        assert_eq!(report.to_string(), "cometapi 503 in 212 ms");
+        report.push(attempt("b", None, Reason::Timeout, 1000));
+        report.push(attempt("openai", Some(200), Reason::Ok, 640));
+        report.finish(true, Duration::from_secs(2));
+        assert_eq!(
+            report.to_string(),
+            "cometapi 503 in 212 ms → b timeout in 1000 ms (maybe processed) → openai 200 in 640 ms"
+        );
+        assert_eq!(report.served_by(), Some("openai"));
+        assert_eq!(report.attempts().len(), 3);
+        assert_eq!(report.attempts()[0].provider(), "cometapi");
+    }
+
+    #[test]
+    fn nobody_served_a_report_that_ends_in_failure() {
+        let mut report = Report::new();
+        report.push(attempt("a", Some(500), Reason::ServerError, 1));
+        report.finish(false, Duration::ZERO);
+        assert_eq!(report.served_by(), None);
+        report.set_message(0, Some("why".into()));
+        report.set_message(1, Some("nobody".into()));
+        assert_eq!(report.attempts()[0].message(), Some("why"));
+    }
+}

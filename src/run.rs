@@ -1,0 +1,257 @@
+//! One request's decisions: whom to ask, until when, and when to stop.
+//!
+//! A [`Run`] never waits, sends or looks at a clock. The driver asks it for a [`Step`], does it, and
+//! tells it what came of it; that makes every order of events, however unlikely, a table or property
+//! test in virtual time.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::health::{Admission, Board, Changes, News, Ticket, after};
+use crate::verdict::{Fault, Verdict};
+
+/// What to do when a provider may have processed a request although no usable answer came: a
+/// timeout or a reset after it was sent, 504 and 524.
+///
+/// ```
+/// use reqwest_failover::{Ambiguous, Provider, ProviderChain};
+///
+/// let chain = ProviderChain::of([Provider::openai("key")])
+///     .ambiguous(Ambiguous::IdempotentOnly)
+///     .build()?;
+/// # Ok::<(), reqwest_failover::ConfigError>(())
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Ambiguous {
+    /// Ask the next provider; the request may be processed, and billed, twice. The default, since a
+    /// provider that hangs is the case that most needs covering.
+    #[default]
+    FailOver,
+    /// Ask the next provider only for GET, HEAD, OPTIONS, PUT, DELETE and TRACE, and for requests
+    /// with an `Idempotency-Key` header.
+    IdempotentOnly,
+}
+
+/// What bounds every run of a chain.
+#[derive(Debug)]
+pub(crate) struct Limits {
+    pub(crate) max_attempts: usize,
+    pub(crate) ambiguous: Ambiguous,
+    pub(crate) total: Duration,
+    /// Each provider's explicit limit, its own or the chain's.
+    pub(crate) attempts: Vec<Option<Duration>>,
+}
+
+impl Limits {
+    pub(crate) const DEFAULT_ATTEMPT: Duration = Duration::from_secs(120);
+    pub(crate) const DEFAULT_TOTAL: Duration = Duration::from_secs(600);
+    /// How much longer than its request a probe's lease lasts.
+    const LEASE_MARGIN: Duration = Duration::from_secs(1);
+}
+
+/// What is to be done next.
+#[derive(Debug)]
+pub(crate) enum Step {
+    /// Ask this provider and give up at `until`. After the `last` attempt nobody else is asked.
+    Send { ticket: Ticket, until: Instant, last: bool },
+    /// An attempt is in flight: its outcome comes first.
+    Wait,
+    /// Nobody else is to be asked.
+    Done,
+}
+
+/// What came of an attempt, as far as decisions go.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Landing {
+    pub(crate) verdict: Verdict,
+    /// The provider may have processed the request.
+    pub(crate) ambiguous: bool,
+    /// The response's status, if there was a response.
+    pub(crate) status: Option<u16>,
+}
+
+/// One request's way through the providers.
+#[derive(Debug)]
+pub(crate) struct Run {
+    order: Arc<[usize]>,
+    /// One bit for each provider that was asked; `build()` allows no more than fit.
+    tried: u128,
+    attempts: usize,
+    max_attempts: usize,
+    deadline: Instant,
+    idempotent: bool,
+    replayable: bool,
+    in_flight: bool,
+    over: bool,
+    /// Whether the last outcome allows asking providers that are passed over.
+    desperate: bool,
+}
+
+impl Run {
+    pub(crate) fn new(
+        order: Arc<[usize]>,
+        limits: &Limits,
+        idempotent: bool,
+        now: Instant,
+    ) -> Self {
+        Self {
+            order,
+            tried: 0,
+            attempts: 0,
+            max_attempts: limits.max_attempts,
+            deadline: after(now, limits.total),
+            idempotent,
+            replayable: true,
+            in_flight: false,
+            over: false,
+            desperate: true,
+        }
+    }
+
+    /// The provider that an undisturbed request is served by.
+    pub(crate) fn first(&self) -> Option<usize> {
+        self.order.first().copied()
+    }
+
+    pub(crate) fn deadline(&self) -> Instant {
+        self.deadline
+    }
+
+    /// Takes another order than the chain's.
+    pub(crate) fn reorder<E>(
+        &mut self,
+        order: impl FnOnce(&Arc<[usize]>) -> Result<Arc<[usize]>, E>,
+    ) -> Result<(), E> {
+        self.order = order(&self.order)?;
+        Ok(())
+    }
+
+    /// Limits the run to one attempt.
+    pub(crate) fn forbid_failover(&mut self) {
+        self.max_attempts = 1;
+    }
+
+    /// Tells the run that the request can be sent only once.
+    pub(crate) fn forbid_replay(&mut self) {
+        self.replayable = false;
+    }
+
+    /// Whether more than one provider could be asked, so that a copy of the request is worth having.
+    pub(crate) fn may_fail_over(&self, board: &Board, now: Instant) -> bool {
+        self.max_attempts > 1 && self.usable(board, now).nth(1).is_some()
+    }
+
+    pub(crate) fn step(&mut self, limits: &Limits, board: &mut Board, now: Instant) -> Step {
+        if self.in_flight {
+            return Step::Wait;
+        }
+        if self.over || self.attempts >= self.max_attempts || now >= self.deadline {
+            return Step::Done;
+        }
+        let Some(choice) = self.choose(board, now) else { return Step::Done };
+        self.tried |= 1 << choice.provider;
+        self.attempts += 1;
+        self.in_flight = true;
+        let last = !self.replayable
+            || self.attempts >= self.max_attempts
+            || self.usable(board, now).next().is_none();
+        self.over = last;
+        let until = self.attempt_end(&choice, last, limits, now);
+        let lease_until = after(until, Limits::LEASE_MARGIN);
+        let ticket = board.admit(choice.provider, now, lease_until);
+        Step::Send { ticket, until, last }
+    }
+
+    /// Takes in what came of the attempt that was in flight.
+    pub(crate) fn land(
+        &mut self,
+        ticket: Ticket,
+        landing: Landing,
+        limits: &Limits,
+        board: &mut Board,
+        now: Instant,
+    ) -> Changes {
+        self.in_flight = false;
+        match landing.verdict {
+            Verdict::Accept => self.over = true,
+            Verdict::FailOver(fault) => {
+                self.desperate = fault != Fault::None;
+                self.over |= landing.ambiguous
+                    && limits.ambiguous == Ambiguous::IdempotentOnly
+                    && !self.idempotent;
+            }
+        }
+        if landing.verdict == Verdict::Accept && landing.status.is_some() {
+            board.serve(ticket.provider);
+        }
+        board.land(ticket, landing.news(), now)
+    }
+
+    /// The providers that have not been asked and are not isolated.
+    fn usable(&self, board: &Board, now: Instant) -> impl Iterator<Item = (usize, Admission)> {
+        self.order
+            .iter()
+            .filter(|provider| self.tried & (1 << **provider) == 0)
+            .map(move |provider| (*provider, board.admission(*provider, now)))
+            .filter(|(_, admission)| *admission != Admission::Isolated)
+    }
+
+    /// The first admissible provider in order; else, when nothing better is left, the passed-over
+    /// one that reopens first.
+    fn choose(&self, board: &Board, now: Instant) -> Option<Choice> {
+        let mut passed_over: Option<(usize, Instant)> = None;
+        let mut passed_over_others = false;
+        let mut admissible = None;
+        for (provider, admission) in self.usable(board, now) {
+            let until = match admission {
+                Admission::ProbeDue if !self.replayable => now,
+                Admission::PassedOver(until) => until,
+                _ if admissible.is_some() => {
+                    return admissible.map(|provider| Choice { provider, others: true });
+                }
+                _ => {
+                    admissible = Some(provider);
+                    continue;
+                }
+            };
+            passed_over_others |= passed_over.is_some();
+            if passed_over.is_none_or(|(_, earliest)| until < earliest) {
+                passed_over = Some((provider, until));
+            }
+        }
+        if let Some(provider) = admissible {
+            return Some(Choice { provider, others: false });
+        }
+        let (provider, _) = passed_over.filter(|_| self.desperate)?;
+        Some(Choice { provider, others: passed_over_others })
+    }
+
+    /// An explicit limit always binds; the default one only where someone else is still to be asked.
+    fn attempt_end(&self, choice: &Choice, last: bool, limits: &Limits, now: Instant) -> Instant {
+        let explicit = limits.attempts[choice.provider];
+        let limit = match explicit {
+            None if choice.others && !last => Some(Limits::DEFAULT_ATTEMPT),
+            explicit => explicit,
+        };
+        limit.map_or(self.deadline, |limit| after(now, limit).min(self.deadline))
+    }
+}
+
+struct Choice {
+    provider: usize,
+    /// Whether there is another provider of the same standing to go on to.
+    others: bool,
+}
+
+impl Landing {
+    fn news(&self) -> News {
+        match (self.verdict, self.status) {
+            (Verdict::FailOver(Fault::Failure), _) => News::Failure,
+            (Verdict::FailOver(Fault::Cooldown(hint)), _) => News::Cooldown(hint),
+            (Verdict::Accept, Some(..400)) => News::Success,
+            (_, Some(_)) => News::Neutral,
+            (_, None) => News::Nothing,
+        }
+    }
+}

@@ -6,6 +6,7 @@
 
 mod attempt;
 mod body;
+mod call;
 mod drive;
 
 use std::fmt;
@@ -18,7 +19,8 @@ use reqwest::{Request, Response};
 use reqwest_middleware::{Middleware, Next, Result};
 
 use crate::error::{ConfigError, Exhausted};
-use crate::health::{Board, Breaker};
+use crate::health::{Board, Breaker, State};
+use crate::observe::rate::{RateLimits, SwitchRate};
 use crate::observe::{Closure, Event, Observer, ProviderSnapshot, Snapshot, Tally};
 use crate::provider::{Checked, Entry, MAX_PROVIDERS, Provider, check, echoes};
 use crate::readdress::{Scope, StripList};
@@ -70,6 +72,7 @@ impl ProviderChain {
             replay_buffer: DEFAULT_REPLAY_BUFFER,
             exhausted: Exhausted::default(),
             observe: None,
+            rate_limits: RateLimits::default(),
             log_messages: true,
         }
     }
@@ -87,6 +90,7 @@ impl ProviderChain {
         Snapshot {
             providers: shared.order.iter().map(provider).collect(),
             tally: shared.tally,
+            switch_ratio: shared.switch_rate.ratio(now),
             unclaimed: inner.observer.unclaimed(),
             callback_panics: inner.observer.callback_panics(),
         }
@@ -123,7 +127,11 @@ impl ProviderChain {
             let missing = format!("must name every provider once: {}", self.inner.names());
             return Err(ConfigError::new(None, "set_order", missing));
         }
-        self.inner.lock().order = order.into();
+        let mut shared = self.inner.lock();
+        if shared.order.first() != order.first() {
+            shared.switch_rate.reset();
+        }
+        shared.order = order.into();
         Ok(())
     }
 
@@ -144,8 +152,7 @@ impl ProviderChain {
     /// # Errors
     /// If there is no such provider; the error lists those that there are.
     pub fn isolate(&self, name: &str) -> std::result::Result<(), ConfigError> {
-        let provider = self.inner.known(name, "isolate")?;
-        self.inner.lock().board.isolate(provider, true);
+        self.inner.isolate(self.inner.known(name, "isolate")?, true);
         Ok(())
     }
 
@@ -154,8 +161,7 @@ impl ProviderChain {
     /// # Errors
     /// If there is no such provider; the error lists those that there are.
     pub fn restore(&self, name: &str) -> std::result::Result<(), ConfigError> {
-        let provider = self.inner.known(name, "restore")?;
-        self.inner.lock().board.isolate(provider, false);
+        self.inner.isolate(self.inner.known(name, "restore")?, false);
         Ok(())
     }
 }
@@ -223,6 +229,7 @@ pub struct ProviderChainBuilder {
     replay_buffer: u64,
     exhausted: Exhausted,
     observe: Option<Closure>,
+    rate_limits: RateLimits,
     log_messages: bool,
 }
 
@@ -321,6 +328,14 @@ impl ProviderChainBuilder {
         self
     }
 
+    /// When the switch rate counts as high, and when as normal again: the shares of the last 5
+    /// minutes' requests that the first provider did not serve, above and below which
+    /// [`Event::SwitchRateHigh`] and [`Event::SwitchRateNormal`] are sent. Default 0.10 and 0.05.
+    pub fn switch_rate_limits(mut self, high: f64, normal: f64) -> Self {
+        self.rate_limits = RateLimits { high, normal };
+        self
+    }
+
     /// Whether log lines hold the messages of failed attempts. Default `true`. Reports hold them
     /// either way.
     pub fn log_messages(mut self, log: bool) -> Self {
@@ -348,6 +363,9 @@ impl ProviderChainBuilder {
         if let Some(problem) = self.breaker.as_ref().and_then(Breaker::problem) {
             return wrong("breaker", problem);
         }
+        if let Some(problem) = self.rate_limits.problem() {
+            return wrong("switch_rate_limits", problem);
+        }
         const TOO_LONG: &str = "must not be longer than the total timeout";
         if self.attempt_timeout.is_some_and(|limit| limit > self.total_timeout) {
             return wrong("attempt_timeout", TOO_LONG);
@@ -366,11 +384,22 @@ impl ProviderChainBuilder {
                 .map(|entry| entry.attempt_timeout.or(self.attempt_timeout))
                 .collect(),
         };
+        let now = now();
         let shared = Shared {
-            board: Board::new(entries.len(), self.breaker, now(), fastrand::u64(..)),
+            board: Board::new(entries.len(), self.breaker, now, fastrand::u64(..)),
+            switch_rate: SwitchRate::new(self.rate_limits, now),
             order: (0..entries.len()).collect(),
             tally: Tally::default(),
         };
+        let names = entries.iter().map(|entry| entry.name.clone());
+        let observer = Observer::new(self.observe, self.log_messages, names);
+        for (at, entry) in entries.iter().enumerate() {
+            observer.show(at, State::Closed);
+            let host = entry.base.host_str();
+            if let Some(twin) = entries[..at].iter().find(|other| other.base.host_str() == host) {
+                observer.warn_of_shared_host(&twin.name, &entry.name, host);
+            }
+        }
         let inner = Inner {
             tokens: Mutex::new(vec![None; entries.len()]),
             shared: Mutex::new(shared),
@@ -382,7 +411,7 @@ impl ProviderChainBuilder {
             route: self.route,
             replay_buffer: self.replay_buffer,
             exhausted: self.exhausted,
-            observer: Observer::new(self.observe, self.log_messages),
+            observer,
         };
         Ok(ProviderChain { inner: Arc::new(inner) })
     }
@@ -424,6 +453,7 @@ struct Shared {
     board: Board,
     order: Arc<[usize]>,
     tally: Tally,
+    switch_rate: SwitchRate,
 }
 
 impl Inner {
@@ -433,6 +463,14 @@ impl Inner {
 
     fn lock_tokens(&self) -> MutexGuard<'_, Vec<Option<String>>> {
         self.tokens.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn isolate(&self, provider: usize, isolated: bool) {
+        let mut shared = self.lock();
+        shared.board.isolate(provider, isolated);
+        let state = shared.board.state(provider, now());
+        drop(shared);
+        self.observer.show(provider, state);
     }
 
     fn find(&self, name: &str) -> Option<usize> {

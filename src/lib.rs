@@ -28,7 +28,8 @@ pub use run::Ambiguous;
 pub use verdict::{Fault, Outcome, Reason, Verdict};
 
 /// Prepares a client so that this layer sees what really happened: redirects off, no referer,
-/// reqwest's own retries off, and a connect timeout of 10 s.
+/// reqwest's own retries off, and a connect timeout of 10 s, in place of what was set before. Call
+/// it first, and `.connect_timeout(..)` after it for another one.
 ///
 /// Redirects are followed below every middleware. One that leads elsewhere would carry a request,
 /// and what it holds, to a host that nobody chose, and turn a POST into a GET on the way. Retries

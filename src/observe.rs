@@ -1,14 +1,24 @@
-//! One stream of events and everyone who reads it: `tracing`, the snapshot and the user's closure.
+//! One stream of events and everyone who reads it: `tracing`, `metrics`, the snapshot and the user's
+//! closure.
 //!
 //! This is the only file that knows which readers are compiled in.
+
+#[cfg(feature = "tracing")]
+mod log;
+#[cfg(feature = "metrics")]
+mod meter;
+pub(crate) mod rate;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+use reqwest::{Request, Url};
 
 use crate::health::{Counts, State};
 use crate::report::{Attempt, Report};
+use crate::verdict::Reason;
 
 /// Something that happened in a chain, for [`observe`](crate::ProviderChainBuilder::observe).
 ///
@@ -99,11 +109,33 @@ pub enum Event<'a> {
         /// `"classify"`, `"route"`, `"prepare"`, `"bearer_from"` or `"observe"`.
         callback: &'static str,
     },
+    /// Many requests are not served by the first provider, which may mean trouble there.
+    #[non_exhaustive]
+    SwitchRateHigh {
+        /// The first provider in order.
+        provider: &'a str,
+        /// The share of the last 5 minutes' requests that it did not serve.
+        ratio: f64,
+        /// Why its attempts failed most often; `None` if it was not even asked.
+        reason: Option<Reason>,
+    },
+    /// The first provider serves nearly all requests again.
+    #[non_exhaustive]
+    SwitchRateNormal {
+        /// The first provider in order.
+        provider: &'a str,
+        /// The share of the last 5 minutes' requests that it did not serve.
+        ratio: f64,
+    },
     /// A claimed request is over, also when its caller dropped it.
     #[non_exhaustive]
     Finished {
         /// What was tried.
         report: &'a Report,
+        /// From the first attempt's start to the start of the one that served; `None` if nobody did.
+        added_latency: Option<Duration>,
+        /// As in [`Snapshot::switch_ratio`].
+        switch_ratio: Option<f64>,
     },
 }
 
@@ -125,6 +157,7 @@ pub enum Event<'a> {
 pub struct Snapshot {
     pub(crate) providers: Vec<ProviderSnapshot>,
     pub(crate) tally: Tally,
+    pub(crate) switch_ratio: Option<f64>,
     pub(crate) unclaimed: u64,
     pub(crate) callback_panics: u64,
 }
@@ -143,6 +176,12 @@ impl Snapshot {
     /// Requests that were served by another provider than the first in order.
     pub fn switched(&self) -> u64 {
         self.tally.switched
+    }
+
+    /// The share of the last 5 minutes' requests that the first provider did not serve; `None` when
+    /// there were fewer than 20.
+    pub fn switch_ratio(&self) -> Option<f64> {
+        self.switch_ratio
     }
 
     /// Requests that no provider served.
@@ -214,37 +253,39 @@ pub(crate) type Closure = Box<dyn Fn(&Event<'_>) + Send + Sync>;
 
 /// Hands every event to every reader.
 pub(crate) struct Observer {
-    pub(crate) closure: Option<Closure>,
-    pub(crate) log_messages: bool,
+    closure: Option<Closure>,
+    #[cfg(feature = "tracing")]
+    log_messages: bool,
+    #[cfg(feature = "metrics")]
+    meter: meter::Meter,
     unclaimed: AtomicU64,
     callback_panics: AtomicU64,
 }
 
+#[cfg_attr(not(feature = "tracing"), allow(unused_variables, reason = "only log lines use them"))]
+#[cfg_attr(not(feature = "metrics"), allow(unused_variables, reason = "only metrics use them"))]
 impl Observer {
-    pub(crate) fn new(closure: Option<Closure>, log_messages: bool) -> Self {
+    pub(crate) fn new(
+        closure: Option<Closure>,
+        log_messages: bool,
+        names: impl Iterator<Item = Arc<str>>,
+    ) -> Self {
         Self {
             closure,
+            #[cfg(feature = "tracing")]
             log_messages,
+            #[cfg(feature = "metrics")]
+            meter: meter::Meter::new(names),
             unclaimed: AtomicU64::new(0),
             callback_panics: AtomicU64::new(0),
         }
     }
 
     pub(crate) fn emit(&self, event: &Event<'_>) {
-        match event {
-            Event::Unclaimed { .. } => _ = self.unclaimed.fetch_add(1, Ordering::Relaxed),
-            Event::CallbackPanicked { .. } => {
-                self.callback_panics.fetch_add(1, Ordering::Relaxed);
-            }
-            _ => {}
-        }
-        #[cfg(feature = "tracing")]
-        log(event, self.log_messages);
+        self.read(event);
         let Some(closure) = &self.closure else { return };
         if catch_unwind(AssertUnwindSafe(|| closure(event))).is_err() {
-            self.callback_panics.fetch_add(1, Ordering::Relaxed);
-            #[cfg(feature = "tracing")]
-            log(&Event::CallbackPanicked { callback: "observe" }, self.log_messages);
+            self.read(&Event::CallbackPanicked { callback: "observe" });
         }
     }
 
@@ -257,6 +298,18 @@ impl Observer {
         result
     }
 
+    /// Shows the state that a provider is in now.
+    pub(crate) fn show(&self, provider: usize, state: State) {
+        #[cfg(feature = "metrics")]
+        self.meter.show(provider, state);
+    }
+
+    /// Warns of two providers whose outages will coincide.
+    pub(crate) fn warn_of_shared_host(&self, first: &str, second: &str, host: &str) {
+        #[cfg(feature = "tracing")]
+        log::log_shared_host(first, second, host);
+    }
+
     pub(crate) fn unclaimed(&self) -> u64 {
         self.unclaimed.load(Ordering::Relaxed)
     }
@@ -264,61 +317,57 @@ impl Observer {
     pub(crate) fn callback_panics(&self) -> u64 {
         self.callback_panics.load(Ordering::Relaxed)
     }
+
+    fn read(&self, event: &Event<'_>) {
+        let count = |counter: &AtomicU64| counter.fetch_add(1, Ordering::Relaxed);
+        match event {
+            Event::Unclaimed { .. } => _ = count(&self.unclaimed),
+            Event::CallbackPanicked { .. } => _ = count(&self.callback_panics),
+            _ => {}
+        }
+        #[cfg(feature = "tracing")]
+        log::log(event, self.log_messages);
+        #[cfg(feature = "metrics")]
+        self.meter.read(event);
+    }
 }
 
-#[cfg(feature = "tracing")]
-fn log(event: &Event<'_>, messages: bool) {
-    use crate::verdict::Reason;
-    use tracing::{debug, error, info, trace, warn};
+/// The span of a request or of an attempt. Without `tracing` it is nothing.
+pub(crate) struct Trace {
+    #[cfg(feature = "tracing")]
+    span: tracing::Span,
+}
 
-    let shown = |attempt: &Attempt| attempt.message().filter(|_| messages).map(str::to_owned);
-    let millis = |attempt: &Attempt| attempt.elapsed().as_millis() as u64;
-    match event {
-        Event::AttemptStarted { provider, number } => {
-            trace!(gen_ai.provider.name = provider, attempt = number, "attempt started");
+#[cfg_attr(not(feature = "tracing"), expect(unused_variables, reason = "only spans use them"))]
+impl Trace {
+    pub(crate) fn request(request: &Request) -> Self {
+        Self {
+            #[cfg(feature = "tracing")]
+            span: log::request_span(request),
         }
-        Event::AttemptFinished { attempt } if attempt.reason() == Reason::Auth => error!(
-            gen_ai.provider.name = attempt.provider(),
-            http.response.status_code = attempt.status().map(|status| status.as_u16()),
-            error.type = attempt.reason().as_str(),
-            elapsed_ms = millis(attempt),
-            message_from_provider = shown(attempt),
-            "the provider refused the credential or the account"
-        ),
-        Event::AttemptFinished { attempt } => debug!(
-            gen_ai.provider.name = attempt.provider(),
-            http.response.status_code = attempt.status().map(|status| status.as_u16()),
-            reason = attempt.reason().as_str(),
-            elapsed_ms = millis(attempt),
-            "attempt finished"
-        ),
-        Event::Switched { from, to } => warn!(
-            from = from.provider(),
-            to = to,
-            http.response.status_code = from.status().map(|status| status.as_u16()),
-            error.type = from.reason().as_str(),
-            elapsed_ms = millis(from),
-            message_from_provider = shown(from),
-            maybe_processed = from.maybe_processed(),
-            "failing over"
-        ),
-        Event::Exhausted { report } => error!(%report, "no provider served the request"),
-        Event::BreakerOpened { provider, breaks, .. } => {
-            warn!(gen_ai.provider.name = provider, breaks, "circuit breaker opened");
+    }
+
+    /// The span of an attempt of this request, after so many others.
+    pub(crate) fn attempt(&self, provider: &str, base: &Url, resends: usize) -> Self {
+        Self {
+            #[cfg(feature = "tracing")]
+            span: log::attempt_span(&self.span, provider, base, resends),
         }
-        Event::BreakerClosed { provider } => {
-            info!(gen_ai.provider.name = provider, "circuit breaker closed");
-        }
-        Event::BreakerProbing { provider } => {
-            info!(gen_ai.provider.name = provider, "probing after a break");
-        }
-        Event::CoolingDown { provider, .. } => {
-            warn!(gen_ai.provider.name = provider, "provider is cooling down");
-        }
-        Event::Unclaimed { host } => {
-            debug!(server.address = host, "no base of the chain claims this request");
-        }
-        Event::CallbackPanicked { callback } => error!(callback, "a closure of the chain panicked"),
-        Event::Finished { report } => debug!(%report, "request finished"),
+    }
+
+    pub(crate) fn within<T>(&self, call: impl FnOnce() -> T) -> T {
+        #[cfg(feature = "tracing")]
+        let _entered = self.span.enter();
+        call()
+    }
+
+    pub(crate) fn record_outcome(&self, attempt: &Attempt) {
+        #[cfg(feature = "tracing")]
+        log::record_outcome(&self.span, attempt);
+    }
+
+    pub(crate) fn record_end(&self, report: &Report) {
+        #[cfg(feature = "tracing")]
+        log::record_end(&self.span, report);
     }
 }

@@ -71,6 +71,10 @@ impl Base {
         host == "localhost" || host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback())
     }
 
+    pub(crate) fn url(&self) -> &Url {
+        &self.url
+    }
+
     pub(crate) fn host_str(&self) -> &str {
         self.url.host_str().unwrap_or_default()
     }

@@ -180,10 +180,12 @@ impl Attempt {
 
 impl fmt::Display for Attempt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} ", self.provider)?;
-        match self.status {
-            Some(status) => f.write_str(status.as_str())?,
-            None => f.write_str(self.reason.as_str())?,
+        match (self.status, self.reason) {
+            (Some(status), Reason::Redirected) => {
+                write!(f, "{} {} (redirected)", self.provider, status.as_u16())?;
+            }
+            (Some(status), _) => write!(f, "{} {}", self.provider, status.as_u16())?,
+            (None, reason) => write!(f, "{} failed ({reason})", self.provider)?,
         }
         write!(f, " in {} ms", self.elapsed.as_millis())?;
         if self.maybe_processed {
@@ -231,7 +233,7 @@ mod tests {
         report.finish(true, Duration::from_secs(2));
         assert_eq!(
             report.to_string(),
-            "cometapi 503 in 212 ms → b timeout in 1000 ms (maybe processed) → openai 200 in 640 ms"
+            "cometapi 503 in 212 ms → b failed (timeout) in 1000 ms (maybe processed) → openai 200 in 640 ms"
         );
         assert_eq!(report.served_by(), Some("openai"));
         assert_eq!(report.attempts().len(), 3);

@@ -204,7 +204,7 @@ impl<'a> Outcome<'a> {
             provider,
             landed: Landed::Failed(error),
             reason,
-            ambiguous: reason != Reason::Connect,
+            ambiguous: matches!(reason, Reason::Timeout | Reason::Reset | Reason::Other),
             retry_after: None,
             elapsed,
         }
@@ -436,6 +436,9 @@ mod tests {
             assert_eq!(outcome.is_ambiguous(), ambiguous, "{reason}");
             assert!(outcome.error().is_some() && outcome.headers().is_none());
         }
+        let redirected = Outcome::failed("p", Reason::Redirected, Some(&error), Duration::ZERO);
+        assert_eq!(Verdict::standard(&redirected), Verdict::FailOver(Fault::None));
+        assert!(!redirected.is_ambiguous());
         let credential = Outcome::unsent("p", Reason::Credential, &error, Duration::ZERO);
         assert_eq!(Verdict::standard(&credential), failed);
         let prepare = Outcome::unsent("p", Reason::Other, &error, Duration::ZERO);

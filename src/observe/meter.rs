@@ -1,0 +1,192 @@
+//! Metrics, through the `metrics` facade. The names are those of `docs/observability.md`.
+//!
+//! Labels come from closed sets: provider names and [`Reason::as_str`]. What every request counts
+//! has its key made once, so that a program without a recorder pays next to nothing.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use metrics::{Key, Label, Level, Metadata, Recorder, SharedString, Unit, with_recorder};
+
+use super::Event;
+use crate::health::State;
+use crate::report::Attempt;
+use crate::verdict::Reason;
+
+/// Writes a chain's metrics.
+pub(super) struct Meter {
+    providers: Vec<Keys>,
+}
+
+/// The keys of what one provider's requests count.
+struct Keys {
+    name: Arc<str>,
+    served: Key,
+    succeeded: Key,
+    duration: Key,
+    state: Key,
+    /// The level that the state's gauge was last set to.
+    shown: AtomicU8,
+}
+
+impl Meter {
+    pub(super) fn new(names: impl Iterator<Item = Arc<str>>) -> Self {
+        with_recorder(describe);
+        let keys = |name: Arc<str>| {
+            let provider = |key: &'static str| Label::new(key, shared(&name));
+            let ok = Label::from_static_parts("reason", Reason::Ok.as_str());
+            Keys {
+                served: Key::from_parts(REQUESTS, vec![provider("served_by")]),
+                succeeded: Key::from_parts(ATTEMPTS, vec![provider("provider"), ok]),
+                duration: Key::from_parts(DURATION, vec![provider("provider")]),
+                state: Key::from_parts(STATE, vec![provider("provider")]),
+                shown: AtomicU8::new(u8::MAX),
+                name,
+            }
+        };
+        Self { providers: names.map(keys).collect() }
+    }
+
+    pub(super) fn read(&self, event: &Event<'_>) {
+        match event {
+            Event::AttemptFinished { attempt } => self.attempt(attempt),
+            Event::Switched { from, to } => count(
+                SWITCHES,
+                vec![
+                    Label::new("from", from.provider().to_owned()),
+                    Label::new("to", (*to).to_owned()),
+                    Label::from_static_parts("reason", from.reason().as_str()),
+                ],
+            ),
+            Event::Exhausted { .. } => count(EXHAUSTED, Vec::new()),
+            Event::Unclaimed { .. } => count(UNCLAIMED, Vec::new()),
+            Event::Finished { report, added_latency, switch_ratio } => with_recorder(|recorder| {
+                let served_by = report.served_by().and_then(|name| self.keys(name));
+                let nobody = Key::from_static_parts(REQUESTS, &NOBODY);
+                let served_by = served_by.map_or(&nobody, |keys| &keys.served);
+                recorder.register_counter(served_by, &METADATA).increment(1);
+                if let Some(added) = added_latency {
+                    let key = Key::from_static_name(ADDED_LATENCY);
+                    recorder.register_histogram(&key, &METADATA).record(added.as_secs_f64());
+                }
+                if let Some(ratio) = switch_ratio {
+                    recorder.register_gauge(&Key::from_static_name(RATIO), &METADATA).set(*ratio);
+                }
+            }),
+            _ => {}
+        }
+    }
+
+    /// Shows the state that a provider is in, if it is not shown already.
+    pub(super) fn show(&self, provider: usize, state: State) {
+        if let Some(keys) = self.providers.get(provider) {
+            keys.show(state);
+        }
+    }
+
+    fn attempt(&self, attempt: &Attempt) {
+        let Some(keys) = self.keys(attempt.provider()) else { return };
+        let is_ok = attempt.reason() == Reason::Ok;
+        with_recorder(|recorder| {
+            let counter = if is_ok {
+                recorder.register_counter(&keys.succeeded, &METADATA)
+            } else {
+                let provider = Label::new("provider", shared(&keys.name));
+                let reason = Label::from_static_parts("reason", attempt.reason().as_str());
+                let key = Key::from_parts(ATTEMPTS, vec![provider, reason]);
+                recorder.register_counter(&key, &METADATA)
+            };
+            counter.increment(1);
+            let duration = attempt.elapsed().as_secs_f64();
+            recorder.register_histogram(&keys.duration, &METADATA).record(duration);
+        });
+        if attempt.maybe_processed() {
+            count(MAYBE_PROCESSED, Vec::new());
+        }
+        if attempt.not_replayable() {
+            count(NOT_REPLAYABLE, Vec::new());
+        }
+    }
+
+    fn keys(&self, name: &str) -> Option<&Keys> {
+        self.providers.iter().find(|keys| *keys.name == *name)
+    }
+}
+
+impl Keys {
+    fn show(&self, state: State) {
+        let level = level(state);
+        if self.shown.swap(level, Ordering::Relaxed) != level {
+            with_recorder(|recorder| {
+                recorder.register_gauge(&self.state, &METADATA).set(f64::from(level));
+            });
+        }
+    }
+}
+
+const REQUESTS: &str = "failover_requests_total";
+const ATTEMPTS: &str = "failover_attempts_total";
+const SWITCHES: &str = "failover_switches_total";
+const EXHAUSTED: &str = "failover_exhausted_total";
+const MAYBE_PROCESSED: &str = "failover_maybe_processed_total";
+const NOT_REPLAYABLE: &str = "failover_not_replayable_total";
+const UNCLAIMED: &str = "failover_unclaimed_total";
+const STATE: &str = "failover_provider_state";
+const RATIO: &str = "failover_switch_ratio";
+const DURATION: &str = "failover_attempt_duration_seconds";
+const ADDED_LATENCY: &str = "failover_added_latency_seconds";
+
+static METADATA: Metadata<'static> =
+    Metadata::new(module_path!(), Level::INFO, Some(module_path!()));
+static NOBODY: [Label; 1] = [Label::from_static_parts("served_by", "none")];
+
+fn level(state: State) -> u8 {
+    match state {
+        State::Closed => 0,
+        State::CoolingDown { .. } => 1,
+        State::Probing => 2,
+        State::Open { .. } => 3,
+        State::Isolated => 4,
+    }
+}
+
+fn count(name: &'static str, labels: Vec<Label>) {
+    let key = Key::from_parts(name, labels);
+    with_recorder(|recorder| recorder.register_counter(&key, &METADATA).increment(1));
+}
+
+fn shared(name: &Arc<str>) -> SharedString {
+    SharedString::from_shared(name.clone())
+}
+
+fn describe(recorder: &dyn Recorder) {
+    for (name, text) in [
+        (
+            REQUESTS,
+            "Requests that are over, by the provider that served them; `none` where nobody did",
+        ),
+        (ATTEMPTS, "Attempts that ended, by provider and reason"),
+        (SWITCHES, "Requests that went on from one provider to another, by the reason"),
+        (EXHAUSTED, "Requests that no provider served"),
+        (
+            MAYBE_PROCESSED,
+            "Failed attempts whose provider may have processed the request all the same",
+        ),
+        (NOT_REPLAYABLE, "Attempts whose body could be sent only once"),
+        (UNCLAIMED, "Requests that were passed through because no base claims them"),
+    ] {
+        recorder.describe_counter(name.into(), Some(Unit::Count), text.into());
+    }
+    for (name, text) in [
+        (STATE, "0 closed, 1 cooling down, 2 probing, 3 open, 4 isolated"),
+        (RATIO, "Share of the last 5 minutes' requests that the first provider did not serve"),
+    ] {
+        recorder.describe_gauge(name.into(), Some(Unit::Count), text.into());
+    }
+    for (name, text) in [
+        (DURATION, "From the start of an attempt to its response's headers or error"),
+        (ADDED_LATENCY, "From a request's first attempt to the start of the one that served it"),
+    ] {
+        recorder.describe_histogram(name.into(), Some(Unit::Seconds), text.into());
+    }
+}

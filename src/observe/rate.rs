@@ -1,0 +1,265 @@
+//! How often requests are not served by the chain's first provider, lately.
+//!
+//! Frequent switching means trouble at the first provider that nobody sees, because every request
+//! is answered. Told when, it counts requests in ten buckets and says so once when the share grows
+//! too large, and once when it is small again; between the two limits nothing is said, so that a
+//! share that trembles around one of them raises one alarm and not many.
+
+use std::time::{Duration, Instant};
+
+use crate::verdict::Reason;
+
+/// The switch rate's limits, as shares of requests.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RateLimits {
+    pub(crate) high: f64,
+    pub(crate) normal: f64,
+}
+
+impl Default for RateLimits {
+    fn default() -> Self {
+        Self { high: 0.10, normal: 0.05 }
+    }
+}
+
+impl RateLimits {
+    pub(crate) fn problem(self) -> Option<&'static str> {
+        let ordered = 0.0 <= self.normal && self.normal <= self.high && self.high <= 1.0;
+        (!ordered)
+            .then_some("must be shares between 0 and 1, the normal one not above the high one")
+    }
+}
+
+/// A rolling count of requests and of those that the first provider did not serve.
+#[derive(Debug)]
+pub(crate) struct SwitchRate {
+    limits: RateLimits,
+    origin: Instant,
+    buckets: [Bucket; BUCKETS as usize],
+    is_high: bool,
+    last_ratio: Option<f64>,
+}
+
+/// A limit that was crossed.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Crossing {
+    High { ratio: f64, reason: Option<Reason> },
+    Normal { ratio: f64 },
+}
+
+impl SwitchRate {
+    pub(crate) fn new(limits: RateLimits, now: Instant) -> Self {
+        Self { limits, origin: now, buckets: Default::default(), is_high: false, last_ratio: None }
+    }
+
+    /// Counts a request that is over; `reason` is why its attempt at the first provider failed, if
+    /// there was one.
+    pub(crate) fn record(
+        &mut self,
+        served_by_first: bool,
+        reason: Option<Reason>,
+        now: Instant,
+    ) -> Option<Crossing> {
+        let tick = self.tick(now);
+        let bucket = &mut self.buckets[(tick % BUCKETS) as usize];
+        if bucket.tick != tick {
+            *bucket = Bucket { tick, ..Bucket::default() };
+        }
+        bucket.requests = bucket.requests.saturating_add(1);
+        if !served_by_first {
+            bucket.switched = bucket.switched.saturating_add(1);
+            if let Some(reason) = reason {
+                bucket.count(reason);
+            }
+        }
+        self.last_ratio = self.ratio(now);
+        let ratio = self.last_ratio?;
+        if !self.is_high && ratio > self.limits.high {
+            self.is_high = true;
+            Some(Crossing::High { ratio, reason: self.most_frequent(now) })
+        } else if self.is_high && ratio < self.limits.normal {
+            self.is_high = false;
+            Some(Crossing::Normal { ratio })
+        } else {
+            None
+        }
+    }
+
+    /// The share of the last 5 minutes' requests that the first provider did not serve. `None`
+    /// below 20 requests, which say little.
+    pub(crate) fn ratio(&self, now: Instant) -> Option<f64> {
+        let (requests, switched) = self.recent(now).fold((0, 0), |(requests, switched), bucket| {
+            (requests + u64::from(bucket.requests), switched + u64::from(bucket.switched))
+        });
+        (requests >= MINIMUM).then(|| switched as f64 / requests as f64)
+    }
+
+    /// The ratio as of the last request.
+    pub(crate) fn last_ratio(&self) -> Option<f64> {
+        self.last_ratio
+    }
+
+    /// Forgets everything: another provider is the first.
+    pub(crate) fn reset(&mut self) {
+        self.buckets = Default::default();
+        self.is_high = false;
+        self.last_ratio = None;
+    }
+
+    fn most_frequent(&self, now: Instant) -> Option<Reason> {
+        let mut counts: Vec<(Reason, u64)> = Vec::new();
+        for (reason, count) in self.recent(now).flat_map(|bucket| &bucket.reasons) {
+            match counts.iter_mut().find(|(known, _)| known == reason) {
+                Some((_, known)) => *known += u64::from(*count),
+                None => counts.push((*reason, u64::from(*count))),
+            }
+        }
+        counts.into_iter().max_by_key(|(_, count)| *count).map(|(reason, _)| reason)
+    }
+
+    fn recent(&self, now: Instant) -> impl Iterator<Item = &Bucket> {
+        let tick = self.tick(now);
+        self.buckets.iter().filter(move |bucket| tick.abs_diff(bucket.tick) < BUCKETS)
+    }
+
+    fn tick(&self, now: Instant) -> u64 {
+        now.saturating_duration_since(self.origin).as_secs() / (WINDOW.as_secs() / BUCKETS)
+    }
+}
+
+const WINDOW: Duration = Duration::from_secs(5 * 60);
+const BUCKETS: u64 = 10;
+const MINIMUM: u64 = 20;
+
+#[derive(Debug, Default)]
+struct Bucket {
+    tick: u64,
+    requests: u32,
+    switched: u32,
+    reasons: Vec<(Reason, u32)>,
+}
+
+impl Bucket {
+    fn count(&mut self, reason: Reason) {
+        match self.reasons.iter_mut().find(|(known, _)| *known == reason) {
+            Some((_, count)) => *count = count.saturating_add(1),
+            None => self.reasons.push((reason, 1)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Clocked {
+        rate: SwitchRate,
+        now: Instant,
+    }
+
+    impl Clocked {
+        fn new() -> Self {
+            #[expect(clippy::disallowed_methods, reason = "any instant will do as the first")]
+            let now = Instant::now();
+            Self { rate: SwitchRate::new(RateLimits::default(), now), now }
+        }
+
+        fn pass(&mut self, seconds: u64) {
+            self.now += Duration::from_secs(seconds);
+        }
+
+        fn record(&mut self, served: u32, switched: u32) -> Vec<Crossing> {
+            let reason = Some(Reason::ServerError);
+            let served = (0..served).filter_map(|_| self.rate.record(true, None, self.now));
+            let mut crossings: Vec<_> = served.collect();
+            let switched = (0..switched).filter_map(|_| self.rate.record(false, reason, self.now));
+            crossings.extend(switched);
+            crossings
+        }
+    }
+
+    #[test]
+    fn says_nothing_before_twenty_requests() {
+        let mut clocked = Clocked::new();
+        assert_eq!(clocked.record(0, 19), []);
+        assert_eq!(clocked.rate.ratio(clocked.now), None);
+        let crossings = clocked.record(0, 1);
+        let high = Crossing::High { ratio: 1.0, reason: Some(Reason::ServerError) };
+        assert_eq!(crossings, [high]);
+    }
+
+    #[test]
+    fn says_once_that_the_rate_is_high_and_once_that_it_is_normal() {
+        let mut clocked = Clocked::new();
+        assert_eq!(clocked.record(90, 10), [], "10 % is not above 10 %");
+        assert!(matches!(clocked.record(0, 1)[..], [Crossing::High { .. }]));
+        assert_eq!(clocked.record(0, 30), [], "said already");
+        assert_eq!(clocked.record(600, 0).len(), 0, "41 of 731 is above 5 %");
+        assert!(matches!(clocked.record(200, 0)[..], [Crossing::Normal { .. }]));
+        assert_eq!(clocked.record(200, 0), [], "said already");
+    }
+
+    #[test]
+    fn a_rate_that_trembles_around_a_limit_crosses_it_once() {
+        let mut clocked = Clocked::new();
+        clocked.record(90, 10);
+        let mut crossings = Vec::new();
+        for _ in 0..50 {
+            crossings.extend(clocked.record(0, 1));
+            crossings.extend(clocked.record(9, 0));
+            crossings.extend(clocked.record(1, 0));
+        }
+        assert!(matches!(crossings[..], [Crossing::High { .. }]), "{crossings:?}");
+        let mut crossings = clocked.record(1000, 0);
+        for _ in 0..50 {
+            crossings.extend(clocked.record(0, 1));
+            crossings.extend(clocked.record(20, 0));
+        }
+        assert!(matches!(crossings[..], [Crossing::Normal { .. }]), "{crossings:?}");
+    }
+
+    #[test]
+    fn forgets_what_is_older_than_five_minutes() {
+        let mut clocked = Clocked::new();
+        clocked.record(0, 50);
+        clocked.pass(299);
+        assert_eq!(clocked.rate.ratio(clocked.now), Some(1.0));
+        clocked.pass(1);
+        assert_eq!(clocked.rate.ratio(clocked.now), None);
+        assert!(matches!(clocked.record(20, 0)[..], [Crossing::Normal { ratio: 0.0 }]));
+    }
+
+    #[test]
+    fn a_clock_that_stands_still_changes_nothing() {
+        let mut clocked = Clocked::new();
+        assert_eq!(clocked.record(1000, 101).len(), 0);
+        assert_eq!(clocked.record(0, 200).len(), 1);
+        assert_eq!(
+            clocked.rate.ratio(clocked.now - Duration::from_secs(1)),
+            clocked.rate.ratio(clocked.now)
+        );
+    }
+
+    #[test]
+    fn names_the_most_frequent_reason_and_forgets_it_on_reset() {
+        let mut clocked = Clocked::new();
+        clocked.record(18, 0);
+        assert_eq!(clocked.rate.record(false, Some(Reason::Timeout), clocked.now), None);
+        clocked.pass(60);
+        clocked.rate.record(false, Some(Reason::Connect), clocked.now);
+        let crossing = clocked.rate.record(false, Some(Reason::Connect), clocked.now);
+        assert!(matches!(crossing, Some(Crossing::High { reason: Some(Reason::Connect), .. })));
+        clocked.rate.reset();
+        assert_eq!(clocked.rate.ratio(clocked.now), None);
+    }
+
+    #[test]
+    fn limits_are_ordered_shares() {
+        assert!(RateLimits::default().problem().is_none());
+        for (high, normal) in
+            [(0.05, 0.1), (1.1, 0.1), (0.5, -0.1), (f64::NAN, 0.1), (0.1, f64::NAN)]
+        {
+            assert!(RateLimits { high, normal }.problem().is_some(), "{high} {normal}");
+        }
+    }
+}

@@ -164,8 +164,10 @@ impl Ticket {
 enum Turn {
     Regular,
     Probe,
-    /// Asked while it was passed over, because nobody better was left.
+    /// Asked while it was open, because nobody better was left.
     Extra,
+    /// The same while it was cooling down.
+    Hurried,
 }
 
 /// What an attempt told about its provider's health.
@@ -239,6 +241,7 @@ impl Board {
                 slot.lease = Some(Lease { sequence, until: lease_until });
                 Turn::Probe
             }
+            _ if slot.cooling(now).is_some() => Turn::Hurried,
             Admission::PassedOver(_) | Admission::Isolated => Turn::Extra,
         };
         Ticket { provider, sequence, turn }
@@ -285,7 +288,7 @@ impl Board {
 /// `now + length`, or a time that nobody lives to see.
 pub(crate) fn after(now: Instant, length: Duration) -> Instant {
     const FAR: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
-    now.checked_add(length).unwrap_or(now + FAR)
+    now.checked_add(length).or_else(|| now.checked_add(FAR)).unwrap_or(now)
 }
 
 /// What the rules need beside the slot that they move.
@@ -313,6 +316,8 @@ struct Slot {
     /// The last ticket before the breaker last opened or closed.
     moved_after: u64,
     cooldown: Option<Cooldown>,
+    /// The last ticket before the last cooldown began.
+    cooled_after: u64,
 }
 
 /// A probe's right to be the only one. It ends by itself.
@@ -327,8 +332,6 @@ struct Lease {
 struct Cooldown {
     until: Instant,
     level: u32,
-    /// The last ticket before it began.
-    began_after: u64,
 }
 
 impl Slot {
@@ -336,12 +339,11 @@ impl Slot {
         if self.isolated {
             return Admission::Isolated;
         }
-        let resting = self.cooldown.map(|cooldown| cooldown.until).filter(|until| *until > now);
         let shut = self.open_until.and_then(|until| {
             let lease = self.lease.map_or(until, |lease| lease.until.max(until));
             (lease > now).then_some(lease)
         });
-        match (resting.max(shut), self.open_until) {
+        match (self.cooling(now).max(shut), self.open_until) {
             (Some(until), _) => Admission::PassedOver(until),
             (None, Some(_)) => Admission::ProbeDue,
             (None, None) => Admission::Admissible,
@@ -350,14 +352,17 @@ impl Slot {
 
     fn state(&self, now: Instant) -> State {
         let probing = self.lease.is_some_and(|lease| lease.until > now);
-        let cooling = self.cooldown.map(|cooldown| cooldown.until).filter(|until| *until > now);
-        match (self.isolated, self.open_until, cooling) {
+        match (self.isolated, self.open_until, self.cooling(now)) {
             (true, ..) => State::Isolated,
             (_, Some(_), _) if probing => State::Probing,
             (_, open, Some(until)) if open < Some(until) => State::CoolingDown { until },
             (_, Some(until), _) => State::Open { until },
             (_, None, _) => State::Closed,
         }
+    }
+
+    fn cooling(&self, now: Instant) -> Option<Instant> {
+        self.cooldown.map(|cooldown| cooldown.until).filter(|until| *until > now)
     }
 
     fn give_back(&mut self, ticket: &Ticket) {
@@ -387,6 +392,8 @@ impl Slot {
                 self.window.record(false, rules);
                 None
             }
+            // It was not given the rest that it had asked for.
+            (None, Turn::Hurried, News::Failure) => None,
             (None, _, News::Failure) => {
                 self.consecutive = self.consecutive.saturating_add(1);
                 self.window.record(true, rules);
@@ -425,7 +432,7 @@ impl Slot {
     }
 
     fn move_cooldown(&mut self, ticket: &Ticket, news: News, rules: &Rules<'_>) -> Option<Change> {
-        if self.cooldown.is_some_and(|cooldown| ticket.sequence <= cooldown.began_after) {
+        if ticket.sequence <= self.cooled_after {
             return None;
         }
         let hint = match news {
@@ -438,7 +445,9 @@ impl Slot {
             }
             _ => return None,
         };
-        if let Some(current) = self.cooldown.as_mut().filter(|current| current.until > rules.now) {
+        let hurried =
+            |cooldown: &Cooldown| ticket.turn == Turn::Hurried || cooldown.until > rules.now;
+        if let Some(current) = self.cooldown.as_mut().filter(|current| hurried(current)) {
             // Asked out of turn, it can only ask for more time: it was not given the rest that a
             // longer cooldown would have to answer for.
             let until = after(rules.now, hint?);
@@ -450,7 +459,8 @@ impl Slot {
         let level = self.cooldown.map_or(0, |last| last.level.saturating_add(1));
         let length = hint.unwrap_or_else(|| doubled(FIRST_COOLDOWN, level, LONGEST_COOLDOWN));
         let until = after(rules.now, length);
-        self.cooldown = Some(Cooldown { until, level, began_after: rules.sequence });
+        self.cooldown = Some(Cooldown { until, level });
+        self.cooled_after = rules.sequence;
         Some(Change::CoolingDown { until })
     }
 }
@@ -514,3 +524,6 @@ impl Window {
         passed / (nanos(rules.breaker.window) / BUCKETS as u64).max(1)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -255,3 +255,6 @@ impl Landing {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -13,7 +13,8 @@ const LONGEST: usize = 2 * 1024;
 /// `complete` tells whether this is the body to its end.
 pub(crate) fn of_body(body: &[u8], complete: bool, secrets: &[String]) -> Option<Box<str>> {
     let text = from_json(body).unwrap_or_else(|| String::from_utf8_lossy(body).into_owned());
-    let text = redact(text, complete, secrets);
+    let (text, whole) = cut(&text);
+    let text = redact(text, complete && whole, secrets);
     let text = tidy(text.trim());
     (!text.is_empty()).then(|| text.into_boxed_str())
 }
@@ -32,7 +33,8 @@ pub(crate) fn of_error(error: &(dyn StdError + 'static), secrets: &[String]) -> 
             text.push_str(&words);
         }
     }
-    tidy(&redact(text, true, secrets)).into_boxed_str()
+    let (text, whole) = cut(&text);
+    tidy(&redact(text, whole, secrets)).into_boxed_str()
 }
 
 /// Whether an error shows a secret to whoever prints it.
@@ -41,7 +43,7 @@ pub(crate) fn shows_secret(error: &(dyn StdError + 'static), secrets: &[String])
     for error in sources(error) {
         text.push_str(&error.to_string());
     }
-    secrets.iter().any(|secret| text.contains(secret.as_str()))
+    redact(&text, true, secrets) != text
 }
 
 fn sources<'a>(
@@ -70,25 +72,99 @@ fn from_json(_: &[u8]) -> Option<String> {
     None
 }
 
-fn redact(mut text: String, complete: bool, secrets: &[String]) -> String {
-    const REDACTED: &str = "[redacted]";
-    for secret in secrets.iter().filter(|secret| !secret.is_empty()) {
-        if text.contains(secret.as_str()) {
-            text = text.replace(secret.as_str(), REDACTED);
-        }
-    }
-    if !complete {
-        // The text may end in the middle of a key.
-        let begun = |secret: &String| {
-            let ends = secret.char_indices().skip(1).map(|(end, _)| end);
-            ends.filter(|end| text.ends_with(&secret[..*end])).max()
-        };
-        if let Some(cut) = secrets.iter().filter_map(begun).max() {
-            text.truncate(text.len() - cut);
-        }
-    }
-    text
+/// As much of a text as is worth searching, and whether that is all of it.
+fn cut(text: &str) -> (&str, bool) {
+    let mut boundaries = text.char_indices().map(|(at, _)| at);
+    let end = boundaries.find(|at| *at >= 2 * LONGEST).unwrap_or(text.len());
+    (&text[..end], end == text.len())
 }
+
+/// Replaces every secret, in whichever spelling it comes back.
+fn redact(text: &str, complete: bool, secrets: &[String]) -> String {
+    let mut redacted = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(first) = rest.chars().next() {
+        let found = secrets.iter().map(|secret| echo(rest.as_bytes(), secret)).max();
+        match found {
+            Some(Echo::Whole(length)) => {
+                redacted.push_str("[redacted]");
+                rest = rest.get(length..).unwrap_or_default();
+            }
+            // The text ends in the middle of a key.
+            Some(Echo::Begun) if !complete => break,
+            _ => {
+                redacted.push(first);
+                rest = &rest[first.len_utf8()..];
+            }
+        }
+    }
+    redacted
+}
+
+/// How a text begins with a secret.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+enum Echo {
+    Not,
+    /// The text ends before the secret does.
+    Begun,
+    /// With all of it, in so many bytes.
+    Whole(usize),
+}
+
+fn echo(text: &[u8], secret: &str) -> Echo {
+    let mut at = 0;
+    for byte in secret.bytes() {
+        match spelled(&text[at..], byte) {
+            Echo::Whole(length) => at += length,
+            other => return other,
+        }
+    }
+    if secret.is_empty() { Echo::Not } else { Echo::Whole(at) }
+}
+
+/// Whether a text begins with this byte: as it is, percent-encoded, or escaped as in JSON or HTML.
+fn spelled(text: &[u8], byte: u8) -> Echo {
+    const LONGEST_ESCAPE: usize = 8;
+    match (text.first(), escape(text)) {
+        (None, _) => Echo::Begun,
+        (_, Some((escaped, length))) if escaped == byte => Echo::Whole(length),
+        (Some(first), _) if *first == byte => Echo::Whole(1),
+        (Some(b'%' | b'\\' | b'&'), None) if text.len() < LONGEST_ESCAPE => Echo::Begun,
+        _ => Echo::Not,
+    }
+}
+
+/// The byte that an escape at the beginning of a text stands for, and the escape's length.
+fn escape(text: &[u8]) -> Option<(u8, usize)> {
+    let number = |digits: &[u8], radix| {
+        let number = u32::from_str_radix(str::from_utf8(digits).ok()?, radix).ok()?;
+        u8::try_from(number).ok()
+    };
+    match text {
+        [b'+', ..] => Some((b' ', 1)),
+        [b'%', high, low, ..] => Some((number(&[*high, *low], 16)?, 3)),
+        [b'\\', b'u' | b'U', rest @ ..] => Some((number(rest.get(..4)?, 16)?, 6)),
+        [b'\\', b'x' | b'X', rest @ ..] => Some((number(rest.get(..2)?, 16)?, 4)),
+        [b'\\', escaped, ..] => Some((*escaped, 2)),
+        [b'&', rest @ ..] => {
+            let end = rest.iter().take(LONGEST_ENTITY).position(|byte| *byte == b';')?;
+            let byte = match &rest[..end] {
+                [b'#', b'x' | b'X', digits @ ..] => number(digits, 16)?,
+                [b'#', digits @ ..] => number(digits, 10)?,
+                b"amp" => b'&',
+                b"lt" => b'<',
+                b"gt" => b'>',
+                b"quot" => b'"',
+                b"apos" => b'\'',
+                _ => return None,
+            };
+            Some((byte, end + 2))
+        }
+        _ => None,
+    }
+}
+
+const LONGEST_ENTITY: usize = 7;
 
 /// Escapes what would break a line or turn its direction, and cuts what is too long.
 fn tidy(text: &str) -> String {
@@ -173,6 +249,32 @@ mod tests {
                 "{cut}"
             );
         }
+    }
+
+    #[test]
+    fn redacts_a_secret_in_every_usual_spelling() {
+        let secrets = [r#"a-/+"b"#.to_owned(), r"c\d".to_owned()];
+        for spelling in [
+            r#"a-/+"b"#,
+            "a%2d%2F%2b%22b",
+            "%61-/%2B%22%62",
+            r#"a-\/+\"b"#,
+            r#"a\u002d\u002F\u002b\u0022b"#,
+            r#"a\x2d/+\"b"#,
+            "a-&#x2F;&#43;&quot;b",
+            "a-/&#x002B;&#34;b",
+            r"c\d",
+            r"c\\d",
+            "c%5cd",
+        ] {
+            let text = format!("<{spelling}>");
+            assert_eq!(redact(&text, true, &secrets), "<[redacted]>", "{spelling}");
+            for end in 1..spelling.len() {
+                let cut = redact(&text[..=end], false, &secrets);
+                assert_eq!(cut, "<", "{spelling} cut at {end}");
+            }
+        }
+        assert_eq!(redact("a-/+ b%2 \\", true, &secrets), "a-/+ b%2 \\");
     }
 
     #[test]

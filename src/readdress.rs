@@ -202,7 +202,7 @@ impl StripList {
         }
         for (name, value) in request.url().query_pairs() {
             if self.queries.iter().any(|known| known.eq_ignore_ascii_case(&name)) {
-                secrets.extend([form_encoded(&value), value.into_owned()]);
+                secrets.push(value.into_owned());
             }
         }
         secrets

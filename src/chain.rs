@@ -4,6 +4,7 @@
 //! reports what landed. The board is locked for each decision and never across an await; events go
 //! out after the lock is gone, so that a user's closure may ask the chain for its snapshot.
 
+mod address;
 mod attempt;
 mod body;
 mod call;
@@ -13,6 +14,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use address::Addresses;
 use async_trait::async_trait;
 use http::Extensions;
 use reqwest::{Request, Response};
@@ -22,7 +24,7 @@ use crate::error::{ConfigError, Exhausted};
 use crate::health::{Board, Breaker, State};
 use crate::observe::rate::{RateLimits, SwitchRate};
 use crate::observe::{Closure, Event, Observer, ProviderSnapshot, Snapshot, Tally};
-use crate::provider::{Checked, Entry, MAX_PROVIDERS, Provider, check, echoes};
+use crate::provider::{Checked, Entry, MAX_PROVIDERS, Provider, check};
 use crate::readdress::{Scope, StripList};
 use crate::route::Route;
 use crate::run::{Ambiguous, Limits};
@@ -174,8 +176,9 @@ impl Middleware for ProviderChain {
         extensions: &mut Extensions,
         next: Next<'_>,
     ) -> Result<Response> {
-        match self.inner.scope.claim(request.url()) {
-            Some(claim) => drive::drive(&self.inner, claim, request, extensions, next).await,
+        let Inner { addresses, scope, entries, .. } = &*self.inner;
+        match addresses.find(request.url(), scope, entries.len()) {
+            Some(address) => drive::drive(&self.inner, &address, request, extensions, next).await,
             None => {
                 let host = request.url().host_str().unwrap_or_default();
                 self.inner.observer.emit(&Event::Unclaimed { host });
@@ -406,6 +409,7 @@ impl ProviderChainBuilder {
             entries,
             scope,
             strip,
+            addresses: Addresses::new(),
             limits,
             classify: self.classify,
             route: self.route,
@@ -437,6 +441,7 @@ struct Inner {
     entries: Vec<Entry>,
     scope: Scope,
     strip: StripList,
+    addresses: Addresses,
     limits: Limits,
     classify: Option<Classify>,
     route: Option<RouteFor>,
@@ -488,8 +493,7 @@ impl Inner {
 
     /// Every secret that the chain knows, the longest first.
     fn secrets(&self) -> Vec<String> {
-        let mut secrets: Vec<String> =
-            self.lock_tokens().iter().flatten().flat_map(|token| echoes(token)).collect();
+        let mut secrets: Vec<String> = self.lock_tokens().iter().flatten().cloned().collect();
         secrets.extend(self.entries.iter().flat_map(|entry| entry.secrets.iter().cloned()));
         secrets.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
         secrets

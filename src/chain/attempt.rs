@@ -1,9 +1,9 @@
 //! One attempt: the request made the provider's own, sent, and what came of it.
 
 use std::error::Error as StdError;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Poll;
 use std::time::{Duration, SystemTime};
 
 use http::header::AUTHORIZATION;
@@ -12,10 +12,11 @@ use reqwest::{Request, ResponseBuilderExt, Url};
 use reqwest_middleware::{Error, Next};
 
 use super::Inner;
+use super::address::Address;
 use crate::error::FailoverError;
-use crate::observe::Event;
+use crate::observe::{Event, caught};
 use crate::provider::{BoxError, Entry, bearer_value, checked_key};
-use crate::readdress::{Claim, clean_url, still_inside};
+use crate::readdress::{clean_url, still_inside};
 use crate::report::Report;
 use crate::verdict::{Outcome, Reason};
 
@@ -25,7 +26,10 @@ pub(super) enum Sent {
     /// A response from another URL than the one that was asked.
     Redirected(StatusCode),
     Failed(Error),
-    TimedOut,
+    /// The attempt's time was up. `departed`: the request had left this layer by then.
+    TimedOut {
+        departed: bool,
+    },
     /// The credential source or `prepare` failed.
     Unsent(Reason, BoxError),
     /// The caller's own body broke off: nobody can do anything about that.
@@ -63,7 +67,7 @@ impl Sent {
             Self::Failed(error) => {
                 Outcome::failed(provider, reason_of(error), Some(error), elapsed)
             }
-            Self::TimedOut => Outcome::failed(provider, Reason::Timeout, None, elapsed),
+            Self::TimedOut { departed } => Outcome::timed_out(provider, *departed, elapsed),
             Self::Unsent(reason, error) => Outcome::unsent(provider, *reason, &**error, elapsed),
             Self::Redirected(_) | Self::CallerFailed(_) => return None,
         })
@@ -83,9 +87,11 @@ impl Sent {
 pub(super) struct Attempt<'a> {
     pub(super) chain: &'a Inner,
     pub(super) provider: usize,
-    pub(super) claim: Claim,
+    pub(super) address: &'a Address,
     /// Raised when the caller's own stream fails.
     pub(super) stream_failed: Option<Arc<AtomicBool>>,
+    /// Raised when the request leaves this layer.
+    pub(super) departed: &'a AtomicBool,
 }
 
 impl Attempt<'_> {
@@ -96,21 +102,23 @@ impl Attempt<'_> {
         extensions: &mut Extensions,
         next: Next<'_>,
     ) -> Sent {
-        let url = match self.readdress(&mut request).await {
-            Ok(url) => url,
+        let moved = match self.readdress(&mut request).await {
+            Ok(moved) => moved,
             Err(sent) => return sent,
         };
+        let asked = moved.as_ref().or_else(|| self.target());
         let method = request.method().clone();
         let hides_key = self.entry().has_query_key();
+        self.departed.store(true, Ordering::Relaxed);
         match next.run(request, extensions).await {
-            Ok(response) if is_redirected(&url, &method, &response) => {
+            Ok(response) if asked.is_some_and(|asked| is_redirected(asked, &method, &response)) => {
                 Sent::Redirected(response.status())
             }
             Ok(response) if hides_key => Sent::Response(clean_response(response)),
             Ok(response) => Sent::Response(response),
             Err(error) => {
                 let error = if hides_key { clean_error(error) } else { error };
-                match self.stream_failed {
+                match &self.stream_failed {
                     Some(failed) if failed.load(Ordering::Relaxed) => Sent::CallerFailed(error),
                     _ => Sent::Failed(error),
                 }
@@ -118,16 +126,19 @@ impl Attempt<'_> {
         }
     }
 
-    /// Makes the request the provider's own and returns the URL that is asked.
-    async fn readdress(&self, request: &mut Request) -> Result<Url, Sent> {
+    /// Makes the request the provider's own. Returns the URL that is asked, if `prepare` may have
+    /// changed it.
+    async fn readdress(&self, request: &mut Request) -> Result<Option<Url>, Sent> {
         let Inner { scope, strip, observer, .. } = self.chain;
         let entry = self.entry();
-        let keep_caller_auth = entry.keeps_caller_auth(scope.base(self.claim.base));
+        let keep_caller_auth = entry.keeps_caller_auth(self.address.claimed(scope));
         let unsent = |problem: &str| Sent::Unsent(Reason::Other, problem.into());
-        let url = entry
-            .target(request.url(), &self.claim, strip, scope)
+        let target = self
+            .target()
             .ok_or_else(|| unsent("the path does not fit below the provider's base URL"))?;
-        *request.url_mut() = url;
+        if request.url() != target {
+            *request.url_mut() = target.clone();
+        }
         entry.dress(request.headers_mut(), strip, keep_caller_auth);
         if let Some(token) = self.token().await? {
             request.headers_mut().insert(AUTHORIZATION, token);
@@ -141,8 +152,9 @@ impl Attempt<'_> {
             if !still_inside(&entry.base, request.url()) {
                 return Err(unsent("`prepare` moved the URL away from the provider's base URL"));
             }
+            return Ok(Some(request.url().clone()));
         }
-        Ok(request.url().clone())
+        Ok(None)
     }
 
     /// Asks the entry's source of tokens, if it has one.
@@ -153,12 +165,9 @@ impl Attempt<'_> {
             self.chain.observer.emit(&Event::CallbackPanicked { callback: "bearer_from" });
             failed("`bearer_from` panicked".into())
         };
-        let mut asked = catch_unwind(AssertUnwindSafe(|| source())).map_err(|_| panicked())?;
+        let mut asked = caught(|| source()).ok_or_else(panicked)?;
         let answer = std::future::poll_fn(|context| {
-            match catch_unwind(AssertUnwindSafe(|| asked.as_mut().poll(context))) {
-                Ok(poll) => poll.map(Some),
-                Err(_) => std::task::Poll::Ready(None),
-            }
+            caught(|| asked.as_mut().poll(context)).map_or(Poll::Ready(None), |poll| poll.map(Some))
         });
         let token = answer.await.ok_or_else(panicked)?.map_err(failed)?;
         let token =
@@ -167,6 +176,11 @@ impl Attempt<'_> {
             bearer_value(token).ok_or_else(|| failed("the token is no header value".into()))?;
         self.chain.lock_tokens()[self.provider] = Some(token.to_owned());
         Ok(Some(value))
+    }
+
+    fn target(&self) -> Option<&Url> {
+        let Inner { scope, strip, .. } = self.chain;
+        self.address.target(self.provider, self.entry(), strip, scope)
     }
 
     fn entry(&self) -> &Entry {

@@ -10,21 +10,22 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH};
-use http::{HeaderMap, Method, Version};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Version};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::BodyExt;
-use reqwest::{Body, Request, Response, Url};
+use reqwest::{Body, Request, Response};
 use tokio::time::{Sleep, sleep_until};
 
+use super::address::Address;
 use super::now;
 use crate::health::after;
 use crate::message;
 
-/// The caller's request as it came, for the attempts after the first.
+/// The caller's request as it came, but for its URL, for the attempts after the first.
 pub(super) struct Pristine {
     method: Method,
-    url: Url,
-    headers: HeaderMap,
+    /// A list, since a map takes two allocations where this takes one.
+    headers: Vec<(HeaderName, HeaderValue)>,
     body: Option<Bytes>,
     version: Version,
     timeout: Option<Duration>,
@@ -37,17 +38,22 @@ impl Pristine {
         *request.body_mut() = body.clone().map(Body::from);
         Self {
             method: request.method().clone(),
-            url: request.url().clone(),
-            headers: request.headers().clone(),
+            headers: request
+                .headers()
+                .iter()
+                .map(|(name, value)| (name.clone(), value.clone()))
+                .collect(),
             body,
             version: request.version(),
             timeout: request.timeout().copied(),
         }
     }
 
-    pub(super) fn request(&self) -> Request {
-        let mut request = Request::new(self.method.clone(), self.url.clone());
-        *request.headers_mut() = self.headers.clone();
+    pub(super) fn request(&self, address: &Address) -> Request {
+        let mut request = Request::new(self.method.clone(), address.caller().clone());
+        for (name, value) in &self.headers {
+            request.headers_mut().append(name, value.clone());
+        }
         *request.body_mut() = self.body.clone().map(Body::from);
         *request.version_mut() = self.version;
         if self.timeout.is_some() {

@@ -8,6 +8,7 @@ use http::{Extensions, Method};
 use reqwest::{Request, Response};
 use reqwest_middleware::Error;
 
+use super::address::Address;
 use super::attempt::Sent;
 use super::body::Drains;
 use super::{Classify, Inner, Shared, now};
@@ -16,7 +17,6 @@ use crate::health::{Change, Changes, State, Ticket};
 use crate::message;
 use crate::observe::rate::Crossing;
 use crate::observe::{Event, Trace};
-use crate::readdress::Claim;
 use crate::report::{Attempt, Report};
 use crate::route::Route;
 use crate::run::{Ambiguous, Landing, Run, Step};
@@ -29,9 +29,13 @@ pub(super) struct Call<'a> {
     report: Report,
     trace: Trace,
     started: Instant,
+    /// The time as of the last wait: a clock is not free, and nothing in between takes any.
+    now: Instant,
     /// When the first attempt began, and the latest.
     sent: Option<(Instant, Instant)>,
     flight: Option<Flight>,
+    /// An attempt that landed and that no event has told of yet.
+    untold: Option<usize>,
     drains: Drains,
     /// The caller's own credentials, where a provider is given them.
     callers_secrets: Vec<String>,
@@ -80,8 +84,10 @@ impl<'a> Call<'a> {
             report: Report::new(),
             trace: Trace::request(request),
             started,
+            now: started,
             sent: None,
             flight: None,
+            untold: None,
             drains: Drains::default(),
             callers_secrets: Vec::new(),
             replayable: true,
@@ -96,6 +102,15 @@ impl<'a> Call<'a> {
 
     pub(super) fn deadline(&self) -> Instant {
         self.run.deadline()
+    }
+
+    pub(super) fn is_late(&self) -> bool {
+        self.now >= self.run.deadline()
+    }
+
+    /// Looks at the clock, after a wait.
+    pub(super) fn tick(&mut self) {
+        self.now = now();
     }
 
     pub(super) fn exhausted_mode(&self) -> Exhausted {
@@ -124,7 +139,7 @@ impl<'a> Call<'a> {
 
     /// How many bytes of a streamed body are worth keeping: none without anyone to fail over to.
     pub(super) fn replay_limit(&self) -> u64 {
-        let may_fail_over = self.run.may_fail_over(&self.chain.lock().board, now());
+        let may_fail_over = self.run.may_fail_over(&self.chain.lock().board, self.now);
         if may_fail_over { self.chain.replay_buffer } else { 0 }
     }
 
@@ -135,12 +150,16 @@ impl<'a> Call<'a> {
 
     pub(super) fn first_order(&mut self) -> Option<Order> {
         let chain = self.chain;
-        let now = now();
-        self.next_order(&mut chain.lock(), now)
+        self.next_order(&mut chain.lock())
     }
 
     /// An attempt begins. Returns its span.
-    pub(super) fn take_off(&mut self, provider: usize, claim: Claim, request: &Request) -> Trace {
+    pub(super) fn take_off(
+        &mut self,
+        provider: usize,
+        address: &Address,
+        request: &Request,
+    ) -> Trace {
         let Inner { entries, scope, strip, .. } = self.chain;
         let entry = &entries[provider];
         let resends = self.report.attempts().len();
@@ -149,7 +168,7 @@ impl<'a> Call<'a> {
             self.emit(&Event::BreakerProbing { provider: &entry.name });
         }
         self.emit(&Event::AttemptStarted { provider: &entry.name, number: resends + 1 });
-        if entry.keeps_caller_auth(scope.base(claim.base)) {
+        if entry.keeps_caller_auth(address.claimed(scope)) {
             self.callers_secrets.extend(strip.secrets_of(request));
         }
         self.trace.attempt(&entry.name, entry.base.url(), resends)
@@ -164,12 +183,13 @@ impl<'a> Call<'a> {
         upgrade_asked: bool,
     ) -> (usize, Verdict, Option<Order>) {
         let chain = self.chain;
-        let landed_at = now();
+        self.tick();
+        let now = self.now;
         let (provider, since) = match &self.flight {
             Some(flight) => (flight.ticket.provider, flight.since),
             None => return (0, Verdict::FailOver(Fault::None), None),
         };
-        let elapsed = landed_at.saturating_duration_since(since);
+        let elapsed = now.saturating_duration_since(since);
         let (landing, attempt) = self.judge(sent, provider, elapsed, upgrade_asked);
         trace.record_outcome(&attempt);
         // The user's closure has had its say: nothing between here and the landing can panic.
@@ -177,15 +197,16 @@ impl<'a> Call<'a> {
             return (0, landing.verdict, None);
         };
         let mut shared = chain.lock();
-        let changes = self.run.land(ticket, landing, &chain.limits, &mut shared.board, landed_at);
-        let state = shared.board.state(provider, landed_at);
+        let changes = self.run.land(ticket, landing, &chain.limits, &mut shared.board, now);
+        let state = shared.board.state(provider, now);
         if landing.verdict == Verdict::Accept && landing.status.is_some() {
-            self.count(&mut shared, Ending::Served, Some(provider), landed_at);
+            self.count(&mut shared, Ending::Served, Some(provider));
         }
-        let order = self.next_order(&mut shared, landed_at);
+        let order = self.next_order(&mut shared);
         drop(shared);
         chain.observer.show(provider, state);
         let index = self.report.push(attempt);
+        self.untold = Some(index);
         self.tell_changes(provider, changes);
         (index, landing.verdict, order)
     }
@@ -208,7 +229,8 @@ impl<'a> Call<'a> {
         self.drains.is_empty()
     }
 
-    pub(super) fn tell_finished(&self, index: usize) {
+    pub(super) fn tell_finished(&mut self, index: usize) {
+        self.untold = None;
         if let Some(attempt) = self.report.attempts().get(index) {
             self.emit(&Event::AttemptFinished { attempt });
         }
@@ -230,7 +252,8 @@ impl<'a> Call<'a> {
     pub(super) fn abandon(&mut self, reason: Reason) {
         let Some(Flight { ticket, since }) = self.flight.take() else { return };
         let provider = ticket.provider;
-        let now = now();
+        self.tick();
+        let now = self.now;
         let mut shared = self.chain.lock();
         shared.board.cancel(&ticket);
         let state = shared.board.state(provider, now);
@@ -261,7 +284,7 @@ impl<'a> Call<'a> {
     fn close(&mut self, ending: Ending) {
         self.finished = true;
         let chain = self.chain;
-        let now = now();
+        let now = self.now;
         if !self.drains.is_empty() {
             let secrets = self.secrets();
             let report = &mut self.report;
@@ -272,7 +295,7 @@ impl<'a> Call<'a> {
         let served = ending == Ending::Served;
         self.report.finish(served, now.saturating_duration_since(self.started));
         if self.counted.is_none() {
-            self.count(&mut chain.lock(), ending, None, now);
+            self.count(&mut chain.lock(), ending, None);
         }
         self.trace.record_end(&self.report);
         if ending == Ending::Exhausted {
@@ -297,7 +320,8 @@ impl<'a> Call<'a> {
     }
 
     /// Asks the run what to do next and takes the ticket for it.
-    fn next_order(&mut self, shared: &mut Shared, now: Instant) -> Option<Order> {
+    fn next_order(&mut self, shared: &mut Shared) -> Option<Order> {
+        let now = self.now;
         match self.run.step(&self.chain.limits, &mut shared.board, now) {
             Step::Send { ticket, until, last } => {
                 let provider = ticket.provider;
@@ -326,7 +350,9 @@ impl<'a> Call<'a> {
         let mut attempt = Attempt {
             status,
             reason: Reason::Redirected,
-            message: sent.error().map(|error| message::of_error(error, &self.secrets())),
+            message: sent.error().and_then(|error| {
+                observer.guard("display", || message::of_error(error, &self.secrets()))
+            }),
             ..self.blank_attempt(provider, elapsed)
         };
         if let Some(outcome) = sent.outcome(&entries[provider].name, upgrade_asked, elapsed) {
@@ -354,13 +380,7 @@ impl<'a> Call<'a> {
         }
     }
 
-    fn count(
-        &mut self,
-        shared: &mut Shared,
-        ending: Ending,
-        served_by: Option<usize>,
-        now: Instant,
-    ) {
+    fn count(&mut self, shared: &mut Shared, ending: Ending, served_by: Option<usize>) {
         shared.tally.requests += 1;
         shared.tally.exhausted += u64::from(ending == Ending::Exhausted);
         shared.tally.switched += u64::from(served_by.is_some() && served_by != self.run.first());
@@ -370,7 +390,7 @@ impl<'a> Call<'a> {
             let name = &self.chain.entries[first].name;
             let failed = |attempt: &&Attempt| attempt.provider == *name;
             let reason = self.report.attempts().iter().find(failed).map(Attempt::reason);
-            shared.switch_rate.record(served_by == Some(first), reason, now)
+            shared.switch_rate.record(served_by == Some(first), reason, self.now)
         });
         self.counted = Some(Counted { ratio: shared.switch_rate.last_ratio(), crossing });
     }
@@ -400,6 +420,9 @@ impl<'a> Call<'a> {
 impl Drop for Call<'_> {
     fn drop(&mut self) {
         if !self.finished {
+            if let Some(index) = self.untold {
+                self.tell_finished(index);
+            }
             self.abandon(Reason::Abandoned);
             self.close(Ending::CallersFault);
         }

@@ -3,7 +3,7 @@
 
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
 use std::time::Instant;
 
@@ -13,25 +13,25 @@ use reqwest::{Body, Request, Response};
 use reqwest_middleware::{Error, Next};
 use tokio::time::{Sleep, sleep_until, timeout_at};
 
+use super::Inner;
+use super::address::Address;
 use super::attempt::{Attempt, Sent};
 use super::body::{Pristine, Streamed, is_replayable, read_stream};
 use super::call::{Call, Ending, Order};
-use super::{Inner, now};
 use crate::error::{Cause, Exhausted};
 use crate::observe::Trace;
-use crate::readdress::{Claim, hides_dot_segment};
 use crate::verdict::{Reason, Verdict};
 
 /// Sends a claimed request to one provider after the other until one serves it.
 pub(super) async fn drive(
     chain: &Inner,
-    claim: Claim,
+    address: &Address,
     mut request: Request,
     extensions: &mut Extensions,
     next: Next<'_>,
 ) -> reqwest_middleware::Result<Response> {
     let mut call = Call::begin(chain, &request);
-    if claim.suffix(request.url()).is_none_or(hides_dot_segment) {
+    if address.is_refused() {
         return Err(call.fail(Cause::PathRefused, extensions));
     }
     if let Err(cause) = call.take_route(&request, extensions) {
@@ -60,15 +60,19 @@ pub(super) async fn drive(
                 pristine = (!last).then(|| Pristine::of(&mut request));
                 request
             }
-            (None, Some(pristine)) => pristine.request(),
+            (None, Some(pristine)) => pristine.request(address),
             // The run orders nothing more after a last attempt.
             (None, None) => break,
         };
-        let trace = call.take_off(provider, claim, &request);
+        let trace = call.take_off(provider, address, &request);
         let mut own = extensions.clone();
-        let attempt = Attempt { chain, provider, claim, stream_failed: stream_failed.clone() };
+        let departed = AtomicBool::new(false);
+        let stream_failed = stream_failed.clone();
+        let attempt = Attempt { chain, provider, address, stream_failed, departed: &departed };
         let attempt = attempt.send(request, &mut own, next.clone());
-        let sent = wait(&mut call, &trace, attempt, until).await;
+        let sent = wait(&mut call, &trace, attempt, until).await.unwrap_or_else(|TimeIsUp| {
+            Sent::TimedOut { departed: departed.load(Ordering::Relaxed) }
+        });
         if let Sent::CallerFailed(error) = sent {
             call.abandon(Reason::Other);
             call.finish(Ending::CallersFault, extensions);
@@ -85,7 +89,7 @@ pub(super) async fn drive(
     match landed {
         Some(landed) => exhaust(&mut call, landed, extensions).await,
         None => {
-            let cause = if now() < call.deadline() { Cause::NobodyToAsk } else { Cause::NoTime };
+            let cause = if call.is_late() { Cause::NoTime } else { Cause::NobodyToAsk };
             Err(call.fail(cause, extensions))
         }
     }
@@ -97,6 +101,9 @@ struct Landed {
     sent: Sent,
     own: Extensions,
 }
+
+/// An attempt took too long.
+struct TimeIsUp;
 
 /// Why a streamed body could not be read.
 enum Unread {
@@ -116,6 +123,7 @@ async fn make_replayable(
     let Some(body) = request.body_mut().take() else { return Ok(None) };
     let read = read_stream(body, request.headers(), call.replay_limit());
     let streamed = timeout_at(call.deadline().into(), read).await;
+    call.tick();
     let (body, failed) = match streamed.map_err(|_| Unread::NoTime)?.map_err(Unread::Failed)? {
         Streamed::Whole(bytes) => (Body::from(bytes), None),
         Streamed::Once(body, failed) => {
@@ -133,12 +141,12 @@ async fn wait(
     trace: &Trace,
     attempt: impl Future<Output = Sent>,
     until: Instant,
-) -> Sent {
+) -> Result<Sent, TimeIsUp> {
     let mut attempt = pin!(attempt);
     let mut timer = pin!(None::<Sleep>);
     std::future::poll_fn(|context| {
         if let Poll::Ready(sent) = trace.within(|| attempt.as_mut().poll(context)) {
-            return Poll::Ready(sent);
+            return Poll::Ready(Ok(sent));
         }
         call.poll_drains(context);
         // An attempt that is answered at once needs no timer.
@@ -146,7 +154,7 @@ async fn wait(
             timer.set(Some(sleep_until(until.into())));
         }
         match timer.as_mut().as_pin_mut() {
-            Some(timer) => timer.poll(context).map(|()| Sent::TimedOut),
+            Some(timer) => timer.poll(context).map(|()| Err(TimeIsUp)),
             None => Poll::Pending,
         }
     })
@@ -225,4 +233,5 @@ async fn finish_drains(call: &mut Call<'_>) {
     });
     // What is unread at the deadline is dropped when the call ends.
     let _ = timeout_at(deadline, done).await;
+    call.tick();
 }

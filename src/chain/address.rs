@@ -1,0 +1,131 @@
+//! What the chain knows about a URL: whose it is, and what it becomes at each provider.
+//!
+//! Programs ask the same few URLs over and over, and working one out costs more than everything
+//! else that a request goes through here: parsing alone is some 4,400 instructions, a comparison and
+//! a clone some 200. So the latest are remembered.
+
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use reqwest::Url;
+
+use crate::provider::Entry;
+use crate::readdress::{Base, Claim, Scope, StripList, hides_dot_segment};
+
+/// A claimed URL.
+pub(super) struct Address {
+    caller: Url,
+    claim: Claim,
+    is_refused: bool,
+    targets: Box<[OnceLock<Option<Url>>]>,
+}
+
+impl Address {
+    /// The URL as the caller gave it.
+    pub(super) fn caller(&self) -> &Url {
+        &self.caller
+    }
+
+    /// Whether the path hides a dot segment.
+    pub(super) fn is_refused(&self) -> bool {
+        self.is_refused
+    }
+
+    /// The base below which the URL lies.
+    pub(super) fn claimed<'a>(&self, scope: &'a Scope) -> &'a Base {
+        scope.base(self.claim.base)
+    }
+
+    /// The URL at a provider; `None` where there is none that is safe.
+    pub(super) fn target(
+        &self,
+        provider: usize,
+        entry: &Entry,
+        strip: &StripList,
+        scope: &Scope,
+    ) -> Option<&Url> {
+        let target = || entry.target(&self.caller, &self.claim, strip, scope);
+        self.targets[provider].get_or_init(target).as_ref()
+    }
+}
+
+/// The addresses that were asked for lately.
+pub(super) struct Addresses {
+    slots: Mutex<[Option<Arc<Address>>; SLOTS]>,
+}
+
+impl Addresses {
+    pub(super) fn new() -> Self {
+        Self { slots: Mutex::new(Default::default()) }
+    }
+
+    /// The address of a URL that is below a base of the scope.
+    pub(super) fn find(&self, url: &Url, scope: &Scope, providers: usize) -> Option<Arc<Address>> {
+        let slot = slot(url.as_str());
+        let known = self.lock()[slot].clone().filter(|address| address.caller == *url);
+        if known.is_some() {
+            return known;
+        }
+        let claim = scope.claim(url)?;
+        let address = Arc::new(Address {
+            caller: url.clone(),
+            claim,
+            is_refused: claim.suffix(url).is_none_or(hides_dot_segment),
+            targets: (0..providers).map(|_| OnceLock::new()).collect(),
+        });
+        if url.as_str().len() <= LONGEST {
+            self.lock()[slot] = Some(address.clone());
+        }
+        Some(address)
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, [Option<Arc<Address>>; SLOTS]> {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+const SLOTS: usize = 16;
+
+/// Longer URLs are worked out each time, so that they hold no memory.
+const LONGEST: usize = 2048;
+
+/// URLs of one API differ at their ends.
+fn slot(url: &str) -> usize {
+    let tail = url.bytes().rev().take(8);
+    tail.fold(url.len(), |hash, byte| hash.wrapping_mul(31) ^ usize::from(byte)) % SLOTS
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::provider::{Checked, Provider, check};
+
+    #[test]
+    fn a_remembered_address_is_that_of_its_own_url() {
+        let providers = vec![Provider::cometapi("key-a"), Provider::openai("key-b")];
+        let Checked { entries, scope, strip } = check(providers, Vec::new()).unwrap();
+        let addresses = Addresses::new();
+        for _ in 0..3 {
+            for path in (0..200).map(|at| format!("/v1/files/{at}")) {
+                let url = Url::parse(&format!("https://api.openai.com{path}?q={path}")).unwrap();
+                let address = addresses.find(&url, &scope, entries.len()).unwrap();
+                for (at, entry) in entries.iter().enumerate() {
+                    let target = address.target(at, entry, &strip, &scope).unwrap();
+                    assert_eq!((target.path(), target.query()), (url.path(), url.query()));
+                    assert!(entry.base.contains(target));
+                }
+            }
+        }
+        let elsewhere = Url::parse("https://api.openai.com/v2").unwrap();
+        assert!(addresses.find(&elsewhere, &scope, entries.len()).is_none());
+    }
+
+    #[test]
+    fn a_long_url_is_not_remembered() {
+        let Checked { entries, scope, .. } =
+            check(vec![Provider::openai("key")], Vec::new()).unwrap();
+        let addresses = Addresses::new();
+        let long = format!("https://api.openai.com/v1/{}", "x".repeat(LONGEST));
+        assert!(addresses.find(&Url::parse(&long).unwrap(), &scope, entries.len()).is_some());
+        assert!(addresses.lock().iter().all(Option::is_none));
+    }
+}

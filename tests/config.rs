@@ -1,0 +1,379 @@
+//! Bad input is refused by `build()`, with the provider and the field, and without the key.
+
+mod support;
+
+use std::time::Duration;
+
+use reqwest_failover::{ConfigError, Provider, ProviderChain, ProviderChainBuilder};
+
+use support::canary::{assert_no_key, canary};
+
+const BASE: &str = "https://api.example.test/v1";
+
+fn mine() -> Provider {
+    Provider::new("mine", BASE)
+}
+
+/// What `build()` says of a chain that it must refuse.
+#[track_caller]
+fn refused(chain: ProviderChainBuilder) -> ConfigError {
+    match chain.build() {
+        Ok(chain) => panic!("built {chain:?}"),
+        Err(error) => error,
+    }
+}
+
+/// The error names the provider and the field, and shows no key.
+#[track_caller]
+fn assert_names(chain: ProviderChainBuilder, provider: &str, field: &str, keys: &[&str]) {
+    let error = refused(chain);
+    let text = error.to_string();
+    assert_eq!(error.provider(), Some(provider), "{text}");
+    assert!(text.contains(provider), "{provider} is missing in {text}");
+    assert!(text.contains(field), "{field} is missing in {text}");
+    assert_no_key(&format!("{text} {error:?} {error:#?}"), keys);
+}
+
+/// `mine`, refused, in the middle of providers that are fine.
+#[track_caller]
+fn assert_refused(provider: Provider, field: &str, keys: &[&str]) {
+    let chain = ProviderChain::of([Provider::openai("key"), provider, Provider::cometapi("key")]);
+    assert_names(chain, "mine", field, keys);
+}
+
+/// The error is about the chain as a whole.
+#[track_caller]
+fn assert_chain_refused(chain: ProviderChainBuilder, field: &str) {
+    let error = refused(chain);
+    assert_eq!(error.provider(), None, "{error}");
+    assert!(error.to_string().contains(field), "{field} is missing in {error}");
+}
+
+#[test]
+fn an_empty_list_is_refused() {
+    assert_chain_refused(ProviderChain::of([]), "providers");
+}
+
+#[test]
+fn two_providers_of_one_name_are_refused() {
+    let chain = ProviderChain::of([mine(), Provider::openai("key"), mine()]);
+    assert_names(chain, "mine", "name", &[]);
+    let chain = ProviderChain::of([Provider::openai("key-1"), Provider::openai("key-2")]);
+    assert_names(chain, "openai", "name", &[]);
+}
+
+#[test]
+fn an_empty_name_is_refused() {
+    for name in ["", " ", "a\nb"] {
+        let error = refused(ProviderChain::of([Provider::new(name, BASE)]));
+        assert!(error.to_string().contains("name"), "{error}");
+        assert!(!error.to_string().contains('\n'), "{error}");
+    }
+}
+
+#[test]
+fn a_base_that_is_no_absolute_http_url_is_refused() {
+    for base in [
+        "",
+        " ",
+        "api.example.test/v1",
+        "/v1",
+        "//api.example.test/v1",
+        "v1",
+        "https://",
+        "https:///v1",
+        "http://[::1",
+        "https://a b/",
+        "https://example.test:99999/v1",
+        "ftp://example.test/v1",
+        "file:///etc/passwd",
+        "ws://example.test/v1",
+        "mailto:me@example.test",
+        "data:,x",
+        "unix:/run/socket",
+    ] {
+        let base_url = Provider::new("mine", base).bearer("key");
+        if base == "https:///v1" {
+            // `url` takes `v1` for the host, as browsers do; either is fine, but not a panic.
+            let _ = ProviderChain::of([base_url]).build();
+            continue;
+        }
+        assert_refused(base_url, "base_url", &[]);
+    }
+}
+
+#[test]
+fn a_base_with_userinfo_query_or_fragment_is_refused_and_not_shown() {
+    // A slash would end the authority, and with it the userinfo.
+    let key = canary("base").replace('/', "");
+    for base in [
+        format!("https://{key}@api.example.test/v1"),
+        format!("https://me:{key}@api.example.test/v1"),
+        format!("https://:{key}@api.example.test/v1"),
+        format!("https://api.example.test/v1?key={key}"),
+        format!("https://api.example.test/v1#{key}"),
+        format!("ftp://me:{key}@api.example.test/v1"),
+        format!("https://me:{key}@api.example.test:99999/v1"),
+    ] {
+        assert_refused(Provider::new("mine", &base), "base_url", &[&key]);
+    }
+    for base in ["https://api.example.test/v1?", "https://api.example.test/v1#"] {
+        assert_refused(Provider::new("mine", base), "base_url", &[]);
+    }
+}
+
+#[test]
+fn plaintext_with_a_credential_is_refused_except_on_loopback_or_where_it_is_allowed() {
+    let key = canary("plain");
+    for base in [
+        "http://api.example.test/v1",
+        "http://10.0.0.7:8080",
+        "http://192.168.1.1/v1",
+        "http://0.0.0.0/v1",
+        "http://128.0.0.1/v1",
+        "http://[2001:db8::1]/v1",
+        "http://localhost.example.test/v1",
+        "http://notlocalhost/v1",
+        "http://127.0.0.1.example.test/v1",
+    ] {
+        let provider = || Provider::new("mine", base);
+        let source = || async { Ok::<_, std::convert::Infallible>("token".to_owned()) };
+        for with_credential in [
+            provider().bearer(&key),
+            provider().basic("me", &key),
+            provider().header_key("api-key", &key),
+            provider().query_key("key", &key),
+            provider().bearer_from(source),
+            provider().forward_caller_auth(),
+        ] {
+            assert_refused(with_credential.clone(), "http", &[&key]);
+            ProviderChain::of([with_credential.allow_plaintext()]).build().expect(base);
+        }
+        ProviderChain::of([provider()]).build().expect(base);
+    }
+    for base in [
+        "http://localhost/v1",
+        "http://LOCALHOST:80",
+        "http://127.0.0.1:8080/v1",
+        "http://127.1.2.3",
+        "http://[::1]:8080/v1",
+        "https://api.example.test/v1",
+    ] {
+        ProviderChain::of([Provider::new("mine", base).bearer(&key)]).build().expect(base);
+    }
+}
+
+#[test]
+fn an_empty_or_malformed_key_is_refused_and_not_shown() {
+    let key = canary("bad");
+    for bad in [
+        String::new(),
+        " \t\r\n".into(),
+        format!("{key}\nmore"),
+        format!("{key}\r\nx-evil: 1"),
+        format!("{key}\0"),
+        format!("{key}\u{7f}x"),
+        format!("{key}é"),
+        format!("\u{feff}{key}"),
+        format!("\"{key}\""),
+        format!("'{key}'"),
+        format!("{key}\"x"),
+        format!("Bearer {key}"),
+        format!("bearer {key}"),
+        format!(" BEARER  {key}"),
+    ] {
+        assert_refused(mine().bearer(&bad), "bearer", &[&key]);
+        assert_refused(mine().header_key("api-key", &bad), "header_key", &[&key]);
+        assert_refused(mine().query_key("key", &bad), "query_key", &[&key]);
+        let error = refused(ProviderChain::of([Provider::openai(&bad)]));
+        assert_eq!(error.provider(), Some("openai"));
+        assert_no_key(&format!("{error} {error:?}"), &[&key]);
+        let error = refused(ProviderChain::of([Provider::cometapi(&bad)]));
+        assert_eq!(error.provider(), Some("cometapi"));
+        assert_no_key(&format!("{error} {error:?}"), &[&key]);
+    }
+}
+
+#[test]
+fn whitespace_around_a_key_is_trimmed() {
+    for key in ["key\n", "key\r\n", " key ", "\tkey", "\n\nkey\n\n"] {
+        for provider in [
+            mine().bearer(key),
+            mine().header_key("api-key", key),
+            mine().query_key("key", key),
+            Provider::openai(key),
+            Provider::cometapi(key),
+        ] {
+            ProviderChain::of([provider]).build().expect("a key is trimmed");
+        }
+    }
+}
+
+#[test]
+fn basic_takes_any_user_and_password_without_control_characters() {
+    for (user, password) in
+        [("me", ""), ("", "pw"), ("mé", "pä \"ss'"), ("me", " pw "), ("me", "a:b")]
+    {
+        ProviderChain::of([mine().basic(user, password)]).build().expect(user);
+    }
+    let key = canary("basic");
+    assert_refused(mine().basic("me", format!("{key}\n")), "basic", &[&key]);
+    assert_refused(mine().basic("me\0", &key), "basic", &[&key]);
+    assert_refused(mine().basic("me:you", &key), "basic", &[&key]);
+}
+
+#[test]
+fn reserved_header_names_are_refused() {
+    let key = canary("reserved");
+    for name in [
+        "host",
+        "Host",
+        "content-length",
+        "transfer-encoding",
+        "connection",
+        "keep-alive",
+        "te",
+        "trailer",
+        "upgrade",
+        "proxy-connection",
+    ] {
+        assert_refused(mine().header(name, &key), "header", &[&key]);
+        assert_refused(mine().header_key(name, &key), "header_key", &[&key]);
+    }
+    for name in
+        ["authorization", "Proxy-Authorization", "cookie", "x-api-key", "api-key", "x-goog-api-key"]
+    {
+        assert_refused(mine().header(name, &key), "header", &[&key]);
+    }
+}
+
+#[test]
+fn malformed_names_and_values_are_refused_and_not_shown() {
+    let key = canary("swapped");
+    // Whoever mixes up name and value puts the key into the name.
+    let in_name = format!("{key} ");
+    assert_refused(mine().header(&in_name, "x"), "header", &[&key]);
+    assert_refused(mine().header_key(&in_name, "api-key"), "header_key", &[&key]);
+    assert_refused(mine().strip(&in_name), "strip", &[&key]);
+    for name in ["", " ", "a b", "a:b", "a\nb", "é"] {
+        assert_refused(mine().header(name, "x"), "header", &[]);
+        assert_refused(mine().header_key(name, "key"), "header_key", &[]);
+        assert_refused(mine().strip(name), "strip", &[]);
+    }
+    assert_refused(mine().header("x-a", format!("{key}\nx")), "header", &[&key]);
+    assert_refused(mine().query("", &key), "query", &[&key]);
+    assert_refused(mine().query_key("", &key), "query_key", &[&key]);
+    assert_refused(mine().query("api_key", &key), "query", &[&key]);
+}
+
+#[test]
+fn credentials_that_exclude_each_other_are_refused() {
+    let key = canary("twice");
+    assert_refused(mine().bearer(&key).bearer(&key), "bearer", &[&key]);
+    assert_refused(mine().bearer(&key).basic("me", &key), "basic", &[&key]);
+    assert_refused(mine().bearer(&key).header_key("Authorization", &key), "header_key", &[&key]);
+    assert_refused(mine().query_key("key", &key).query_key("key", &key), "query_key", &[&key]);
+    let forwards = || mine().forward_caller_auth();
+    for both in [
+        forwards().bearer(&key),
+        forwards().basic("me", &key),
+        forwards().header_key("x-key", &key),
+        forwards().query_key("k", &key),
+        mine().bearer(&key).forward_caller_auth(),
+    ] {
+        assert_refused(both, "forward_caller_auth", &[&key]);
+    }
+    ProviderChain::of([mine().header_key("x-a", &key).query_key("b", &key)]).build().unwrap();
+}
+
+#[test]
+fn settings_out_of_range_are_refused() {
+    let chain = || ProviderChain::of([mine().bearer("key")]);
+    let second = Duration::from_secs(1);
+    assert_chain_refused(chain().max_attempts(0), "max_attempts");
+    assert_chain_refused(
+        chain().attempt_timeout(second * 2).total_timeout(second),
+        "attempt_timeout",
+    );
+    assert_chain_refused(chain().attempt_timeout(second * 601), "attempt_timeout");
+    assert_chain_refused(chain().attempt_timeout(Duration::MAX), "attempt_timeout");
+    assert_chain_refused(chain().attempt_timeout(Duration::ZERO), "attempt_timeout");
+    assert_chain_refused(chain().total_timeout(Duration::ZERO), "total_timeout");
+    assert_refused(mine().attempt_timeout(second * 601), "attempt_timeout", &[]);
+    assert_refused(mine().attempt_timeout(Duration::ZERO), "attempt_timeout", &[]);
+    let own = ProviderChain::of([mine().attempt_timeout(second * 2)]).total_timeout(second);
+    assert_names(own, "mine", "attempt_timeout", &[]);
+    for fine in [
+        chain().max_attempts(1),
+        chain().max_attempts(usize::MAX),
+        chain().attempt_timeout(second).total_timeout(second),
+        chain().total_timeout(second),
+        chain().attempt_timeout(Duration::MAX).total_timeout(Duration::MAX),
+        chain().replay_buffer(0),
+    ] {
+        fine.build().unwrap();
+    }
+}
+
+#[test]
+fn a_claim_that_is_no_base_is_refused_and_not_shown() {
+    let key = canary("claim");
+    for claim in [
+        String::new(),
+        "/v1".into(),
+        "ftp://example.test".into(),
+        format!("https://me:{key}@example.test/v1"),
+        format!("https://example.test/v1?key={key}"),
+        format!("https://example.test/v1#{key}"),
+    ] {
+        let error = refused(ProviderChain::of([mine()]).claim(&claim));
+        assert!(error.to_string().contains("claim"), "{error}");
+        assert_no_key(&format!("{error} {error:?}"), &[&key]);
+    }
+}
+
+/// Runs one of this file's tests in a process of its own, with these variables and no others of
+/// theirs.
+fn in_child(test: &str, variables: &[(&str, &str)]) {
+    let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+    child.args(["--exact", test, "--ignored", "--nocapture"]);
+    child.env_remove("COMETAPI_KEY").env_remove("OPENAI_API_KEY").envs(variables.iter().copied());
+    let output = child.output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && text.contains("1 passed"), "{output:?}");
+}
+
+fn from_env() -> [(&'static str, &'static str, Provider); 2] {
+    [
+        ("cometapi", "COMETAPI_KEY", Provider::cometapi_from_env()),
+        ("openai", "OPENAI_API_KEY", Provider::openai_from_env()),
+    ]
+}
+
+#[test]
+fn a_key_may_come_from_the_environment_with_its_newline() {
+    in_child("child_builds", &[("COMETAPI_KEY", "key-a\n"), ("OPENAI_API_KEY", " key-b")]);
+}
+
+#[test]
+#[ignore = "run by the test above"]
+fn child_builds() {
+    let providers = from_env().map(|(_, _, provider)| provider);
+    ProviderChain::of(providers).build().expect("both keys are set");
+}
+
+#[test]
+fn a_missing_or_malformed_variable_is_named() {
+    in_child("child_is_refused", &[]);
+    in_child("child_is_refused", &[("COMETAPI_KEY", ""), ("OPENAI_API_KEY", "\n")]);
+    let bad = [("COMETAPI_KEY", "Kq7xfffffeZz\nx"), ("OPENAI_API_KEY", "\"Kq7xfffffeZz\"")];
+    in_child("child_is_refused", &bad);
+}
+
+#[test]
+#[ignore = "run by the test above"]
+fn child_is_refused() {
+    for (name, variable, provider) in from_env() {
+        assert_names(ProviderChain::of([provider]), name, variable, &["Kq7xfffffeZz"]);
+    }
+}

@@ -1,0 +1,843 @@
+//! Health and time through the middleware, on a paused clock: breakers, cooldowns, timeouts, and
+//! what a snapshot shows of them.
+
+mod terminal;
+
+use std::collections::HashMap;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant, SystemTime};
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use reqwest_failover::{
+    Breaker, Event, Exhausted, FailoverError, ProviderChain, Reason, Report, Route, State,
+};
+
+use tokio::sync::Notify;
+
+use terminal::{Does, Told, World, dribble, ms, now, provider, secs, silence, sleep_until};
+
+fn ok() -> Does {
+    Does::status(200)
+}
+
+fn two(first: Does, second: Does) -> World {
+    World::of([("first", first), ("second", second)])
+}
+
+fn served<const N: usize>(counts: [(&str, usize); N]) -> HashMap<String, usize> {
+    counts.into_iter().map(|(name, count)| (name.to_owned(), count)).collect()
+}
+
+fn open_until(state: State) -> Instant {
+    match state {
+        State::Open { until } => until,
+        other => panic!("{other:?} is not open"),
+    }
+}
+
+fn cooling_until(state: State) -> Instant {
+    match state {
+        State::CoolingDown { until } => until,
+        other => panic!("{other:?} is not cooling down"),
+    }
+}
+
+/// A stream of unknown length, which can be sent only once.
+fn once() -> reqwest::Body {
+    dribble(&["once"], 0)
+}
+
+fn reasons(report: &Report) -> Vec<(&str, Reason)> {
+    report.attempts().iter().map(|attempt| (attempt.provider(), attempt.reason())).collect()
+}
+
+/// The error of a request that nobody served, and how long it took to the millisecond.
+async fn failure(world: &World) -> (reqwest_middleware::Error, Duration) {
+    let started = now();
+    let error = world.post().send().await.expect_err("an error");
+    (error, now() - started)
+}
+
+// Timeouts.
+
+#[tokio::test(start_paused = true)]
+async fn the_default_attempt_timeout_binds_all_but_the_last_admissible_provider() {
+    let slow = ok().after(secs(300));
+    let world =
+        World::of([("first", Does::hang()), ("second", Does::hang()), ("third", slow.clone())]);
+    let started = now();
+    let response = world.post().send().await.unwrap();
+    assert_eq!(now() - started, secs(120 + 120 + 300));
+    let report = Report::of(&response).unwrap();
+    let expected = [("first", Reason::Timeout), ("second", Reason::Timeout), ("third", Reason::Ok)];
+    assert_eq!(reasons(report), expected);
+    assert_eq!(report.attempts()[0].elapsed(), secs(120));
+    assert!(report.attempts()[0].maybe_processed() && !report.attempts()[2].maybe_processed());
+
+    // The last admissible one is not the last of the list where the others are out.
+    world.tell("first", slow);
+    world.chain.isolate("second").unwrap();
+    world.break_it("third").await;
+    let started = now();
+    assert_eq!(world.ask().await, "first");
+    assert_eq!(now() - started, secs(300));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_default_attempt_timeout_binds_nobody_where_there_is_one_provider() {
+    let world = World::of([("only", ok().after(secs(599)))]);
+    assert_eq!(world.ask().await, "only");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_explicit_attempt_timeout_binds_the_last_provider_too() {
+    let hanging = [("first", Does::hang()), ("second", Does::hang())];
+    let world = World::with(hanging.clone(), |chain| chain.attempt_timeout(secs(7)));
+    let (error, elapsed) = failure(&world).await;
+    assert_eq!(elapsed, secs(14));
+    let failed = FailoverError::find(&error).unwrap();
+    assert!(failed.is_timeout() && !failed.is_connect());
+    assert_eq!(reasons(failed.report()), [("first", Reason::Timeout), ("second", Reason::Timeout)]);
+
+    // A provider's own limit goes before the chain's, shorter or longer.
+    let providers = vec![
+        provider("first").attempt_timeout(secs(3)),
+        provider("second").attempt_timeout(secs(20)),
+    ];
+    let world = World::of_providers(providers, hanging, |chain| chain.attempt_timeout(secs(7)));
+    assert_eq!(failure(&world).await.1, secs(23));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_at_the_last_moment_is_in_time() {
+    let world =
+        World::with([("first", ok().after(secs(7))), ("second", ok().after(ms(7_001)))], |chain| {
+            chain.attempt_timeout(secs(7))
+        });
+    assert_eq!(world.ask().await, "first");
+    world.chain.isolate("first").unwrap();
+    let (error, elapsed) = failure(&world).await;
+    assert!(FailoverError::find(&error).unwrap().is_timeout());
+    assert_eq!(elapsed, secs(7));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_total_timeout_is_exact() {
+    let hanging = ["first", "second", "third", "fourth"].map(|name| (name, Does::hang()));
+    let world = World::with(hanging, |chain| chain.attempt_timeout(secs(2)).total_timeout(secs(5)));
+    let (error, elapsed) = failure(&world).await;
+    assert_eq!(elapsed, secs(5));
+    let failed = FailoverError::find(&error).unwrap();
+    assert!(failed.is_timeout());
+    let elapsed: Vec<_> = failed.report().attempts().iter().map(|a| a.elapsed()).collect();
+    assert_eq!(elapsed, [secs(2), secs(2), secs(1)]);
+    assert_eq!(failed.report().elapsed(), secs(5));
+    assert_eq!(world.asked("fourth"), 0);
+
+    let world = World::of([("only", Does::hang())]);
+    assert_eq!(failure(&world).await.1, secs(600));
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_is_asked_at_the_very_moment_when_time_is_up() {
+    let world =
+        World::with([("first", Does::status(500).after(secs(5))), ("second", ok())], |chain| {
+            chain.total_timeout(secs(5))
+        });
+    let response = world.post().send().await.unwrap();
+    assert_eq!(response.status(), 500, "the last outcome");
+    assert_eq!(world.all_asked(), ["first"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_total_timeout_covers_the_reading_of_a_streamed_body() {
+    let settings = |chain: reqwest_failover::ProviderChainBuilder| chain.total_timeout(secs(5));
+    let world = World::with([("first", ok()), ("second", ok())], settings);
+    let started = now();
+    let request = world.post().header("content-length", "4").body(silence());
+    let error = request.send().await.unwrap_err();
+    assert_eq!(now() - started, secs(5));
+    let failed = FailoverError::find(&error).unwrap();
+    assert!(failed.is_timeout());
+    assert!(failed.report().attempts().is_empty() && world.all_asked().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_total_timeout_covers_the_reading_of_failed_bodies() {
+    let failing = Does::answer(500, &[], silence).after(ms(900));
+    let world = World::with([("only", failing)], |chain| {
+        chain.on_exhausted(Exhausted::Error).total_timeout(secs(1))
+    });
+    assert_eq!(failure(&world).await.1, secs(1));
+    // With time to spare it is 250 ms.
+    let world = World::with([("only", Does::answer(500, &[], silence))], |chain| {
+        chain.on_exhausted(Exhausted::Error)
+    });
+    assert_eq!(failure(&world).await.1, ms(250));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_streams_on_for_as_long_as_it_likes() {
+    let endless = || {
+        reqwest::Body::wrap_stream(futures_util::stream::unfold(0, |sent| async move {
+            tokio::time::sleep(secs(1_000)).await;
+            (sent < 3).then_some((Ok::<_, std::io::Error>("late "), sent + 1))
+        }))
+    };
+    let world = World::with([("first", Does::answer(200, &[], endless))], |chain| {
+        chain.attempt_timeout(secs(2)).total_timeout(secs(5))
+    });
+    let response = world.post().send().await.unwrap();
+    assert_eq!(response.text().await.unwrap(), "late late late ");
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_limit_is_too_long() {
+    for provider_limit in [Duration::MAX, secs(1)] {
+        let world = World::of_providers(
+            vec![provider("first").attempt_timeout(provider_limit), provider("second")],
+            [("first", ok().after(ms(900))), ("second", Does::hang())],
+            |chain| {
+                let breaker = Breaker::default()
+                    .breaks(Duration::MAX, Duration::MAX)
+                    .window(Duration::MAX)
+                    .consecutive(1);
+                chain.breaker(breaker).total_timeout(Duration::MAX).attempt_timeout(Duration::MAX)
+            },
+        );
+        assert_eq!(world.ask().await, "first");
+        world.chain.set_order(["second", "first"]).unwrap();
+        let waiting = tokio::time::timeout(secs(30 * 24 * 3600), world.post().send());
+        assert!(waiting.await.is_err(), "a month is not the end of all time");
+        assert_eq!(world.of_provider("second").in_flight(), 0);
+
+        world.chain.set_order(["first", "second"]).unwrap();
+        world.tell("first", Does::status(500));
+        world.tell("second", ok());
+        assert_eq!(world.ask().await, "second");
+        assert!(open_until(world.state("first")) > now() + secs(365 * 24 * 3600));
+        assert_eq!(world.ask().await, "second");
+        assert_eq!(world.asked("first"), 2);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn breaks_of_no_length_are_no_breaks() {
+    let world = World::with([("first", Does::status(500)), ("second", ok())], |chain| {
+        chain.breaker(Breaker::default().breaks(Duration::ZERO, Duration::ZERO))
+    });
+    assert_eq!(world.ask_times(20).await, served([("second", 20)]));
+    assert_eq!(world.asked("first"), 20);
+    world.tell("first", ok());
+    assert_eq!(world.ask().await, "first");
+    assert_eq!(world.state("first"), State::Closed);
+}
+
+// The breaker.
+
+#[tokio::test(start_paused = true)]
+async fn a_breaker_opens_after_5_failures_and_closes_after_a_probe() {
+    let world = two(Does::status(500), ok());
+    assert_eq!(world.ask_times(4).await, served([("second", 4)]));
+    assert_eq!(world.state("first"), State::Closed);
+    assert_eq!(world.ask().await, "second");
+    let until = open_until(world.state("first"));
+    let length = until - now();
+    assert!((secs(15)..=secs(30)).contains(&length), "equal jitter: {length:?}");
+    assert_eq!(world.asked("first"), 5);
+    assert!(world.told().contains(&Told::Opened("first".into(), 1)));
+
+    // During the break it is left alone, to the last millisecond.
+    assert_eq!(world.ask_times(100).await, served([("second", 100)]));
+    sleep_until(until - ms(2)).await;
+    assert_eq!(world.ask().await, "second");
+    assert_eq!(world.asked("first"), 5);
+    assert_eq!(world.state("first"), State::Open { until });
+
+    // Then the next request is the probe, and others do not wait for it.
+    sleep_until(until).await;
+    assert_eq!(world.state("first"), State::Open { until }, "`until` is past");
+    world.tell("first", Does::status(500).after(secs(1)));
+    world.told();
+    let probe = world.spawn();
+    tokio::time::sleep(ms(500)).await;
+    assert_eq!(world.state("first"), State::Probing);
+    assert_eq!(world.of_provider("first").in_flight(), 1);
+    assert_eq!(world.ask_times(10).await, served([("second", 10)]));
+    assert_eq!(probe.await.unwrap(), "second");
+    assert_eq!(world.asked("first"), 6);
+    assert_eq!(world.told()[0], Told::Probing("first".into()));
+
+    // It failed: the second break is twice as long.
+    let until = open_until(world.state("first"));
+    let length = until - now();
+    assert!((secs(30)..=secs(60)).contains(&length), "equal jitter: {length:?}");
+
+    // The next one succeeds, and with it the first provider has its traffic back.
+    sleep_until(until).await;
+    world.tell("first", ok());
+    assert_eq!(world.ask().await, "first");
+    assert_eq!(world.state("first"), State::Closed);
+    assert!(world.told().contains(&Told::Closed("first".into())));
+    assert_eq!(world.ask_times(100).await, served([("first", 100)]));
+    assert_eq!(world.of_provider("first").failures(), 6);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_success_in_between_starts_the_count_anew() {
+    let world = two(ok(), ok());
+    for _ in 0..10 {
+        // And never as many failures as successes.
+        world.tell("first", ok());
+        world.ask_times(5).await;
+        world.tell("first", Does::status(500));
+        world.ask_times(4).await;
+    }
+    assert_eq!(world.state("first"), State::Closed);
+    assert_eq!(world.asked("first"), 90);
+}
+
+#[tokio::test(start_paused = true)]
+async fn half_of_10_requests_in_a_minute_open_the_breaker_too() {
+    for (pace, opens) in [(secs(5), true), (secs(7), false)] {
+        let world = two(ok(), ok());
+        for request in 0..10 {
+            assert_eq!(world.state("first"), State::Closed, "{request} requests, {pace:?} apart");
+            let does = if request % 2 == 0 { ok() } else { Does::status(503) };
+            world.tell("first", does);
+            world.ask().await;
+            tokio::time::sleep(pace).await;
+        }
+        assert_eq!(world.state("first") != State::Closed, opens, "{pace:?} apart");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn bad_requests_open_no_breaker_and_hammer_no_dead_provider() {
+    let world = two(Does::status(400), Does::status(400));
+    for _ in 0..100 {
+        assert_eq!(world.post().send().await.unwrap().status(), 400);
+    }
+    assert_eq!(world.state("first"), State::Closed);
+    assert_eq!(world.of_provider("first").failures(), 0);
+
+    world.break_it("first").await;
+    let asked = world.asked("first");
+    for _ in 0..100 {
+        assert_eq!(world.post().send().await.unwrap().status(), 400);
+    }
+    assert_eq!(world.asked("first"), asked);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_thousand_requests_at_the_end_of_a_break_are_one_probe() {
+    for (does, by_first) in [(ok(), 1), (Does::status(500), 0), (Does::hang(), 0)] {
+        let world = two(does.after(secs(1)), ok());
+        let until = world.break_it("first").await;
+        sleep_until(until).await;
+        let (asked, _) = (world.asked("first"), world.told());
+        let answers = world.ask_at_once(1_000).await;
+        assert_eq!(answers.get("first").copied().unwrap_or_default(), by_first);
+        assert_eq!(answers.values().sum::<usize>(), 1_000);
+        assert_eq!(world.asked("first") - asked, 1);
+        let probes = world.told().iter().filter(|told| matches!(told, Told::Probing(_))).count();
+        assert_eq!(probes, 1);
+        assert_eq!(world.of_provider("first").in_flight(), 0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_thousand_requests_on_four_threads_are_one_probe() {
+    let answer = Arc::new(Notify::new());
+    let world = World::with([("first", ok().when(&answer)), ("second", ok())], |chain| {
+        chain.breaker(Breaker::default().breaks(ms(1), ms(1)))
+    });
+    world.break_it("first").await;
+    tokio::time::sleep(ms(5)).await;
+    let asked = world.asked("first");
+    let mut answers: FuturesUnordered<_> = (0..1_000).map(|_| world.spawn()).collect();
+    for _ in 0..999 {
+        let served = tokio::time::timeout(secs(20), answers.next()).await;
+        assert_eq!(served.expect("not more than one waits").unwrap().unwrap(), "second");
+    }
+    assert_eq!(world.asked("first") - asked, 1);
+    answer.notify_one();
+    assert_eq!(answers.next().await.unwrap().unwrap(), "first");
+    assert_eq!(world.state("first"), State::Closed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_cannot_be_replayed_is_no_probe_while_another_is_admissible() {
+    let world = two(ok(), ok());
+    let until = world.break_it("first").await;
+    let asked = world.asked("first");
+    sleep_until(until).await;
+    for _ in 0..10 {
+        let response = world.post().body(once()).send().await.unwrap();
+        let report = Report::of(&response).unwrap();
+        assert_eq!(report.served_by(), Some("second"));
+        assert!(report.attempts()[0].not_replayable());
+    }
+    assert_eq!(world.asked("first"), asked);
+    assert_eq!(world.state("first"), State::Open { until }, "the probe is still due");
+    assert_eq!(world.ask().await, "first");
+    assert_eq!(world.state("first"), State::Closed);
+
+    // Where nobody is admissible it is, and is sent once.
+    let until = world.break_it("first").await;
+    world.break_it("second").await;
+    sleep_until(until).await;
+    world.tell("first", Does::status(500).after(secs(1)));
+    let asked = world.all_asked().len();
+    let request = tokio::spawn(world.post().body(once()).send());
+    tokio::time::sleep(ms(500)).await;
+    assert_eq!(world.state("first"), State::Probing);
+    assert_eq!(request.await.unwrap().unwrap().status(), 500);
+    assert_eq!(world.all_asked().len(), asked + 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_probe_that_says_nothing_about_health_closes_or_leaves_its_lease() {
+    for (does, expected) in [
+        (Does::status(400), "Closed"),
+        (Does::status(302), "Closed"),
+        (Does::hint(429, "retry-after", "9"), "CoolingDown"),
+        (Does::fail(), "Open"),
+    ] {
+        let world = two(does, ok());
+        let until = world.break_it("first").await;
+        sleep_until(until).await;
+        assert_eq!(world.ask().await, "second");
+        let state = format!("{:?}", world.state("first"));
+        assert!(state.starts_with(expected), "{state} is not {expected}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn old_failures_do_not_reopen_a_breaker_that_recovered() {
+    let world = two(Does::status(500).after(secs(60)), ok());
+    let hung: Vec<_> = (0..20).map(|_| world.spawn()).collect();
+    tokio::time::sleep(ms(1)).await;
+    assert_eq!(world.of_provider("first").in_flight(), 20);
+    sleep_until(world.break_it("first").await).await;
+    world.tell("first", ok());
+    assert_eq!(world.ask().await, "first");
+    for hung in hung {
+        assert_eq!(hung.await.unwrap(), "second");
+    }
+    assert_eq!(world.of_provider("first").failures(), 25);
+    assert_eq!(world.state("first"), State::Closed);
+    assert_eq!(world.ask().await, "first");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_old_success_does_not_close_a_breaker() {
+    let world = two(ok().after(secs(5)), ok());
+    let slow = world.spawn();
+    tokio::time::sleep(ms(1)).await;
+    let until = world.break_it("first").await;
+    assert_eq!(slow.await.unwrap(), "first");
+    assert_eq!(world.state("first"), State::Open { until });
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_is_never_refused_untried_when_all_breakers_are_open() {
+    let world = World::of([("first", ok()), ("second", ok()), ("third", ok())]);
+    let mut reopening = Vec::new();
+    for name in ["first", "second", "third"] {
+        reopening.push((world.break_it(name).await, name));
+        world.tell(name, Does::status(500));
+    }
+    reopening.sort();
+    let names: Vec<_> = reopening.iter().map(|(_, name)| *name).collect();
+    let asked = world.all_asked().len();
+    assert_eq!(world.post().send().await.unwrap().status(), 500);
+    assert_eq!(world.all_asked()[asked..], names, "by the time they reopen, each once");
+    // Out of turn, a failure is no news.
+    for (until, name) in reopening {
+        assert_eq!(world.state(name), State::Open { until });
+    }
+    // A success is.
+    world.tell("third", ok());
+    assert_eq!(world.ask().await, "third");
+    assert_eq!(world.state("third"), State::Closed);
+    let asked = world.all_asked().len();
+    assert_eq!(world.ask().await, "third");
+    assert_eq!(world.all_asked().len(), asked + 1, "the others are left alone again");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_passed_over_are_asked_only_after_a_fault_of_somebody() {
+    let world = two(ok(), Does::status(500));
+    world.break_it("first").await;
+    assert_eq!(world.ask().await, "first", "the second one failed");
+    world.break_it("first").await;
+    world.tell("second", Does::status(404));
+    let asked = world.asked("first");
+    assert_eq!(world.post().send().await.unwrap().status(), 404);
+    assert_eq!(world.asked("first"), asked);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_provider_that_hangs_for_10_minutes_is_asked_once_per_break() {
+    let world = World::with([("first", Does::hang()), ("second", ok())], |chain| {
+        chain.attempt_timeout(secs(10))
+    });
+    let begun = now();
+    let mut asked = Vec::new();
+    while now() - begun < secs(600) {
+        asked.push(world.spawn());
+        tokio::time::sleep(ms(500)).await;
+    }
+    let requests = asked.len();
+    for asked in asked {
+        assert_eq!(asked.await.unwrap(), "second");
+    }
+    let told = world.told();
+    let count = |wanted: fn(&Told) -> bool| told.iter().filter(|told| wanted(told)).count();
+    let breaks = count(|told| matches!(told, Told::Opened(..)));
+    let probes = count(|told| matches!(told, Told::Probing(_)));
+    let opened = told.iter().position(|told| matches!(told, Told::Opened(..))).unwrap();
+    let is_first = |told: &&Told| **told == Told::Started("first".into());
+    let before = told[..opened].iter().filter(is_first).count();
+    let after = told[opened..].iter().filter(is_first).count();
+    println!("{requests} requests, {before} before the breaker opened, {breaks} breaks");
+    // The last break is still on.
+    assert_eq!((after, probes), (breaks - 1, breaks - 1), "one attempt per break, the probe");
+    // 15–30, 30–60, 60–120, 120–240 and 150–300 s, and 10 s for each probe.
+    assert!((3..=6).contains(&breaks), "{breaks} breaks");
+    // At two a second, the fifth timeout is 12 s from the first request.
+    assert!((5..=25).contains(&before), "{before} before the breaker opened");
+}
+
+// Cooldowns.
+
+#[tokio::test(start_paused = true)]
+async fn a_provider_rests_for_as_long_as_it_says() {
+    let date = httpdate::fmt_http_date(SystemTime::now() + secs(60));
+    for (status, header, value, least, most) in [
+        (429, "retry-after", "7", ms(7_000), ms(7_000)),
+        (429, "retry-after", "2.5", ms(2_500), ms(2_500)),
+        (429, "retry-after-ms", "2345", ms(2_345), ms(2_345)),
+        (429, "retry-after-ms", "1", ms(1_000), ms(1_000)),
+        (429, "retry-after", "0", ms(1_000), ms(1_000)),
+        (429, "retry-after", "135734", secs(300), secs(300)),
+        (429, "retry-after", &date, secs(50), secs(60)),
+        (429, "retry-after", "Thu, 01 Jan 1970 00:00:00 GMT", ms(1_000), ms(1_000)),
+        (429, "retry-after", "Fri, 31 Dec 9999 23:59:59 GMT", secs(300), secs(300)),
+        // No hint: the first of 5 s, 10 s, …
+        (429, "retry-after", "-10", secs(5), secs(5)),
+        (429, "retry-after", "NaN", secs(5), secs(5)),
+        (429, "retry-after", "1e35", secs(5), secs(5)),
+        (429, "x-nothing", "7", secs(5), secs(5)),
+        (503, "retry-after", "7", secs(7), secs(7)),
+    ] {
+        let world = two(Does::hint(status, header, value), ok());
+        assert_eq!(world.ask().await, "second");
+        let until = cooling_until(world.state("first"));
+        let length = until - now();
+        assert!((least..=most).contains(&length), "{status} {header}: {value}: {length:?}");
+        assert_eq!(world.ask_times(50).await, served([("second", 50)]));
+        sleep_until(until - ms(2)).await;
+        assert_eq!(world.ask().await, "second");
+        assert_eq!((world.asked("first"), world.of_provider("first").failures()), (1, 0));
+        sleep_until(until).await;
+        assert_eq!(world.state("first"), State::Closed);
+        world.tell("first", ok());
+        assert_eq!(world.ask().await, "first");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn cooldowns_without_a_hint_double_and_a_success_ends_that() {
+    let world = two(Does::status(429), ok());
+    for length in [5, 10, 20, 40, 80, 160, 300, 300] {
+        assert_eq!(world.ask().await, "second");
+        let until = cooling_until(world.state("first"));
+        assert_eq!(until - now(), secs(length));
+        sleep_until(until).await;
+    }
+    assert_eq!(world.asked("first"), 8);
+    assert_eq!(world.of_provider("first").failures(), 0);
+    world.tell("first", ok());
+    assert_eq!(world.ask().await, "first");
+    world.tell("first", Does::status(429));
+    world.ask().await;
+    assert_eq!(cooling_until(world.state("first")) - now(), secs(5));
+}
+
+#[tokio::test(start_paused = true)]
+async fn ten_requests_that_are_limited_at_once_are_one_cooldown() {
+    let world = two(Does::status(429).after(secs(1)), ok());
+    assert_eq!(world.ask_at_once(10).await, served([("second", 10)]));
+    assert_eq!(world.asked("first"), 10);
+    let until = cooling_until(world.state("first"));
+    assert_eq!(until - now(), secs(5));
+    sleep_until(until).await;
+    world.ask().await;
+    assert_eq!(cooling_until(world.state("first")) - now(), secs(10), "one step, not ten");
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_breaker_the_first_provider_is_always_asked_first() {
+    let world =
+        World::with([("first", Does::status(500)), ("second", ok())], |chain| chain.no_breaker());
+    for does in [Does::status(500), Does::hint(429, "retry-after", "60"), Does::status(401)] {
+        world.tell("first", does);
+        assert_eq!(world.ask_times(50).await, served([("second", 50)]));
+        assert_eq!(world.state("first"), State::Closed);
+    }
+    let asked = world.all_asked();
+    assert!(asked.chunks(2).all(|pair| pair == ["first", "second"]), "{asked:?}");
+    assert_eq!(world.of_provider("first").attempts(), 150);
+}
+
+// What a user may change.
+
+#[tokio::test(start_paused = true)]
+async fn an_isolated_provider_is_not_asked_until_it_is_restored() {
+    let world = two(ok(), Does::status(500));
+    world.chain.isolate("first").unwrap();
+    assert_eq!(world.state("first"), State::Isolated);
+    assert_eq!(world.post().send().await.unwrap().status(), 500, "not even as a last resort");
+    assert_eq!(world.asked("first"), 0);
+    world.chain.restore("first").unwrap();
+    assert_eq!(world.ask().await, "first");
+
+    // It stands as its health has it.
+    let until = world.break_it("first").await;
+    world.chain.isolate("first").unwrap();
+    assert_eq!(world.state("first"), State::Isolated);
+    world.chain.restore("first").unwrap();
+    assert_eq!(world.state("first"), State::Open { until });
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_all_are_isolated_there_is_an_error_and_no_attempt() {
+    let world = two(ok(), ok());
+    world.chain.isolate("first").unwrap();
+    world.chain.isolate("second").unwrap();
+    let (error, elapsed) = failure(&world).await;
+    let failed = FailoverError::find(&error).unwrap();
+    assert!(failed.report().attempts().is_empty() && !failed.is_timeout());
+    assert_eq!((elapsed, world.all_asked().len()), (Duration::ZERO, 0));
+    assert_eq!(world.chain.snapshot().exhausted(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn isolating_does_not_disturb_an_attempt_in_flight() {
+    let world = two(ok().after(secs(2)), ok());
+    let slow = world.spawn();
+    tokio::time::sleep(secs(1)).await;
+    world.chain.isolate("first").unwrap();
+    assert_eq!(slow.await.unwrap(), "first");
+    assert_eq!(world.state("first"), State::Isolated);
+    assert_eq!(world.of_provider("first").in_flight(), 0);
+
+    // But it is not asked any more, also by those in flight.
+    world.chain.restore("first").unwrap();
+    world.tell("first", Does::status(500).after(secs(2)));
+    world.chain.isolate("second").unwrap();
+    world.chain.restore("second").unwrap();
+    let slow = tokio::spawn(world.post().send());
+    tokio::time::sleep(secs(1)).await;
+    world.chain.isolate("second").unwrap();
+    assert_eq!(slow.await.unwrap().unwrap().status(), 500);
+    assert_eq!(world.asked("second"), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn isolating_a_provider_that_is_probed_wedges_nothing() {
+    let world = two(ok().after(secs(2)), ok());
+    sleep_until(world.break_it("first").await).await;
+    let probe = world.spawn();
+    tokio::time::sleep(secs(1)).await;
+    assert_eq!(world.state("first"), State::Probing);
+    world.chain.isolate("first").unwrap();
+    assert_eq!(probe.await.unwrap(), "first");
+    world.chain.restore("first").unwrap();
+    assert_eq!(world.state("first"), State::Closed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_in_flight_keep_the_order_that_they_began_with() {
+    let slow = Does::status(500).after(secs(2));
+    let world = World::of([("first", slow), ("second", ok()), ("third", ok())]);
+    let in_flight = world.spawn();
+    tokio::time::sleep(secs(1)).await;
+    world.chain.set_order(["third", "first", "second"]).unwrap();
+    assert_eq!(world.ask().await, "third");
+    assert_eq!(in_flight.await.unwrap(), "second");
+    assert_eq!(world.all_asked(), ["first", "third", "second"]);
+    let names: Vec<_> =
+        world.chain.snapshot().providers().iter().map(|p| p.name().to_owned()).collect();
+    assert_eq!(names, ["third", "first", "second"]);
+    assert_eq!(world.chain.snapshot().switched(), 1, "the one that began with another first");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_provider_keeps_its_health_when_the_order_changes() {
+    let world = World::of([("first", ok()), ("second", ok()), ("third", ok())]);
+    let until = world.break_it("second").await;
+    world.chain.set_order(["second", "third", "first"]).unwrap();
+    assert_eq!(world.state("second"), State::Open { until });
+    assert_eq!(world.ask().await, "third");
+}
+
+#[test]
+fn an_unknown_name_is_an_error_that_lists_the_known() {
+    let world = two(ok(), ok());
+    let chain = &world.chain;
+    for error in [
+        chain.isolate("frist").unwrap_err(),
+        chain.restore("frist").unwrap_err(),
+        chain.set_order(["frist", "second"]).unwrap_err(),
+    ] {
+        assert_eq!(error.provider(), Some("frist"));
+        assert!(error.to_string().contains("first, second"), "{error}");
+    }
+    for (order, problem) in [
+        (&["first"][..], "first, second"),
+        (&[], "first, second"),
+        (&["first", "second", "first"], "twice"),
+    ] {
+        let error = chain.set_order(order).unwrap_err();
+        assert!(error.to_string().contains(problem), "{error}");
+    }
+    let names: Vec<_> = chain.snapshot().providers().iter().map(|p| p.name().to_owned()).collect();
+    assert_eq!(names, ["first", "second"], "nothing changed");
+}
+
+// What a snapshot counts.
+
+#[tokio::test(start_paused = true)]
+async fn a_snapshot_counts_requests_and_attempts() {
+    let world = two(ok(), ok());
+    let counts = || {
+        let snapshot = world.chain.snapshot();
+        (snapshot.requests(), snapshot.switched(), snapshot.exhausted(), snapshot.unclaimed())
+    };
+    let of = |name| {
+        let provider = world.of_provider(name);
+        (provider.attempts(), provider.served(), provider.failures(), provider.in_flight())
+    };
+    assert_eq!((counts(), of("first"), of("second")), ((0, 0, 0, 0), (0, 0, 0, 0), (0, 0, 0, 0)));
+
+    world.ask_times(3).await;
+    assert_eq!((counts(), of("first")), ((3, 0, 0, 0), (3, 3, 0, 0)));
+
+    world.tell("first", Does::status(500));
+    world.ask().await;
+    assert_eq!((counts(), of("first"), of("second")), ((4, 1, 0, 0), (4, 3, 1, 0), (1, 1, 0, 0)));
+
+    // What is no failure of the provider is not counted as one.
+    world.tell("first", Does::status(400));
+    world.tell("second", Does::status(500));
+    assert_eq!(world.post().send().await.unwrap().status(), 500);
+    assert_eq!((counts(), of("first"), of("second")), ((5, 1, 1, 0), (5, 3, 1, 0), (2, 1, 1, 0)));
+
+    let elsewhere = world.client.get("https://elsewhere.test/v1/models").send().await.unwrap();
+    assert!(Report::of(&elsewhere).is_none());
+    assert_eq!(counts(), (5, 1, 1, 1));
+
+    // In flight is where it is now, and a request counts when it is over.
+    world.tell("first", Does::status(500).after(secs(2)));
+    world.tell("second", ok().after(secs(2)));
+    let slow = world.spawn();
+    tokio::time::sleep(secs(1)).await;
+    assert_eq!((counts(), of("first"), of("second")), ((5, 1, 1, 1), (6, 3, 1, 1), (2, 1, 1, 0)));
+    tokio::time::sleep(secs(2)).await;
+    assert_eq!((of("first"), of("second")), ((6, 3, 2, 0), (3, 1, 1, 1)));
+    slow.await.unwrap();
+    assert_eq!((counts(), of("second")), ((6, 2, 1, 1), (3, 2, 1, 0)));
+
+    // Dropped: over, and neither served nor exhausted.
+    let dropped = tokio::time::timeout(secs(1), world.post().send());
+    assert!(dropped.await.is_err());
+    assert_eq!((counts(), of("first")), ((7, 2, 1, 1), (7, 3, 2, 0)));
+}
+
+#[test]
+fn a_closure_may_ask_and_change_the_chain_that_calls_it() {
+    // A deadlock would hang: it is looked for from another thread.
+    let (done, is_done) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+        runtime.unwrap().block_on(async {
+            let cell = Arc::new(OnceLock::<ProviderChain>::new());
+            let meddle = {
+                let cell = cell.clone();
+                move || {
+                    let Some(chain) = cell.get() else { return };
+                    assert_eq!(chain.snapshot().providers().len(), 2);
+                    chain.set_order(["first", "second"]).unwrap();
+                    chain.isolate("second").unwrap();
+                    chain.restore("second").unwrap();
+                }
+            };
+            let [observe, classify, route, prepare, token] = [(); 5].map(|()| meddle.clone());
+            let first = provider("first").prepare(move |_| {
+                prepare();
+                Ok::<_, std::io::Error>(())
+            });
+            let second = terminal::keyless("second").bearer_from(move || {
+                token();
+                async { Ok::<_, std::io::Error>("token".to_owned()) }
+            });
+            let seen = Arc::new(std::sync::Mutex::new(std::collections::BTreeSet::new()));
+            let kinds = seen.clone();
+            let world = World::of_providers(
+                vec![first, second],
+                [("first", Does::status(500)), ("second", ok())],
+                |chain| {
+                    chain
+                        .observe(move |event: &Event<'_>| {
+                            let name = format!("{event:?}");
+                            let name = name.split([' ', '{']).next().unwrap().to_owned();
+                            terminal::lock(&kinds).insert(name);
+                            observe();
+                        })
+                        .classify(move |outcome| {
+                            classify();
+                            reqwest_failover::Verdict::standard(outcome)
+                        })
+                        .route(move |_| {
+                            route();
+                            None::<Route>
+                        })
+                },
+            );
+            cell.set(world.chain.clone()).ok().unwrap();
+            world.client.get("https://elsewhere.test/").send().await.unwrap();
+            world.ask_times(20).await;
+            let until = open_until(world.state("first"));
+            drop(tokio::time::timeout(ms(1), world.post().send()).await);
+            sleep_until(until).await;
+            world.tell("first", ok());
+            assert_eq!(world.ask().await, "first");
+            world.tell("first", Does::status(429));
+            world.tell("second", Does::status(500));
+            world.post().send().await.unwrap();
+            assert_eq!(world.chain.snapshot().callback_panics(), 0);
+            done.send(terminal::lock(&seen).clone()).unwrap();
+        });
+    });
+    let seen = is_done.recv_timeout(secs(20)).expect("no deadlock, and no panic");
+    for kind in [
+        "AttemptStarted",
+        "AttemptFinished",
+        "Switched",
+        "Exhausted",
+        "BreakerOpened",
+        "BreakerClosed",
+        "BreakerProbing",
+        "CoolingDown",
+        "Unclaimed",
+        "SwitchRateHigh",
+        "Finished",
+    ] {
+        assert!(seen.contains(kind), "{kind} was not among {seen:?}");
+    }
+}

@@ -1,0 +1,1175 @@
+//! A key never leaves home: what each provider is sent, and what anyone is shown.
+
+mod support;
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use reqwest::header::{HeaderMap, HeaderValue};
+use reqwest::{Method, Request, Url};
+use reqwest_failover::{
+    Exhausted, FailoverError, Provider, ProviderChain, Reason, Report, Verdict, harden,
+};
+use reqwest_middleware::{ClientBuilder, ClientWithMiddleware, Error};
+
+use support::canary::{CORE, assert_no_foreign_keys, assert_no_key, canary, logs};
+use support::stage::{BODY, Stage, client, line, local, plain};
+use support::{Answer, Place, Received, Script, Server, Step};
+
+fn ms(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+fn failing() -> Answer {
+    Answer::error(500, "broken")
+}
+
+/// An error as anyone might print it: itself, and all its sources.
+fn shown(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = format!("{error} {error:?} {error:#?}");
+    if let Some(source) = error.source() {
+        text += &shown(source);
+    }
+    text
+}
+
+// Scope.
+
+#[tokio::test]
+async fn a_url_outside_the_scope_is_left_alone_and_gets_no_key() {
+    let stage = Stage::two(Answer::ok(), Answer::ok()).await;
+    let other = Server::start(Answer::error(500, "not yours")).await;
+    let (mine, cookie, named) = (canary("caller"), canary("cookie"), canary("named"));
+    let response = stage
+        .client()
+        .post(other.base_url(&format!("/v1/chat/completions?key={named}")))
+        .header("authorization", format!("Bearer {mine}"))
+        .header("cookie", &cookie)
+        .header("api-key", &named)
+        .header("openai-organization", "org-1")
+        .body(BODY)
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(response.status(), 500);
+    assert!(Report::of(&response).is_none());
+    let request = other.only_request();
+    assert_eq!(request.header("authorization"), Some(&*format!("Bearer {mine}")));
+    assert_eq!(request.header("cookie"), Some(&*cookie));
+    assert_eq!(request.header("api-key"), Some(&*named));
+    assert_eq!(request.header("openai-organization"), Some("org-1"));
+    assert!(request.target.starts_with("/v1/chat/completions?key=sk-"), "{}", request.target);
+    assert_eq!(request.text(), BODY);
+    let keys = [&*stage.actors[0].key, &*stage.actors[1].key];
+    assert_no_foreign_keys(&[(&other, &mine)], &keys);
+    assert_no_key(&logs(), &[&mine, &cookie, &named]);
+    stage.assert_untouched();
+}
+
+#[tokio::test]
+async fn only_whole_segments_of_a_base_are_in_scope() {
+    for path in ["/v10/models", "/v1x", "/v", "/", "/V1/models", "/x/v1/models", "//v1/models"] {
+        let stage = Stage::two(failing(), failing()).await;
+        let url = stage.actors[1].server.base_url(path);
+        let response = stage.client().get(url).send().await.unwrap();
+        assert!(Report::of(&response).is_none(), "{path}");
+        let request = stage.actors[1].server.only_request();
+        assert_eq!(request.target, path);
+        assert_eq!(request.header("authorization"), None, "{path}");
+        assert_eq!(stage.actors[0].server.connections(), 0, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn another_name_for_the_same_machine_is_out_of_scope() {
+    let stage = Stage::two(Answer::ok(), Answer::ok()).await;
+    let url = stage.actors[1].url("/models").replace("127.0.0.1", "localhost");
+    let response = stage.client().get(url).send().await.unwrap();
+    assert!(Report::of(&response).is_none());
+    assert_eq!(stage.actors[1].server.only_request().header("authorization"), None);
+}
+
+#[tokio::test]
+async fn the_longest_base_that_matches_wins() {
+    let servers = Stage::two(failing(), Answer::ok()).await;
+    let [short, long] = [&servers.actors[0], &servers.actors[1]];
+    let chain = ProviderChain::of([
+        Provider::new("cometapi", short.server.base_url("/v1")).bearer(&short.key),
+        Provider::new("openai", long.server.base_url("/api")).bearer(&long.key),
+    ]);
+    let chain = chain.claim(short.server.base_url("/v1/special")).claim("http://claimed.test/x/");
+    let client = client(chain);
+    for url in [
+        short.server.base_url("/v1/special/models"),
+        short.server.base_url("/v1/models"),
+        "http://claimed.test/x/models".to_owned(),
+    ] {
+        assert_eq!(client.get(url).send().await.unwrap().status(), 200);
+    }
+    for (actor, prefix) in [(0, "/v1"), (1, "/api")] {
+        for request in servers.requests(actor) {
+            assert_eq!(request.target, format!("{prefix}/models"));
+        }
+    }
+    servers.assert_asked(&[3, 3]);
+}
+
+// Paths.
+
+#[tokio::test]
+async fn a_hidden_dot_segment_is_refused_and_nothing_is_sent() {
+    for suffix in [
+        "/..%2fadmin",
+        "/..%2Fadmin",
+        "/a/..%2f..%2fadmin",
+        "/%2e%2e%2fadmin",
+        "/%2e%2fadmin",
+        "/..%5cadmin",
+        "/..%5Cadmin",
+        "/a%5c..%5cb",
+        "/%5c..",
+        "/%2e%2e%5cadmin",
+        "/a%2f..",
+        "/..;/admin",
+        "/..;a=b/admin",
+        "/.;/admin",
+        "/a/..%3b/admin",
+        "/..%3Bx=y/admin",
+        "/%252e%252e/admin",
+        "/%252e/admin",
+        "/%252E%252E/admin",
+        "/a%252f..%252fb",
+        "/..%252fadmin",
+        "/..%255cadmin",
+        "/%252e%252e%252fadmin",
+        "/%25252e/../..%2f",
+        "/.%252e/admin",
+        "/%2e%252e/admin",
+        "/files/..%2f?x=1",
+        "/%252e%252e%253badmin/x",
+    ] {
+        let stage = Stage::two(Answer::ok(), Answer::ok()).await;
+        let url = stage.actors[1].url(suffix);
+        let path = Url::parse(&url).unwrap().path().to_owned();
+        if !path.starts_with("/v1/") {
+            panic!("{suffix} is no test: `url` itself resolves it to {path}");
+        }
+        let error = stage.client().get(url).send().await.expect_err(suffix);
+        assert!(FailoverError::find(&error).is_some(), "{suffix}: {error}");
+        stage.hear(shown(&error));
+        stage.assert_untouched();
+    }
+}
+
+#[tokio::test]
+async fn a_plain_dot_segment_is_in_or_out_of_scope_as_the_url_says() {
+    for (suffix, target) in [
+        ("/../admin", "/admin"),
+        ("/%2e%2e/admin", "/admin"),
+        ("/.%2E/admin", "/admin"),
+        ("/a/../../admin", "/admin"),
+        ("\\..\\admin", "/admin"),
+        ("/../v10/x", "/v10/x"),
+    ] {
+        let stage = Stage::two(Answer::ok(), Answer::ok()).await;
+        let response = stage.client().get(stage.actors[1].url(suffix)).send().await.unwrap();
+        assert!(Report::of(&response).is_none(), "{suffix}");
+        let request = stage.actors[1].server.only_request();
+        assert_eq!(request.target, target, "{suffix}");
+        assert_eq!(request.header("authorization"), None, "{suffix}");
+        assert_eq!(stage.actors[0].server.connections(), 0, "{suffix}");
+    }
+    for (suffix, target) in [("/a/../b", "/v1/b"), ("/%2e/b", "/v1/b"), ("\\b", "/v1/b")] {
+        let stage = Stage::two(failing(), Answer::ok()).await;
+        let response = stage.client().get(stage.actors[1].url(suffix)).send().await.unwrap();
+        assert_eq!(response.status(), 200);
+        stage.assert_asked(&[1, 1]);
+        assert_eq!(stage.requests(0)[0].target, target, "{suffix}");
+    }
+}
+
+#[tokio::test]
+async fn the_suffix_arrives_byte_for_byte() {
+    for suffix in [
+        "",
+        "/",
+        "//",
+        "//models",
+        "/models/",
+        "//evil.example/x",
+        "/org%2Fname",
+        "/org%2fname",
+        "/models/org%2Fname/x%20y",
+        "/a//b///c",
+        "/@evil.example/",
+        "/:80/x",
+        "/a;b=c/d",
+        "/...",
+        "/..x/y..",
+        "/%zz",
+        "/%",
+        "/%2",
+        "/a%00b",
+        "/%C3%A9",
+        "/a+b",
+        "/~!$&'()*,=|^",
+        "/.well-known",
+        "/x?",
+        "/x?a=%2e%2e/%2F..;/",
+        "/x?b=1&a=2&b=3&&=&c",
+        "/x?a=b?c=d",
+        "/x?a=%zz+%20",
+    ] {
+        let stage = Stage::two(failing(), Answer::ok()).await;
+        let url = stage.actors[1].url(suffix);
+        let response = stage.client().get(&url).send().await.unwrap();
+        assert_eq!(response.status(), 200, "{suffix}");
+        // What `url` made of it is what a plain client sends.
+        let expected = path_and_query(&url);
+        assert_eq!(expected, format!("/v1{suffix}"));
+        for actor in 0..2 {
+            assert_eq!(stage.requests(actor)[0].target, expected);
+        }
+        stage.assert_asked(&[1, 1]);
+    }
+}
+
+#[tokio::test]
+async fn a_fragment_stays_at_home() {
+    let stage = Stage::two(failing(), Answer::ok()).await;
+    let url = stage.actors[1].url("/models?a=1#secret");
+    assert_eq!(stage.client().get(url).send().await.unwrap().status(), 200);
+    assert_eq!(stage.requests(0)[0].target, "/v1/models?a=1");
+    assert_eq!(stage.requests(1)[0].target, "/v1/models?a=1");
+}
+
+fn path_and_query(url: &str) -> String {
+    let url = Url::parse(url).unwrap();
+    let query = url.query().map(|query| format!("?{query}")).unwrap_or_default();
+    format!("{}{query}", url.path())
+}
+
+/// Sends a request to `asked` below the second's base and says where it arrived at both.
+async fn arrives(bases: [&str; 2], asked: &str) -> [String; 2] {
+    let stage = Stage::two(failing(), Answer::ok()).await;
+    let provider = |at: usize| {
+        let actor = &stage.actors[at];
+        Provider::new(actor.name, actor.server.base_url(bases[at])).bearer(&actor.key)
+    };
+    let client = client(ProviderChain::of([provider(0), provider(1)]));
+    let url = stage.actors[1].server.base_url(asked);
+    let response = client.get(&url).send().await.unwrap();
+    assert_eq!(response.status(), 200, "{url} with {bases:?}");
+    stage.assert_asked(&[1, 1]);
+    [0, 1].map(|actor| {
+        let request = stage.requests(actor).remove(0);
+        let host = format!("127.0.0.1:{}", stage.actors[actor].server.port());
+        assert_eq!(request.header("host"), Some(&*host));
+        request.target
+    })
+}
+
+#[tokio::test]
+async fn every_form_of_base_keeps_its_prefix_and_the_suffix() {
+    #[rustfmt::skip]
+    let table = [
+        (["/v1", "/v1"], "/v1/models", ["/v1/models", "/v1/models"]),
+        (["/v1/", "/v1"], "/v1/models", ["/v1/models", "/v1/models"]),
+        (["/v1", "/v1/"], "/v1/models", ["/v1/models", "/v1/models"]),
+        (["/v1/", "/v1/"], "/v1/models", ["/v1/models", "/v1/models"]),
+        (["", "/v1"], "/v1/models", ["/models", "/v1/models"]),
+        (["/v1", ""], "/models", ["/v1/models", "/models"]),
+        (["/", ""], "/models", ["/models", "/models"]),
+        (["/v1", "/"], "/v1/models", ["/v1/v1/models", "/v1/models"]),
+        (["/api/openai/v1", "/v1"], "/v1/models?x=1", ["/api/openai/v1/models?x=1", "/v1/models?x=1"]),
+        (["/v1", "/api/v2/"], "/api/v2/files/org%2Fname", ["/v1/files/org%2Fname", "/api/v2/files/org%2Fname"]),
+        (["/a%2Fb", "/v1"], "/v1/x", ["/a%2Fb/x", "/v1/x"]),
+        (["/v10", "/v1"], "/v1/models", ["/v10/models", "/v1/models"]),
+        (["/v1", "/v10"], "/v10/models", ["/v1/models", "/v10/models"]),
+        (["/v2", "/v1"], "/v1//models", ["/v2//models", "/v1//models"]),
+    ];
+    for (bases, asked, expected) in table {
+        assert_eq!(arrives(bases, asked).await, expected, "{bases:?} {asked}");
+    }
+}
+
+#[tokio::test]
+async fn a_base_on_ipv6_is_served_like_any_other() {
+    let Some(v6) = Server::start_v6(failing()).await else { return };
+    let stage = Stage::of([("openai", Answer::ok().into())]).await;
+    let key = stage.secret("cometapi");
+    let first = Provider::new("cometapi", v6.base_url("/v1/")).bearer(&key);
+    let client = client(ProviderChain::of([first, stage.actors[0].provider()]));
+    for base in [v6.base_url("/v1"), v6.base_url("/v1").replace("[::1]", "[0:0::0:1]")] {
+        let response = client.get(format!("{base}/models")).send().await.unwrap();
+        assert_eq!(
+            line(Report::of(&response).unwrap()),
+            "cometapi 500 in # ms → openai 200 in # ms"
+        );
+    }
+    for request in v6.requests() {
+        assert_eq!(request.header("host"), Some(&*format!("[::1]:{}", v6.port())));
+        assert_eq!(request.header("authorization"), Some(&*format!("Bearer {key}")));
+        assert_eq!(request.target, "/v1/models");
+    }
+    assert_eq!(v6.requests().len(), 2);
+    stage.assert_asked(&[2]);
+    assert_no_foreign_keys(&[(&v6, &key)], &[&key, &stage.actors[0].key]);
+}
+
+#[tokio::test]
+async fn a_base_with_a_host_in_capitals_is_the_same() {
+    let stage = Stage::two(Answer::ok(), Answer::ok()).await;
+    let base = stage.actors[0].url("").replace("http://127.0.0.1", "HTTP://LocalHost");
+    let provider = Provider::new("cometapi", base).bearer(&stage.actors[0].key);
+    let url = stage.actors[0].url("/models").replace("127.0.0.1", "localhost");
+    let response = client(ProviderChain::of([provider])).get(url).send().await.unwrap();
+    assert_eq!(response.status(), 200);
+    stage.assert_asked(&[1, 0]);
+}
+
+// What the caller put on the request.
+
+#[tokio::test]
+async fn the_callers_credentials_reach_nobody() {
+    let stage = Stage::two(failing(), Answer::ok()).await;
+    let client = stage.client();
+    let mut headers = HeaderMap::new();
+    for name in [
+        "cookie",
+        "authorization",
+        "proxy-authorization",
+        "x-api-key",
+        "api-key",
+        "x-goog-api-key",
+        "openai-organization",
+        "openai-project",
+    ] {
+        headers.append(name, stage.secret(name).parse().unwrap());
+        headers.append(name, stage.secret(name).parse().unwrap());
+    }
+    let mut sensitive = HeaderValue::from_str(&stage.secret("custom")).unwrap();
+    sensitive.set_sensitive(true);
+    headers.append("x-custom", sensitive);
+    headers.append("host", HeaderValue::from_static("evil.example"));
+    headers.append("x-request-id", HeaderValue::from_static("42"));
+    headers.append("idempotency-key", HeaderValue::from_static("once"));
+    headers.append("accept", HeaderValue::from_static("text/event-stream"));
+    let names = ["key", "api_key", "api-key", "access_token", "k%65y"];
+    let query: String = names
+        .iter()
+        .map(|name| format!("&{name}={}", stage.secret(name).replace('+', "%2B")))
+        .collect();
+    let url = stage.actors[1].url(&format!("/models?a=%2F1{query}&monkey=3&b=+"));
+    let response = client.post(url).headers(headers).body(BODY).send().await.unwrap();
+    assert_eq!(response.status(), 200);
+    stage.assert_asked(&[1, 1]);
+    for actor in 0..2 {
+        let request = stage.requests(actor).remove(0);
+        let host = format!("127.0.0.1:{}", stage.actors[actor].server.port());
+        assert_eq!(request.header("host"), Some(&*host));
+        assert_eq!(request.header("x-request-id"), Some("42"));
+        assert_eq!(request.header("idempotency-key"), Some("once"));
+        assert_eq!(request.header("accept"), Some("text/event-stream"));
+        assert_eq!(request.target, "/v1/models?a=%2F1&monkey=3&b=+");
+        assert_eq!(request.text(), BODY);
+    }
+}
+
+#[tokio::test]
+async fn a_name_and_password_in_the_url_reach_nobody() {
+    let stage = Stage::two(failing(), Answer::ok()).await;
+    let client = stage.client();
+    let (user, password) = ("me", stage.secret("password"));
+    let mut url = Url::parse(&stage.actors[1].url("/models")).unwrap();
+    url.set_username(user).unwrap();
+    url.set_password(Some(&password)).unwrap();
+    // The builder makes a header of it, a request of one's own does not.
+    assert_eq!(client.get(url.clone()).send().await.unwrap().status(), 200);
+    let response = client.execute(Request::new(Method::GET, url)).await.unwrap();
+    assert_eq!(response.status(), 200);
+    stage.hear(format!("{response:?}"));
+    stage.assert_asked(&[2, 2]);
+}
+
+#[tokio::test]
+async fn what_any_provider_uses_as_a_credential_is_stripped_at_all() {
+    let stage = Stage::two(failing(), Answer::ok()).await;
+    let [first, second] = [&stage.actors[0], &stage.actors[1]];
+    let client = client(ProviderChain::of([
+        first.keyless().header_key("x-vendor-token", &first.key),
+        second.keyless().query_key("subscription", &second.key),
+    ]));
+    let (header, query) = (stage.secret("header"), stage.secret("query"));
+    let response = client
+        .get(stage.actors[1].url(&format!("/models?subscription={query}&a=1")))
+        .header("x-vendor-token", header)
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(response.status(), 200);
+    let request = stage.actors[0].server.only_request();
+    assert_eq!(request.header("x-vendor-token"), Some(&*first.key));
+    assert_eq!(request.target, "/v1/models?a=1");
+    let request = stage.actors[1].server.only_request();
+    assert_eq!(request.header("x-vendor-token"), None);
+    let (target, own) = request.target.split_once("&subscription=").expect("its own key");
+    assert_eq!(target, "/v1/models?a=1");
+    let own = percent_encoding::percent_decode_str(own).decode_utf8().unwrap();
+    assert_eq!(own, second.key);
+}
+
+#[tokio::test]
+async fn each_kind_of_credential_arrives_where_it_belongs() {
+    let stage = Stage::two(failing(), Answer::ok()).await;
+    let [first, second] = [&stage.actors[0], &stage.actors[1]];
+    let client = client(ProviderChain::of([
+        first.keyless().basic("me:".trim_end_matches(':'), &first.key),
+        second.keyless().header_key("API-Key", format!(" {}\r\n", second.key)),
+    ]));
+    assert_eq!(stage.post(&client).send().await.unwrap().status(), 200);
+    let basic = format!("Basic {}", BASE64.encode(format!("me:{}", first.key)));
+    assert_eq!(first.server.only_request().header("authorization"), Some(&*basic));
+    assert_eq!(first.server.only_request().header("api-key"), None);
+    assert_eq!(second.server.only_request().header("authorization"), None);
+    assert_eq!(second.server.only_request().header("api-key"), Some(&*second.key));
+}
+
+#[tokio::test]
+async fn a_providers_own_headers_and_query_replace_the_callers() {
+    let stage = Stage::two(failing(), Answer::ok()).await;
+    let [first, second] = [stage.actors[0].provider(), stage.actors[1].provider()];
+    let client = client(ProviderChain::of([
+        first.header("x-tier", "comet").query("api-version", "1 2&x").strip("x-tenant"),
+        second.header("openai-organization", "org-own"),
+    ]));
+    let secret = stage.secret("organization");
+    let response = client
+        .get(stage.actors[1].url("/models?api-version=7&b=%2F&api-version=8"))
+        .header("x-tier", "caller")
+        .header("x-tenant", "acme")
+        .header("openai-organization", secret)
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(response.status(), 200);
+    let request = stage.actors[0].server.only_request();
+    assert_eq!(request.header("x-tier"), Some("comet"));
+    assert_eq!(request.header("x-tenant"), None);
+    assert_eq!(request.header("openai-organization"), None);
+    assert!(
+        ["/v1/models?b=%2F&api-version=1+2%26x", "/v1/models?b=%2F&api-version=1%202%26x"]
+            .contains(&&*request.target),
+        "{}",
+        request.target
+    );
+    let request = stage.actors[1].server.only_request();
+    assert_eq!(request.header("x-tier"), Some("caller"));
+    assert_eq!(request.header("x-tenant"), Some("acme"));
+    assert_eq!(request.header("openai-organization"), Some("org-own"));
+    assert_eq!(request.target, "/v1/models?api-version=7&b=%2F&api-version=8");
+    stage.assert_asked(&[1, 1]);
+}
+
+#[tokio::test]
+async fn the_callers_own_credential_goes_only_where_it_was_addressed() {
+    for (addressed, forwards) in [(0, false), (1, true)] {
+        let mut stage = Stage::two(failing(), failing()).await;
+        stage.actors[1].key = canary("caller");
+        let mine = stage.actors[1].key.clone();
+        let client = client(ProviderChain::of([
+            stage.actors[0].provider(),
+            stage.actors[1].keyless().forward_caller_auth(),
+        ]));
+        let response = client
+            .get(stage.actors[addressed].url(&format!("/models?key={mine}")))
+            .header("authorization", format!("Bearer {mine}"))
+            .header("x-api-key", &mine)
+            .send()
+            .await
+            .unwrap();
+        assert_eq!(response.status(), 500);
+        stage.hear(format!("{:?}", Report::of(&response)));
+        let request = stage.actors[1].server.only_request();
+        assert_eq!(request.header("authorization").is_some(), forwards);
+        assert_eq!(request.header("x-api-key").is_some(), forwards);
+        assert_eq!(request.target.contains(&mine), forwards, "{}", request.target);
+        assert_eq!(stage.actors[0].server.only_request().target, "/v1/models");
+    }
+}
+
+// Keys in the query.
+
+fn query_keyed(stage: &Stage) -> Vec<Provider> {
+    stage.actors.iter().map(|actor| actor.keyless().query_key("key", &actor.key)).collect()
+}
+
+#[tokio::test]
+async fn the_url_of_a_response_is_cleaned_of_a_query_key() {
+    for (first, status) in [(Answer::ok(), 200), (failing(), 503)] {
+        let stage = Stage::two(first, Answer::error(503, "closed")).await;
+        let client = client(ProviderChain::of(query_keyed(&stage)));
+        let response = client.get(stage.actors[1].url("/models?a=1")).send().await.unwrap();
+        assert_eq!(response.status(), status);
+        assert_eq!(response.url().query(), None);
+        assert_eq!(response.url().path(), "/v1/models");
+        stage.hear(format!("{response:?}"));
+        if let Err(error) = response.error_for_status() {
+            stage.hear(shown(&error));
+        }
+        let sent = &stage.requests(0)[0].target;
+        assert!(sent.starts_with("/v1/models?a=1&key=sk-"), "{sent}");
+    }
+}
+
+#[tokio::test]
+async fn the_url_of_an_error_is_cleaned_of_a_query_key() {
+    let stall: Script = Answer::stall().into();
+    for last in [Answer::fin().into(), Answer::reset().into(), stall] {
+        let stage = Stage::of([("cometapi", failing().into()), ("openai", last)]).await;
+        let client = client(ProviderChain::of(query_keyed(&stage)));
+        let request = client.get(stage.actors[1].url("/models?a=1")).timeout(ms(100));
+        let error = request.send().await.unwrap_err();
+        stage.hear(shown(&error));
+        let Error::Reqwest(error) = error else { panic!("not a reqwest::Error") };
+        assert_eq!(error.url().and_then(Url::query), None);
+        assert!(stage.requests(1)[0].target.contains("key=sk-"));
+    }
+}
+
+#[tokio::test]
+async fn the_failover_error_shows_no_query_key() {
+    let echo = |request: &Received| Answer::error(400, &format!("no: GET {}", request.target));
+    let stage = Stage::two(echo, Answer::reset()).await;
+    let chain = ProviderChain::of(query_keyed(&stage)).on_exhausted(Exhausted::Error);
+    let error = client(chain).get(stage.actors[1].url("/models")).send().await.unwrap_err();
+    stage.hear(shown(&error));
+    assert!(FailoverError::find(&error).is_some());
+}
+
+#[tokio::test]
+async fn a_url_that_an_inner_layer_hides_in_its_error_shows_no_query_key() {
+    struct Wraps;
+    #[async_trait::async_trait]
+    impl reqwest_middleware::Middleware for Wraps {
+        async fn handle(
+            &self,
+            request: Request,
+            extensions: &mut http::Extensions,
+            next: reqwest_middleware::Next<'_>,
+        ) -> reqwest_middleware::Result<reqwest::Response> {
+            let wrapped =
+                |error| Error::middleware(std::io::Error::other(format!("inner: {error:?}")));
+            next.run(request, extensions).await.map_err(wrapped)
+        }
+    }
+    for exhausted in [Exhausted::LastOutcome, Exhausted::Error] {
+        let stage = Stage::two(Answer::reset(), Answer::fin()).await;
+        let chain = ProviderChain::of(query_keyed(&stage)).on_exhausted(exhausted);
+        let client = ClientBuilder::new(plain()).with(chain.build().unwrap()).with(Wraps).build();
+        let error = client.get(stage.actors[1].url("/models")).send().await.unwrap_err();
+        stage.hear(shown(&error));
+    }
+}
+
+// Redirects.
+
+fn with_chain(plain: reqwest::ClientBuilder, chain: ProviderChain) -> ClientWithMiddleware {
+    ClientBuilder::new(local(plain)).with(chain).build()
+}
+
+/// The first provider redirects to `location`, the second answers; the report, and what the first
+/// was asked.
+async fn redirected(
+    hardened: bool,
+    method: Method,
+    status: u16,
+    location: impl Fn(&Stage) -> String,
+) -> (Stage, reqwest::Response) {
+    let target = Arc::new(std::sync::Mutex::new(String::new()));
+    let script = {
+        let target = target.clone();
+        move |request: &Received| match request.target.as_str() {
+            "/elsewhere" => Answer::ok().header("x-from", "elsewhere"),
+            _ => Answer::status(status).header("location", &*target.lock().unwrap()),
+        }
+    };
+    let stage = Stage::two(script, Answer::ok()).await;
+    *target.lock().unwrap() = location(&stage);
+    let builder = reqwest::Client::builder();
+    let builder = if hardened { harden(builder) } else { builder };
+    let client = with_chain(builder, stage.chain().build().unwrap());
+    let url = stage.actors[1].url("/chat/completions");
+    let body = if method == Method::POST { BODY } else { "" };
+    let response = client.request(method, url).body(body).send().await.unwrap();
+    stage.hear(format!("{response:?}"));
+    (stage, response)
+}
+
+#[tokio::test]
+async fn a_redirect_to_another_origin_is_a_failure_and_takes_no_key_along() {
+    for hardened in [false, true] {
+        for status in [301, 302, 303, 307, 308] {
+            for method in [Method::POST, Method::GET] {
+                let evil = Server::start(Answer::ok()).await;
+                let location = evil.base_url("/v1/elsewhere");
+                let (stage, response) =
+                    redirected(hardened, method.clone(), status, |_| location.clone()).await;
+                let report = Report::of(&response).unwrap();
+                assert_eq!(report.attempts()[0].reason(), Reason::Redirected, "{status} {method}");
+                assert_eq!(report.served_by(), Some("openai"), "{status} {method}");
+                stage.assert_asked(&[1, 1]);
+                assert_eq!(evil.requests().len(), usize::from(!hardened), "{status} {method}");
+                let keys = [&*stage.actors[0].key, &*stage.actors[1].key];
+                assert_no_foreign_keys(&[(&evil, "")], &keys);
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_redirect_within_the_origin_is_a_failure_of_a_post() {
+    for (hardened, asked) in [(false, 2), (true, 1)] {
+        for status in [301, 302, 303, 307, 308] {
+            let (stage, response) =
+                redirected(hardened, Method::POST, status, |_| "/elsewhere".into()).await;
+            let report = Report::of(&response).unwrap();
+            assert_eq!(report.attempts()[0].reason(), Reason::Redirected, "{status}");
+            assert_eq!(report.served_by(), Some("openai"), "{status}");
+            assert_eq!(stage.requests(1)[0].text(), BODY);
+            stage.assert_asked(&[asked, 1]);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_redirect_within_the_origin_is_followed_for_a_get_where_the_client_follows() {
+    for method in [Method::GET, Method::HEAD] {
+        let (stage, response) =
+            redirected(false, method.clone(), 302, |_| "/elsewhere".into()).await;
+        assert_eq!(Report::of(&response).unwrap().served_by(), Some("cometapi"));
+        assert_eq!(response.headers()["x-from"], "elsewhere");
+        stage.assert_asked(&[2, 0]);
+
+        let (stage, response) = redirected(true, method, 302, |_| "/elsewhere".into()).await;
+        assert_eq!(Report::of(&response).unwrap().served_by(), Some("openai"));
+        stage.assert_asked(&[1, 1]);
+    }
+}
+
+#[tokio::test]
+async fn a_redirect_to_the_next_provider_takes_no_key_along() {
+    for hardened in [false, true] {
+        let (stage, response) =
+            redirected(hardened, Method::GET, 302, |stage| stage.actors[1].url("/models")).await;
+        let report = Report::of(&response).unwrap();
+        assert_eq!(report.attempts()[0].reason(), Reason::Redirected);
+        assert_eq!(report.served_by(), Some("openai"));
+        let with_key = |request: &&Received| request.header("authorization").is_some();
+        assert_eq!(stage.requests(1).iter().filter(with_key).count(), 1);
+        assert_eq!(stage.requests(1).len(), if hardened { 1 } else { 2 });
+    }
+}
+
+#[tokio::test]
+async fn a_redirect_at_the_end_is_a_failover_error_or_the_302_itself() {
+    let evil = Server::start(Answer::ok()).await;
+    let leads = Answer::status(302).header("location", evil.base_url("/v1/elsewhere"));
+    for hardened in [false, true] {
+        let stage = Stage::two(failing(), leads.clone()).await;
+        let builder = reqwest::Client::builder();
+        let builder = if hardened { harden(builder) } else { builder };
+        let client = with_chain(builder, stage.chain().build().unwrap());
+        match stage.post(&client).send().await {
+            Ok(response) => {
+                assert!(hardened, "{response:?}");
+                assert_eq!(response.status(), 302);
+                assert_eq!(Report::of(&response).unwrap().served_by(), None);
+            }
+            Err(error) => {
+                assert!(!hardened, "{error:?}");
+                stage.hear(shown(&error));
+                let failed = FailoverError::find(&error).expect("a FailoverError");
+                let last = failed.report().attempts().last().unwrap();
+                assert_eq!(last.reason(), Reason::Redirected);
+            }
+        }
+        stage.assert_asked(&[1, 1]);
+    }
+}
+
+#[tokio::test]
+async fn classify_has_no_say_in_a_redirect_that_was_followed() {
+    let evil = Server::start(Answer::ok()).await;
+    let leads = Answer::status(307).header("location", evil.base_url("/v1/elsewhere"));
+    let stage = Stage::two(leads, Answer::ok()).await;
+    let chain = stage.chain().classify(|_| Verdict::Accept).build().unwrap();
+    let client = with_chain(reqwest::Client::builder(), chain);
+    let response = stage.post(&client).send().await.unwrap();
+    assert_eq!(Report::of(&response).unwrap().served_by(), Some("openai"));
+    assert_eq!(response.url().as_str(), stage.actors[1].url("/chat/completions"));
+}
+
+#[tokio::test]
+async fn an_endless_redirect_fails_over() {
+    let (stage, response) =
+        redirected(false, Method::GET, 302, |stage| stage.actors[0].url("/chat/completions")).await;
+    let report = Report::of(&response).unwrap();
+    assert_eq!(report.served_by(), Some("openai"), "{report}");
+    assert!(stage.requests(0).len() > 2);
+}
+
+// Tokens from a source.
+
+#[tokio::test]
+async fn a_source_that_fails_sends_nothing_and_fails_over() {
+    let stage = Stage::two(Answer::ok(), Answer::ok()).await;
+    let secret = stage.secret("vault");
+    let wrong = format!("vault says no to {secret}").replace(&secret, "somebody");
+    let failing = move || {
+        let error = std::io::Error::other(wrong.clone());
+        async move { Err::<String, _>(error) }
+    };
+    let first = stage.actors[0].keyless().bearer_from(failing);
+    let client = client(ProviderChain::of([first, stage.actors[1].provider()]));
+    let response = stage.post(&client).send().await.unwrap();
+    let report = Report::of(&response).unwrap();
+    assert_eq!(line(report), "cometapi failed (credential) in # ms → openai 200 in # ms");
+    assert_eq!(report.attempts()[0].reason(), Reason::Credential);
+    assert!(!report.attempts()[0].maybe_processed());
+    assert_eq!(report.attempts()[0].message(), Some("vault says no to somebody"));
+    assert_eq!(stage.actors[0].server.connections(), 0);
+    stage.assert_asked(&[0, 1]);
+}
+
+#[tokio::test]
+async fn a_source_that_fails_at_the_end_is_a_failover_error() {
+    let stage = Stage::two(failing(), Answer::ok()).await;
+    let last = stage.actors[1].keyless().bearer_from(|| async { Err::<String, _>("no token") });
+    let client = client(ProviderChain::of([stage.actors[0].provider(), last]));
+    let error = stage.post(&client).send().await.unwrap_err();
+    stage.hear(shown(&error));
+    let failed = FailoverError::find(&error).expect("a FailoverError");
+    assert!(failed.to_string().contains("no token"), "{failed}");
+    stage.assert_asked(&[1, 0]);
+}
+
+#[tokio::test]
+async fn a_source_that_hangs_ends_with_the_attempts_time() {
+    let stage = Stage::two(Answer::ok(), Answer::ok()).await;
+    let hangs = || std::future::pending::<Result<String, Infallible>>();
+    let first = stage.actors[0].keyless().bearer_from(hangs).attempt_timeout(ms(60));
+    let client = client(ProviderChain::of([first, stage.actors[1].provider()]));
+    let response = stage.post(&client).send().await.unwrap();
+    let report = Report::of(&response).unwrap();
+    assert_eq!(report.served_by(), Some("openai"));
+    let reason = report.attempts()[0].reason();
+    assert!(matches!(reason, Reason::Timeout | Reason::Credential), "{report}");
+    assert!(!report.attempts()[0].maybe_processed(), "nothing was sent: {report}");
+    assert!((ms(60)..ms(1000)).contains(&report.attempts()[0].elapsed()), "{report}");
+    assert_eq!(stage.actors[0].server.connections(), 0);
+    stage.assert_asked(&[0, 1]);
+}
+
+#[tokio::test]
+async fn a_source_that_panics_fails_over() {
+    let stage = Stage::two(Answer::ok(), Answer::ok()).await;
+    let panics = || async { panic!("the vault burst") as Result<String, Infallible> };
+    let first = stage.actors[0].keyless().bearer_from(panics);
+    let client = client(ProviderChain::of([first, stage.actors[1].provider()]));
+    let response = stage.post(&client).send().await.unwrap();
+    assert_eq!(Report::of(&response).unwrap().served_by(), Some("openai"));
+    stage.assert_asked(&[0, 1]);
+}
+
+#[tokio::test]
+async fn a_source_is_asked_on_every_attempt_and_its_token_is_not_kept() {
+    let tokens: Arc<Vec<String>> = Arc::new((0..3).map(|_| canary("token")).collect());
+    let echo = |request: &Received| {
+        Answer::error(401, &format!("wrong: {}", request.header("authorization").unwrap()))
+    };
+    let stage = Stage::two(echo, Answer::ok().headers_after(ms(10))).await;
+    let source = {
+        let (tokens, count) = (tokens.clone(), Arc::new(AtomicUsize::new(0)));
+        move || {
+            // A file's last newline is none of the token's.
+            let token = format!("{}\n", tokens[count.fetch_add(1, Ordering::Relaxed)]);
+            async move { Ok::<_, Infallible>(token) }
+        }
+    };
+    let first = stage.actors[0].keyless().bearer_from(source);
+    let client = client(ProviderChain::of([first, stage.actors[1].provider()]));
+    for _ in 0..3 {
+        let response = stage.post(&client).send().await.unwrap();
+        let report = Report::of(&response).unwrap();
+        assert_eq!(report.served_by(), Some("openai"));
+        let keys: Vec<_> = tokens.iter().map(String::as_str).collect();
+        assert_no_key(&format!("{report:?} {:?}", client), &keys);
+    }
+    let sent: Vec<_> =
+        stage.requests(0).iter().map(|r| r.header("authorization").unwrap().to_owned()).collect();
+    let expected: Vec<_> = tokens.iter().map(|token| format!("Bearer {token}")).collect();
+    assert_eq!(sent, expected);
+    let keys: Vec<_> = tokens.iter().map(String::as_str).collect();
+    assert_no_foreign_keys(&[(&stage.actors[1].server, "")], &keys);
+    assert_no_key(&logs(), &keys);
+    assert_eq!(
+        stage.requests(1)[0].header("authorization"),
+        Some(&*format!("Bearer {}", stage.actors[1].key))
+    );
+}
+
+#[tokio::test]
+async fn a_malformed_token_sends_nothing_and_is_not_shown() {
+    let stage = Stage::two(Answer::ok(), Answer::ok()).await;
+    let core = stage.secret("token");
+    for token in [
+        String::new(),
+        " \n".to_owned(),
+        format!("{core}\r\nx-evil: 1"),
+        format!("{core}\nmore"),
+        format!("{core}\0"),
+        format!("Bearer {core}"),
+        format!("bearer {core}"),
+        format!("\"{core}\""),
+        format!("{core}'"),
+        format!("{core}é"),
+    ] {
+        let shown_token = token.escape_debug().to_string();
+        let source = move || {
+            let token = token.clone();
+            async move { Ok::<_, Infallible>(token) }
+        };
+        let first = stage.actors[0].keyless().bearer_from(source);
+        let client = client(ProviderChain::of([first, stage.actors[1].provider()]));
+        let response = stage.post(&client).send().await.unwrap();
+        let report = Report::of(&response).unwrap();
+        assert_eq!(report.attempts()[0].reason(), Reason::Credential, "{shown_token}: {report}");
+        stage.hear(format!("{report} {report:?}"));
+        assert_eq!(stage.actors[0].server.connections(), 0, "{shown_token}");
+    }
+}
+
+// Prepare.
+
+#[tokio::test]
+async fn what_prepare_does_is_sent_and_only_there() {
+    let stage = Stage::two(failing(), Answer::ok()).await;
+    let first = stage.actors[0].provider().prepare(|request| {
+        request.headers_mut().insert("x-prepared", "yes".parse()?);
+        let path = format!("{}/more", request.url().path());
+        request.url_mut().set_path(&path);
+        Ok::<_, reqwest::header::InvalidHeaderValue>(())
+    });
+    let client = client(ProviderChain::of([first, stage.actors[1].provider()]));
+    assert_eq!(stage.post(&client).send().await.unwrap().status(), 200);
+    let request = stage.actors[0].server.only_request();
+    assert_eq!(request.header("x-prepared"), Some("yes"));
+    assert_eq!(request.target, "/v1/chat/completions/more");
+    let request = stage.actors[1].server.only_request();
+    assert_eq!(request.header("x-prepared"), None);
+    assert_eq!(request.target, "/v1/chat/completions");
+}
+
+#[tokio::test]
+async fn a_prepare_that_fails_or_panics_sends_nothing_and_fails_over() {
+    for panics in [false, true] {
+        let stage = Stage::two(Answer::ok(), Answer::ok()).await;
+        let first = stage.actors[0].provider().prepare(move |_| match panics {
+            true => panic!("unprepared"),
+            false => Err("unprepared"),
+        });
+        let client = client(ProviderChain::of([first, stage.actors[1].provider()]));
+        let response = stage.post(&client).send().await.unwrap();
+        let report = Report::of(&response).unwrap();
+        assert_eq!(report.served_by(), Some("openai"));
+        assert_eq!(report.attempts().len(), 2, "{report}");
+        assert_eq!(report.attempts()[0].status(), None);
+        assert!(!report.attempts()[0].maybe_processed());
+        assert_eq!(stage.requests(1)[0].text(), BODY);
+        stage.assert_asked(&[0, 1]);
+    }
+}
+
+#[tokio::test]
+async fn a_prepare_that_leads_elsewhere_is_not_followed() {
+    let evil = Server::start(Answer::ok()).await;
+    let stage = Stage::two(Answer::ok(), Answer::ok()).await;
+    let home = stage.actors[0].server.base_url("");
+    for url in [
+        evil.base_url("/v1/chat/completions"),
+        format!("{home}/v10/chat/completions"),
+        format!("{home}/"),
+        format!("{home}/v1/..%2fadmin"),
+        format!("{home}/v1/%252e%252e/admin"),
+        home.replace("http:", "https:") + "/v1/chat/completions",
+        home.replace("://", "://me:pw@") + "/v1/chat/completions",
+    ] {
+        let first = {
+            let url = Url::parse(&url).unwrap();
+            stage.actors[0].provider().prepare(move |request| {
+                *request.url_mut() = url.clone();
+                Ok::<_, Infallible>(())
+            })
+        };
+        let client = client(ProviderChain::of([first, stage.actors[1].provider()]));
+        let response = stage.post(&client).send().await.unwrap();
+        assert_eq!(Report::of(&response).unwrap().served_by(), Some("openai"), "{url}");
+        assert_eq!(stage.actors[0].server.connections(), 0, "{url}");
+    }
+    assert_eq!(evil.connections(), 0);
+}
+
+// Keys that a provider says aloud.
+
+/// What everyone is shown of a first provider that answers 401 with `body`: the report, the error of
+/// `Exhausted::Error`, and the log. No beginning of any key is in it.
+async fn echoed(provider: fn(Provider, &str) -> Provider, body: impl Fn(&str) -> Answer) -> String {
+    let key = canary("echo");
+    // The other's key too: it may have been told it by a caller's mistake.
+    let second_key = canary("second");
+    let answer = body(&key);
+    let second = Answer::error(503, &format!("not {second_key}, nor {key}")).headers_after(ms(30));
+    let stage = Stage::two(answer, second).await;
+    let chain = ProviderChain::of([
+        provider(stage.actors[0].keyless(), &key),
+        stage.actors[1].keyless().bearer(&second_key),
+    ]);
+    let client = client(chain.on_exhausted(Exhausted::Error));
+    let error = stage.post(&client).send().await.unwrap_err();
+    let failed = FailoverError::find(&error).expect("a FailoverError");
+    let report = failed.report();
+    assert_eq!(report.attempts().len(), 2, "{report}");
+    assert!(stage.actors[0].server.requests().len() == 1);
+    let text = format!("{} {report} {report:?} {:?}", shown(&error), client);
+    assert!(!text.contains(CORE), "{text}");
+    assert_no_key(&text, &[&key, &second_key]);
+    assert_no_key(&logs(), &[&key, &second_key]);
+    if cfg!(feature = "json") {
+        assert_eq!(report.attempts()[1].message(), Some("not [redacted], nor [redacted]"));
+    }
+    report.attempts()[0].message().unwrap_or_default().to_owned()
+}
+
+fn bearer(provider: Provider, key: &str) -> Provider {
+    provider.bearer(key)
+}
+
+#[tokio::test]
+async fn a_key_in_an_error_is_redacted() {
+    let message = echoed(bearer, |key| Answer::error(401, &format!("wrong key {key}!"))).await;
+    assert!(message.contains("wrong key [redacted]!"), "{message}");
+    let message =
+        echoed(bearer, |key| Answer::status(401).body(format!("<p>{key}{key}</p>"))).await;
+    assert_eq!(message, "<p>[redacted][redacted]</p>");
+}
+
+/// A 401 with each of these as its body, in turn; the messages that show any of the key.
+async fn messages_that_show(key: &str, bodies: Vec<String>) -> Vec<String> {
+    let count = bodies.len();
+    let answers = bodies.into_iter().map(|body| Answer::status(401).body(body));
+    let second = Answer::ok().headers_after(ms(10));
+    let stage = Stage::two(answers.collect::<Vec<_>>(), second).await;
+    let first = stage.actors[0].keyless().bearer(key);
+    let client = client(ProviderChain::of([first, stage.actors[1].provider()]).no_breaker());
+    let mut shown = Vec::new();
+    for _ in 0..count {
+        let response = stage.post(&client).send().await.unwrap();
+        let attempt = &Report::of(&response).unwrap().attempts()[0];
+        let message = attempt.message().expect("it had the time to be read");
+        shown.extend(message.contains(CORE).then(|| message.to_owned()));
+    }
+    assert_eq!(stage.requests(0).len(), count);
+    shown
+}
+
+/// As a page, as JSON, and as JSON that a gateway cut, which none can parse.
+fn bodies_with(words: &[String]) -> Vec<String> {
+    let json = |word: &String| format!("{{\"error\":{{\"message\":\"no {word}\"}}}}");
+    let bodies = words.iter().flat_map(|word| {
+        [format!("<p>{word}</p>"), json(word), json(word).trim_end_matches('}').to_owned()]
+    });
+    bodies.collect()
+}
+
+#[tokio::test]
+async fn a_key_in_an_error_is_redacted_also_where_it_is_percent_encoded() {
+    let key = canary("echo");
+    let all = percent_encoding::NON_ALPHANUMERIC;
+    let encoded = percent_encoding::utf8_percent_encode(&key, all).to_string();
+    let words = [
+        key.replace('+', "%2B").replace('/', "%2F").replace('=', "%3D"),
+        key.replace('+', "%2b").replace('/', "%2f").replace('=', "%3d"),
+        key.replace('+', "%2B").replace('=', "%3D"),
+        key.replace('+', "%2B"),
+        key.replace('=', "%3D"),
+        encoded,
+    ];
+    let shown = messages_that_show(&key, bodies_with(&words)).await;
+    assert!(shown.is_empty(), "{shown:#?}");
+}
+
+#[tokio::test]
+async fn a_key_in_an_error_is_redacted_also_where_it_is_escaped_as_json() {
+    let key = canary("echo");
+    let words = [
+        key.replace('/', "\\/"),
+        key.replace('+', "\\u002b"),
+        key.replace('+', "\\u002B").replace('=', "\\u003D"),
+        key.replace('/', "\\u002F"),
+        key.replace('-', "\\u002d"),
+    ];
+    let shown = messages_that_show(&key, bodies_with(&words)).await;
+    assert!(shown.is_empty(), "{shown:#?}");
+}
+
+#[tokio::test]
+async fn a_key_in_an_error_is_redacted_also_where_it_is_escaped_as_html() {
+    let key = canary("echo");
+    let words = [
+        key.replace('/', "&#x2F;").replace('=', "&#x3D;"),
+        key.replace('+', "&#43;").replace('/', "&#47;").replace('=', "&#61;"),
+    ];
+    let shown = messages_that_show(&key, bodies_with(&words)).await;
+    assert!(shown.is_empty(), "{shown:#?}");
+}
+
+#[tokio::test]
+async fn a_key_in_base64_is_redacted_where_it_was_sent_so() {
+    fn basic(provider: Provider, key: &str) -> Provider {
+        provider.basic("me", key)
+    }
+    let sent = |key: &str| BASE64.encode(format!("me:{key}"));
+    echoed(basic, |key| Answer::error(401, &format!("wrong: Basic {}", sent(key)))).await;
+    echoed(basic, |key| Answer::error(401, &format!("wrong: {key} of me"))).await;
+}
+
+#[tokio::test]
+async fn other_kinds_of_credentials_are_redacted_too() {
+    let wrong = |key: &str| Answer::error(401, &format!("wrong key {key}!"));
+    let header = echoed(|provider, key| provider.header_key("api-key", key), wrong).await;
+    let query = echoed(|provider, key| provider.query_key("key", key), wrong).await;
+    let source = echoed(
+        |provider, key| {
+            let key = key.to_owned();
+            provider.bearer_from(move || {
+                let key = key.clone();
+                async move { Ok::<_, Infallible>(key) }
+            })
+        },
+        wrong,
+    )
+    .await;
+    for message in [header, query, source] {
+        assert!(message.contains("wrong key [redacted]!"), "{message}");
+    }
+}
+
+#[tokio::test]
+async fn a_key_that_a_limit_cuts_is_redacted() {
+    for limit in [2 * 1024, 64 * 1024] {
+        for within in [3, 8, 15, 20] {
+            // Spaces are trimmed off a message, so that its end is where the reading ended.
+            for filler in [" ", "x"] {
+                let before = filler.repeat(limit - within);
+                let after = "y".repeat(8 * 1024);
+                echoed(bearer, |key| Answer::status(401).body(format!("{before}{key}{after}")))
+                    .await;
+            }
+            let before = "x".repeat(limit - within);
+            let after = "y".repeat(8 * 1024);
+            echoed(bearer, |key| Answer::error(401, &format!("{before}{key}{after}"))).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_key_that_a_stall_cuts_is_redacted() {
+    // The body's first half ends within the key.
+    let cut = |key: &str| {
+        let body = format!("{}key: {key}", " ".repeat(key.len() - 20));
+        Answer::status(401).body(body).at(Place::WithinBody, Step::Stall)
+    };
+    let message = echoed(bearer, cut).await;
+    assert!(message.is_empty() || message.starts_with("key:"), "{message}");
+}
+
+#[tokio::test]
+async fn the_error_of_a_source_is_redacted() {
+    let stage = Stage::two(failing(), Answer::ok()).await;
+    let key = stage.actors[1].key.clone();
+    let text = format!("PUT /lease refused for {key}");
+    let source = move || {
+        let error = std::io::Error::other(text.clone());
+        async move { Err::<String, _>(error) }
+    };
+    let first = stage.actors[0].keyless().bearer_from(source);
+    let chain = ProviderChain::of([stage.actors[1].provider(), first]);
+    let chain = chain.classify(|_| Verdict::FailOver(reqwest_failover::Fault::None));
+    let error = stage.post(&client(chain)).send().await.unwrap_err();
+    let text = stage.hear(shown(&error));
+    assert!(text.contains("PUT /lease refused for [redacted]"), "{text}");
+}
+
+// What is shown of everything.
+
+#[tokio::test]
+async fn no_debug_and_no_display_of_a_public_type_shows_a_key() {
+    let stage = Stage::two(failing(), Answer::ok()).await;
+    let [first, second] = [&stage.actors[0], &stage.actors[1]];
+    let secret = |name| stage.secret(name);
+    let sourced = {
+        let token = secret("source");
+        move || {
+            let token = token.clone();
+            async move { Ok::<_, Infallible>(token) }
+        }
+    };
+    let providers = [
+        first
+            .provider()
+            .header("x-plain", secret("header value"))
+            .query("q", secret("query value")),
+        second.keyless().basic(secret("user"), secret("password")),
+        Provider::new("a", "https://a.test").header_key("x-key", secret("header key")),
+        Provider::new("b", "https://b.test").query_key("key", secret("query key")),
+        Provider::new("c", "https://c.test").bearer_from(sourced),
+        Provider::new("d", format!("https://me:{}@d.test", secret("userinfo"))),
+        Provider::new("e", format!("https://e.test/?key={}", secret("base query"))),
+        Provider::cometapi(secret("comet")),
+        Provider::openai(secret("openai")),
+    ];
+    for provider in &providers {
+        stage.hear(format!("{provider:?} {provider:#?}"));
+    }
+    stage.hear(format!("{:?}", ProviderChain::of(providers.clone())));
+    for provider in providers {
+        match ProviderChain::of([provider]).build() {
+            Ok(chain) => stage.hear(format!("{chain:?} {chain:#?}")),
+            Err(error) => stage.hear(shown(&error)),
+        };
+    }
+    let chain = stage.chain().classify({
+        |outcome| {
+            assert!(!format!("{outcome:?} {outcome:#?}").contains(CORE), "{outcome:?}");
+            Verdict::standard(outcome)
+        }
+    });
+    let chain = chain.observe(|event| {
+        assert!(!format!("{event:?} {event:#?}").contains(CORE), "{event:?}");
+    });
+    let chain = chain.build().unwrap();
+    let client = ClientBuilder::new(plain()).with(chain.clone()).build();
+    let response = stage.post(&client).send().await.unwrap();
+    let report = Report::of(&response).unwrap();
+    stage.hear(format!("{report} {report:?} {:?} {response:?} {chain:?}", chain.snapshot()));
+    for attempt in report.attempts() {
+        stage.hear(format!("{attempt} {attempt:?}"));
+    }
+    // A panic in a closure is counted; none of those above did.
+    assert_eq!(chain.snapshot().callback_panics(), 0);
+}

@@ -1,0 +1,328 @@
+//! What an outage of the first provider costs, measured over real sockets: attempts that are wasted
+//! on it, answers, and how soon it has its traffic back. Run with `--nocapture` for the table.
+
+mod support;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use reqwest_failover::{Breaker, Event, Provider, ProviderChain, Report, State, harden};
+use reqwest_middleware::{ClientBuilder, ClientWithMiddleware};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+
+use support::stage::BODY;
+use support::{Answer, Received, Refusing, Server};
+
+const REQUESTS: usize = 1_000;
+
+fn ms(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+/// How the first provider is down.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Outage {
+    Error500,
+    RateLimited429,
+    Refused,
+    Reset,
+    Hang,
+}
+
+use Outage::{Error500, Hang, RateLimited429, Refused, Reset};
+
+const OUTAGES: [Outage; 5] = [Error500, RateLimited429, Refused, Reset, Hang];
+
+impl Outage {
+    /// What the first provider says; it rests for this long, where that is its own to say.
+    fn answer(self, rest: Duration) -> Answer {
+        match self {
+            Error500 => Answer::error(500, "down"),
+            RateLimited429 => Answer::error(429, "slow down")
+                .header("retry-after-ms", rest.as_millis().to_string()),
+            Reset => Answer::reset(),
+            Hang => Answer::stall(),
+            Refused => unreachable!("nobody answers"),
+        }
+    }
+
+    /// The attempts that it takes to find out.
+    fn price(self) -> u64 {
+        if self == RateLimited429 { 1 } else { 5 }
+    }
+}
+
+/// The first provider: down by a switch, or a port that nobody listens at.
+enum First {
+    Scripted(Server, Arc<AtomicBool>),
+    Absent(Refusing),
+    /// Listening again, until the runtime ends.
+    Back,
+}
+
+impl First {
+    async fn down(outage: Outage, rest: Duration) -> Self {
+        if outage == Refused {
+            return Self::Absent(Refusing::start());
+        }
+        let down = Arc::new(AtomicBool::new(true));
+        let is_down = down.clone();
+        let script = move |_: &Received| match is_down.load(Ordering::SeqCst) {
+            true => outage.answer(rest),
+            false => Answer::ok(),
+        };
+        Self::Scripted(Server::start(script).await, down)
+    }
+
+    fn base_url(&self) -> String {
+        match self {
+            Self::Scripted(server, _) => server.base_url("/v1"),
+            Self::Absent(refusing) => refusing.base_url("/v1"),
+            Self::Back => unreachable!("asked before"),
+        }
+    }
+
+    /// What arrived, where anything can.
+    fn received(&self) -> Option<usize> {
+        match self {
+            Self::Scripted(server, _) => Some(server.requests().len()),
+            _ => None,
+        }
+    }
+
+    async fn recover(self) -> Self {
+        match self {
+            Self::Scripted(_, ref down) => {
+                down.store(false, Ordering::SeqCst);
+                self
+            }
+            Self::Absent(refusing) => {
+                let address = refusing.base_url("").replace("http://", "");
+                drop(refusing);
+                let listener = TcpListener::bind(address).await.unwrap();
+                tokio::spawn(answer_all(listener));
+                Self::Back
+            }
+            Self::Back => self,
+        }
+    }
+}
+
+/// Says 200 once to whoever connects.
+async fn answer_all(listener: TcpListener) {
+    while let Ok((mut socket, _)) = listener.accept().await {
+        tokio::spawn(async move {
+            let mut read = Vec::new();
+            while !read.ends_with(BODY.as_bytes()) {
+                if socket.read_buf(&mut read).await.is_ok_and(|length| length == 0) {
+                    return;
+                }
+            }
+            let answer = "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 2\r\n\r\nok";
+            let _ = socket.write_all(answer.as_bytes()).await;
+        });
+    }
+}
+
+/// An outage, and a client that lives through it.
+struct Scene {
+    first: First,
+    second: Server,
+    chain: ProviderChain,
+    client: ClientWithMiddleware,
+    probes: Arc<AtomicUsize>,
+}
+
+impl Scene {
+    async fn of(outage: Outage, breaker: Breaker, rest: Duration) -> Self {
+        let first = First::down(outage, rest).await;
+        let second = Server::start(Answer::ok()).await;
+        let probes = Arc::new(AtomicUsize::new(0));
+        let mut provider = Provider::new("first", first.base_url()).bearer("key-1");
+        if outage == Hang {
+            provider = provider.attempt_timeout(ms(100));
+        }
+        let providers = [provider, Provider::new("second", second.base_url("/v1")).bearer("key-2")];
+        let count = probes.clone();
+        let chain = ProviderChain::of(providers)
+            .breaker(breaker)
+            .observe(move |event| {
+                let probing = matches!(event, Event::BreakerProbing { .. });
+                count.fetch_add(usize::from(probing), Ordering::Relaxed);
+            })
+            .build()
+            .unwrap();
+        let plain = harden(reqwest::Client::builder().no_proxy()).build().unwrap();
+        let client = ClientBuilder::new(plain).with(chain.clone()).build();
+        Self { first, second, chain, client, probes }
+    }
+
+    /// Asks once, reads the answer, and says who served.
+    async fn ask(&self) -> String {
+        let request = self.client.post(self.second.base_url("/v1/chat/completions"));
+        let request = request.header("content-type", "application/json").body(BODY);
+        let response = request.send().await.expect("no error reaches the caller");
+        assert_eq!(response.status(), 200);
+        let served = Report::of(&response).unwrap().served_by().expect("an answer").to_owned();
+        response.bytes().await.expect("a whole answer");
+        served
+    }
+
+    fn first_attempts(&self) -> u64 {
+        self.chain.snapshot().providers()[0].attempts()
+    }
+}
+
+struct Row {
+    outage: Outage,
+    concurrent: usize,
+    answers: usize,
+    attempts: u64,
+    received: Option<usize>,
+    probes: usize,
+    took: Duration,
+}
+
+async fn measure(outage: Outage, concurrent: usize) -> Row {
+    let scene = Scene::of(outage, Breaker::default(), Duration::from_secs(60)).await;
+    let scene = Arc::new(scene);
+    let asked = Arc::new(AtomicUsize::new(0));
+    let begun = Instant::now();
+    let callers: Vec<_> = (0..concurrent)
+        .map(|_| {
+            let (scene, asked) = (scene.clone(), asked.clone());
+            tokio::spawn(async move {
+                let mut answers = 0;
+                while asked.fetch_add(1, Ordering::Relaxed) < REQUESTS {
+                    answers += usize::from(scene.ask().await == "second");
+                }
+                answers
+            })
+        })
+        .collect();
+    let mut answers = 0;
+    for caller in callers {
+        answers += caller.await.unwrap();
+    }
+    let took = begun.elapsed();
+    let snapshot = scene.chain.snapshot();
+    assert_eq!(snapshot.requests(), REQUESTS as u64);
+    assert_eq!((snapshot.switched(), snapshot.exhausted()), (REQUESTS as u64, 0));
+    assert!(snapshot.providers().iter().all(|provider| provider.in_flight() == 0));
+    assert_eq!(scene.second.requests().len(), REQUESTS);
+    Row {
+        outage,
+        concurrent,
+        answers,
+        attempts: scene.first_attempts(),
+        received: scene.first.received(),
+        probes: scene.probes.load(Ordering::Relaxed),
+        took,
+    }
+}
+
+fn print(rows: &[Row]) {
+    println!("\noutage          at once  answers  first attempts  at its server  probes  time");
+    for row in rows {
+        println!(
+            "{:<15} {:>7}  {:>7}  {:>14}  {:>13}  {:>6}  {} ms",
+            format!("{:?}", row.outage),
+            row.concurrent,
+            row.answers,
+            row.attempts,
+            row.received.map_or("-".to_owned(), |received| received.to_string()),
+            row.probes,
+            row.took.as_millis(),
+        );
+    }
+}
+
+fn check(row: &Row) {
+    let Row { outage, answers, attempts, received, probes, .. } = row;
+    assert_eq!(*answers, REQUESTS, "{outage:?}");
+    // None at all, unless this machine takes longer than a break for a thousand requests.
+    let allowed = outage.price() + row.concurrent as u64 - 1 + *probes as u64;
+    assert!(*attempts <= allowed, "{outage:?}: {attempts} first attempts, {allowed} allowed");
+    if let Some(received) = received {
+        // A connection may be given up before its request is written.
+        assert!(*received as u64 <= *attempts, "{outage:?}: {received} arrived of {attempts}");
+        if *outage != Hang {
+            assert_eq!(*received as u64, *attempts, "{outage:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_thousand_requests_in_a_row_cost_a_dead_first_provider_five_attempts() {
+    let mut rows = Vec::new();
+    for outage in OUTAGES {
+        rows.push(measure(outage, 1).await);
+    }
+    print(&rows);
+    for row in &rows {
+        check(row);
+        assert!(row.attempts >= row.outage.price());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sixty_four_requests_at_once_cost_it_no_more_than_those_already_on_their_way() {
+    let mut rows = Vec::new();
+    for outage in OUTAGES {
+        rows.push(measure(outage, 64).await);
+    }
+    print(&rows);
+    rows.iter().for_each(check);
+}
+
+#[tokio::test]
+async fn a_first_provider_that_recovers_serves_again_within_one_break() {
+    println!("\noutage          rest      first served after  requests meanwhile");
+    for outage in OUTAGES {
+        let breaker = Breaker::default().breaks(ms(300), ms(300));
+        // The shortest rest that a provider is given.
+        let mut scene = Scene::of(outage, breaker, ms(1_000)).await;
+        // Into the middle of a rest, with no probe out.
+        let until = loop {
+            assert_eq!(scene.ask().await, "second");
+            match scene.chain.snapshot().providers()[0].state() {
+                State::Open { until } | State::CoolingDown { until }
+                    if until > Instant::now() + ms(50) =>
+                {
+                    break until;
+                }
+                _ => {}
+            }
+        };
+        scene.first = scene.first.recover().await;
+        let recovered = Instant::now();
+        let before = scene.first_attempts();
+        let mut meanwhile = 0;
+        loop {
+            let asked = Instant::now();
+            let served = scene.ask().await;
+            if served == "first" {
+                assert!(Instant::now() >= until, "{outage:?}: its rest is kept");
+                break;
+            }
+            assert!(asked < until, "{outage:?}: the first request after the rest is served by it");
+            meanwhile += 1;
+            tokio::time::sleep(ms(1)).await;
+        }
+        let took = recovered.elapsed();
+        assert_eq!(scene.first_attempts(), before + 1, "{outage:?}: after {meanwhile} others");
+        assert_eq!(scene.chain.snapshot().providers()[0].state(), State::Closed);
+        for _ in 0..20 {
+            assert_eq!(scene.ask().await, "first", "{outage:?}: all of its traffic is back");
+        }
+        println!(
+            "{:<15} {:>5} ms  {:>15} ms  {:>18}",
+            format!("{outage:?}"),
+            until.saturating_duration_since(recovered).as_millis(),
+            took.as_millis(),
+            meanwhile,
+        );
+    }
+}

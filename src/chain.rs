@@ -21,7 +21,11 @@ use reqwest::{Request, Response};
 use reqwest_middleware::{Middleware, Next, Result};
 
 use crate::error::{ConfigError, Exhausted};
-use crate::health::{Board, Breaker, State};
+use crate::health::{Board, Breaker, Change, Changes, State};
+#[cfg(feature = "json")]
+use crate::health::{News, Ticket};
+#[cfg(feature = "json")]
+use crate::inspect::{Inspect, StreamEnd};
 use crate::observe::rate::{RateLimits, SwitchRate};
 use crate::observe::{Closure, Event, Observer, ProviderSnapshot, Snapshot, Tally};
 use crate::provider::{Checked, Entry, MAX_PROVIDERS, Provider, check};
@@ -72,6 +76,8 @@ impl ProviderChain {
             ambiguous: Ambiguous::default(),
             breaker: Some(Breaker::default()),
             replay_buffer: DEFAULT_REPLAY_BUFFER,
+            #[cfg(feature = "json")]
+            inspect: None,
             exhausted: Exhausted::default(),
             observe: None,
             rate_limits: RateLimits::default(),
@@ -230,6 +236,8 @@ pub struct ProviderChainBuilder {
     ambiguous: Ambiguous,
     breaker: Option<Breaker>,
     replay_buffer: u64,
+    #[cfg(feature = "json")]
+    inspect: Option<Inspect>,
     exhausted: Exhausted,
     observe: Option<Closure>,
     rate_limits: RateLimits,
@@ -307,6 +315,15 @@ impl ProviderChainBuilder {
         self
     }
 
+    /// Looks for errors inside successful responses, which then fail over. Off by default. Shown at
+    /// [`Inspect`].
+    #[cfg(feature = "json")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "json")))]
+    pub fn inspect(mut self, inspect: Inspect) -> Self {
+        self.inspect = Some(inspect);
+        self
+    }
+
     /// The largest streamed body, in bytes, that is read into memory so that it can be sent again.
     /// Default 2 MiB. Multipart forms are streamed bodies. A larger one, or one of unknown length,
     /// is sent once, without failover.
@@ -381,6 +398,10 @@ impl ProviderChainBuilder {
         let limits = Limits {
             max_attempts: self.max_attempts.unwrap_or(usize::MAX),
             ambiguous: self.ambiguous,
+            #[cfg(feature = "json")]
+            hold: self.inspect.as_ref().map_or(Duration::ZERO, Inspect::longest_hold),
+            #[cfg(not(feature = "json"))]
+            hold: Duration::ZERO,
             total: self.total_timeout,
             attempts: entries
                 .iter()
@@ -414,6 +435,8 @@ impl ProviderChainBuilder {
             classify: self.classify,
             route: self.route,
             replay_buffer: self.replay_buffer,
+            #[cfg(feature = "json")]
+            inspect: self.inspect,
             exhausted: self.exhausted,
             observer,
         };
@@ -446,6 +469,8 @@ struct Inner {
     classify: Option<Classify>,
     route: Option<RouteFor>,
     replay_buffer: u64,
+    #[cfg(feature = "json")]
+    inspect: Option<Inspect>,
     exhausted: Exhausted,
     observer: Observer,
     shared: Mutex<Shared>,
@@ -476,6 +501,42 @@ impl Inner {
         let state = shared.board.state(provider, now());
         drop(shared);
         self.observer.show(provider, state);
+    }
+
+    /// Takes in how a stream that had begun well has ended.
+    #[cfg(feature = "json")]
+    fn end_stream(&self, ticket: Ticket, end: StreamEnd) {
+        let provider = ticket.provider;
+        let now = now();
+        let mut shared = self.lock();
+        let changes = match end {
+            StreamEnd::Complete => shared.board.land(ticket, News::Success, now),
+            StreamEnd::Broken => shared.board.land(ticket, News::Failure, now),
+            StreamEnd::Dropped => {
+                shared.board.cancel(&ticket);
+                Changes::default()
+            }
+        };
+        let state = shared.board.state(provider, now);
+        drop(shared);
+        self.observer.show(provider, state);
+        if end == StreamEnd::Broken {
+            self.observer.emit(&Event::StreamBroken { provider: &self.entries[provider].name });
+        }
+        self.tell_changes(provider, changes);
+    }
+
+    fn tell_changes(&self, provider: usize, changes: Changes) {
+        let provider = &self.entries[provider].name;
+        for change in changes.into_iter().flatten() {
+            self.observer.emit(&match change {
+                Change::Opened { until, breaks } => {
+                    Event::BreakerOpened { provider, until, breaks }
+                }
+                Change::Closed => Event::BreakerClosed { provider },
+                Change::CoolingDown { until } => Event::CoolingDown { provider, until },
+            });
+        }
     }
 
     fn find(&self, name: &str) -> Option<usize> {

@@ -267,6 +267,17 @@ impl Board {
         self.slots[ticket.provider].give_back(ticket);
     }
 
+    /// A stream has begun well. The provider is back, if it was away; whether the stream is a
+    /// success, its end will tell, with which the ticket must come back.
+    pub(crate) fn commit(&mut self, ticket: &Ticket, now: Instant) -> Option<Change> {
+        let Self { breaker, slots, sequence, random, origin } = self;
+        let slot = &mut slots[ticket.provider];
+        let is_news = slot.open_until.is_some() && ticket.sequence > slot.moved_after;
+        let breaker = breaker.as_ref().filter(|_| is_news)?;
+        let rules = Rules { breaker, random, origin: *origin, sequence: *sequence, now };
+        Some(slot.close(&rules))
+    }
+
     /// Counts a response that was handed to the caller as this provider's success.
     pub(crate) fn serve(&mut self, provider: usize) {
         self.slots[provider].counts.served += 1;

@@ -8,6 +8,8 @@ compile_error!("reqwest-failover needs tokio's timers, which wasm32 does not hav
 mod chain;
 mod error;
 mod health;
+#[cfg(feature = "json")]
+mod inspect;
 mod message;
 mod observe;
 mod provider;
@@ -15,11 +17,16 @@ mod readdress;
 mod report;
 mod route;
 mod run;
+#[cfg(feature = "json")]
+mod splice;
 mod verdict;
 
 pub use chain::{ProviderChain, ProviderChainBuilder};
 pub use error::{ConfigError, Exhausted, FailoverError};
 pub use health::{Breaker, State};
+#[cfg(feature = "json")]
+#[cfg_attr(docsrs, doc(cfg(feature = "json")))]
+pub use inspect::Inspect;
 pub use observe::{Event, ProviderSnapshot, Snapshot};
 pub use provider::Provider;
 pub use report::{Attempt, Report};
@@ -53,4 +60,9 @@ pub fn harden(builder: reqwest::ClientBuilder) -> reqwest::ClientBuilder {
 mod guides {
     #[doc = include_str!("../docs/architecture.md")]
     struct Architecture;
+    #[doc = include_str!("../docs/choosing.md")]
+    struct Choosing;
+    // docs/recipes.md needs the clients that it is about: it is a doctest of `clients`.
+    #[doc = include_str!("../docs/observability.md")]
+    struct Observability;
 }

@@ -103,10 +103,18 @@ pub enum Event<'a> {
         /// The host that the request goes to.
         host: &'a str,
     },
+    /// A stream whose content had begun broke off, or ended without its terminal marker. It is not
+    /// replayed. Only chains that [`inspect`](crate::ProviderChainBuilder::inspect) see it.
+    #[non_exhaustive]
+    StreamBroken {
+        /// The provider's name.
+        provider: &'a str,
+    },
     /// One of the user's closures panicked and was treated as having no opinion.
     #[non_exhaustive]
     CallbackPanicked {
-        /// `"classify"`, `"route"`, `"prepare"`, `"bearer_from"` or `"observe"`.
+        /// `"classify"`, `"route"`, `"prepare"`, `"bearer_from"` or `"observe"`; `"display"` for an
+        /// error that cannot be shown.
         callback: &'static str,
     },
     /// Many requests are not served by the first provider, which may mean trouble there.
@@ -234,7 +242,7 @@ impl ProviderSnapshot {
         self.counts.failures
     }
 
-    /// Attempts that are waiting for their outcome.
+    /// Attempts that are waiting for their outcome, and inspected streams for their end.
     pub fn in_flight(&self) -> u64 {
         self.counts.in_flight
     }
@@ -262,8 +270,10 @@ pub(crate) struct Observer {
     callback_panics: AtomicU64,
 }
 
-#[cfg_attr(not(feature = "tracing"), allow(unused_variables, reason = "only log lines use them"))]
-#[cfg_attr(not(feature = "metrics"), allow(unused_variables, reason = "only metrics use them"))]
+#[cfg_attr(
+    not(all(feature = "tracing", feature = "metrics")),
+    allow(unused_variables, reason = "only log lines and metrics use them")
+)]
 impl Observer {
     pub(crate) fn new(
         closure: Option<Closure>,
@@ -284,14 +294,14 @@ impl Observer {
     pub(crate) fn emit(&self, event: &Event<'_>) {
         self.read(event);
         let Some(closure) = &self.closure else { return };
-        if catch_unwind(AssertUnwindSafe(|| closure(event))).is_err() {
+        if caught(|| closure(event)).is_none() {
             self.read(&Event::CallbackPanicked { callback: "observe" });
         }
     }
 
     /// Calls one of the user's closures. `None` if it panicked, which is counted and logged.
     pub(crate) fn guard<T>(&self, callback: &'static str, call: impl FnOnce() -> T) -> Option<T> {
-        let result = catch_unwind(AssertUnwindSafe(call)).ok();
+        let result = caught(call);
         if result.is_none() {
             self.emit(&Event::CallbackPanicked { callback });
         }
@@ -318,6 +328,7 @@ impl Observer {
         self.callback_panics.load(Ordering::Relaxed)
     }
 
+    #[inline]
     fn read(&self, event: &Event<'_>) {
         let count = |counter: &AtomicU64| counter.fetch_add(1, Ordering::Relaxed);
         match event {
@@ -326,16 +337,24 @@ impl Observer {
             _ => {}
         }
         #[cfg(feature = "tracing")]
-        log::log(event, self.log_messages);
+        if log::is_heard() {
+            log::log(event, self.log_messages);
+        }
         #[cfg(feature = "metrics")]
         self.meter.read(event);
     }
 }
 
-/// The span of a request or of an attempt. Without `tracing` it is nothing.
+/// Calls what may panic. `None` if it did; the payload is not dropped, since that may panic too.
+pub(crate) fn caught<T>(call: impl FnOnce() -> T) -> Option<T> {
+    catch_unwind(AssertUnwindSafe(call)).map_err(std::mem::forget).ok()
+}
+
+/// The span of a request or of an attempt. It is nothing without `tracing`, or where nobody listens:
+/// then it costs next to nothing either.
 pub(crate) struct Trace {
     #[cfg(feature = "tracing")]
-    span: tracing::Span,
+    span: Option<Box<tracing::Span>>,
 }
 
 #[cfg_attr(not(feature = "tracing"), expect(unused_variables, reason = "only spans use them"))]
@@ -343,7 +362,7 @@ impl Trace {
     pub(crate) fn request(request: &Request) -> Self {
         Self {
             #[cfg(feature = "tracing")]
-            span: log::request_span(request),
+            span: log::is_heard().then(|| Box::new(log::request_span(request))),
         }
     }
 
@@ -351,23 +370,31 @@ impl Trace {
     pub(crate) fn attempt(&self, provider: &str, base: &Url, resends: usize) -> Self {
         Self {
             #[cfg(feature = "tracing")]
-            span: log::attempt_span(&self.span, provider, base, resends),
+            span: self
+                .span
+                .as_ref()
+                .map(|request| Box::new(log::attempt_span(request, provider, base, resends))),
         }
     }
 
+    #[inline]
     pub(crate) fn within<T>(&self, call: impl FnOnce() -> T) -> T {
         #[cfg(feature = "tracing")]
-        let _entered = self.span.enter();
+        let _entered = self.span.as_ref().map(|span| span.enter());
         call()
     }
 
     pub(crate) fn record_outcome(&self, attempt: &Attempt) {
         #[cfg(feature = "tracing")]
-        log::record_outcome(&self.span, attempt);
+        if let Some(span) = &self.span {
+            log::record_outcome(span, attempt);
+        }
     }
 
     pub(crate) fn record_end(&self, report: &Report) {
         #[cfg(feature = "tracing")]
-        log::record_end(&self.span, report);
+        if let Some(span) = &self.span {
+            log::record_end(span, report);
+        }
     }
 }

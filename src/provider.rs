@@ -29,6 +29,8 @@ use crate::readdress::{
     Base, Claim, QueryPair, QueryRewrite, Scope, StripList, is_credential_header,
     is_credential_query, strip_headers, target_url,
 };
+#[cfg(feature = "json")]
+use crate::splice::{drop_stale_headers, splice_model};
 
 /// One API provider: a name, a base URL, and what a request needs to be welcome there.
 ///
@@ -67,6 +69,8 @@ pub struct Provider {
     headers: Vec<(String, String)>,
     queries: Vec<(String, String)>,
     strip: Vec<String>,
+    #[cfg(feature = "json")]
+    models: Vec<(String, String)>,
     attempt_timeout: Option<Duration>,
     prepare: Option<Prepare>,
     forward_caller_auth: bool,
@@ -95,6 +99,8 @@ impl Provider {
             headers: Vec::new(),
             queries: Vec::new(),
             strip: Vec::new(),
+            #[cfg(feature = "json")]
+            models: Vec::new(),
             attempt_timeout: None,
             prepare: None,
             forward_caller_auth: false,
@@ -255,6 +261,26 @@ impl Provider {
     /// ```
     pub fn strip(mut self, header: impl Into<String>) -> Self {
         self.strip.push(header.into());
+        self
+    }
+
+    /// Asks this provider for the model `to` where the request names `from`: the same model has
+    /// another name elsewhere. May be called several times.
+    ///
+    /// Only the value of `"model"` at the top of a JSON body changes; every other byte stays. The
+    /// headers that speak of the body's length or digest go. A body that is not JSON, names another
+    /// model, or can be sent only once is left as it is.
+    ///
+    /// ```
+    /// # use reqwest_failover::Provider;
+    /// Provider::new("openrouter", "https://openrouter.ai/api/v1")
+    ///     .bearer("openrouter-key")
+    ///     .model("gpt-4o-mini", "openai/gpt-4o-mini");
+    /// ```
+    #[cfg(feature = "json")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "json")))]
+    pub fn model(mut self, from: impl Into<String>, to: impl Into<String>) -> Self {
+        self.models.push((from.into(), to.into()));
         self
     }
 
@@ -422,6 +448,8 @@ pub(crate) struct Entry {
     /// The fixed ones, then the credentials.
     queries: Vec<QueryPair>,
     strip: Vec<HeaderName>,
+    #[cfg(feature = "json")]
+    models: Vec<(String, String)>,
     forward_caller_auth: bool,
 }
 
@@ -444,6 +472,23 @@ impl Entry {
         strip_headers(headers, &strip.headers, &self.strip, keep_caller_auth);
         for (name, value) in &self.headers {
             headers.insert(name, value.clone());
+        }
+    }
+
+    /// Gives the body's model the name that it has here.
+    #[cfg(feature = "json")]
+    pub(crate) fn rename_model(&self, request: &mut Request) {
+        if self.models.is_empty() {
+            return;
+        }
+        let rename = |model: &str| {
+            let (_, to) = self.models.iter().find(|(from, _)| from == model)?;
+            Some(to.as_str())
+        };
+        let body = request.body().and_then(reqwest::Body::as_bytes);
+        if let Some(renamed) = body.and_then(|body| splice_model(body, rename)) {
+            *request.body_mut() = Some(renamed.into());
+            drop_stale_headers(request.headers_mut());
         }
     }
 
@@ -497,6 +542,16 @@ impl Entry {
             queries.push(keys.fixed_query(name, value)?);
         }
         let strip = provider.strip.iter().map(|name| header_name("strip", name));
+        #[cfg(feature = "json")]
+        for (at, (from, to)) in provider.models.iter().enumerate() {
+            if from.is_empty() || to.is_empty() {
+                return Err(Flaw::new("model", "must name two models"));
+            }
+            if provider.models[..at].iter().any(|(other, _)| other == from) {
+                let problem = format!("`{from}` is renamed twice: keep one name for it");
+                return Err(Flaw::new("model", problem));
+            }
+        }
 
         Ok(Self {
             name: provider.name.into(),
@@ -504,6 +559,8 @@ impl Entry {
             attempt_timeout: provider.attempt_timeout,
             source: keys.source,
             prepare: provider.prepare,
+            #[cfg(feature = "json")]
+            models: provider.models,
             secrets: longest_first(keys.secrets),
             strip: strip.collect::<Result<_, _>>()?,
             headers: [headers, keys.headers].concat(),

@@ -39,6 +39,8 @@ pub(crate) struct Limits {
     pub(crate) max_attempts: usize,
     pub(crate) ambiguous: Ambiguous,
     pub(crate) total: Duration,
+    /// How long a response may be held back after its headers, while it is looked into.
+    pub(crate) hold: Duration,
     /// Each provider's explicit limit, its own or the chain's.
     pub(crate) attempts: Vec<Option<Duration>>,
 }
@@ -158,7 +160,7 @@ impl Run {
             || self.usable(board, now).next().is_none();
         self.over = last;
         let until = self.attempt_end(&choice, last, limits, now);
-        let lease_until = after(until, Limits::LEASE_MARGIN);
+        let lease_until = after(after(until, limits.hold), Limits::LEASE_MARGIN);
         let ticket = board.admit(choice.provider, now, lease_until);
         Step::Send { ticket, until, last }
     }
@@ -186,6 +188,14 @@ impl Run {
             board.serve(ticket.provider);
         }
         board.land(ticket, landing.news(), now)
+    }
+
+    /// Ends the run with a stream that has begun well, whose end is still to come.
+    pub(crate) fn commit(&mut self, ticket: &Ticket, board: &mut Board, now: Instant) -> Changes {
+        self.in_flight = false;
+        self.over = true;
+        board.serve(ticket.provider);
+        [board.commit(ticket, now), None]
     }
 
     /// The providers that have not been asked and are not isolated.

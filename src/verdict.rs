@@ -45,6 +45,7 @@ impl Verdict {
     /// |---|---|---|
     /// | 2xx, 304, 101 when `Upgrade` was asked for | `Accept` | success |
     /// | no response: connect, timeout, reset, credential source | `FailOver` | `Failure` |
+    /// | a 2xx that `inspect` found an error in | `FailOver` | `Failure` |
     /// | 5xx, 408, 425, 401, 402, 403 | `FailOver` | `Failure` |
     /// | 429; 503 with a `Retry-After` | `FailOver` | `Cooldown` |
     /// | other 4xx, 3xx; `prepare` failed | `FailOver` | `None` |
@@ -65,11 +66,15 @@ impl Verdict {
         Self::FailOver(fault)
     }
 
-    /// The careful preset: only transport errors, 408, 425, 429 and 5xx fail over, with the health
-    /// of [`standard`](Self::standard). Every other response is accepted as it is.
+    /// The careful preset: only transport errors, errors inside a success, 408, 425, 429 and 5xx
+    /// fail over, with the health of [`standard`](Self::standard). Every other response is accepted as it is.
     pub fn transient(outcome: &Outcome<'_>) -> Self {
         match (outcome.status(), outcome.reason) {
-            (None, _) | (_, Reason::RateLimited | Reason::ServerError) => Self::standard(outcome),
+            (None, _)
+            | (_, Reason::RateLimited | Reason::ServerError)
+            | (_, Reason::ErrorInSuccess | Reason::Reset | Reason::Timeout) => {
+                Self::standard(outcome)
+            }
             _ => Self::Accept,
         }
     }
@@ -114,6 +119,9 @@ pub enum Reason {
     Timeout,
     /// The connection broke before the response headers were complete.
     Reset,
+    /// A 2xx whose body is an error, for chains that
+    /// [`inspect`](crate::ProviderChainBuilder::inspect).
+    ErrorInSuccess,
     /// The credential source failed, or its token was malformed. Nothing was sent.
     Credential,
     /// The attempt was dropped before it had an outcome, because the caller dropped the request.
@@ -135,6 +143,7 @@ impl Reason {
             Self::Connect => "connect",
             Self::Timeout => "timeout",
             Self::Reset => "reset",
+            Self::ErrorInSuccess => "error_in_success",
             Self::Credential => "credential",
             Self::Abandoned => "abandoned",
             Self::Other => "other",
@@ -193,6 +202,19 @@ impl<'a> Outcome<'a> {
         }
     }
 
+    /// A response with a good status arrived, and its body is no success.
+    #[cfg(feature = "json")]
+    pub(crate) fn flawed(
+        provider: &'a str,
+        reason: Reason,
+        status: StatusCode,
+        headers: &'a HeaderMap,
+        elapsed: Duration,
+    ) -> Self {
+        let landed = Landed::Response(status, headers);
+        Self { landed, ..Self::failed(provider, reason, None, elapsed) }
+    }
+
     /// The request was sent, or may have been, and no response arrived.
     pub(crate) fn failed(
         provider: &'a str,
@@ -208,6 +230,11 @@ impl<'a> Outcome<'a> {
             retry_after: None,
             elapsed,
         }
+    }
+
+    /// This layer's own timeout ended the attempt, before or after the request was sent.
+    pub(crate) fn timed_out(provider: &'a str, sent: bool, elapsed: Duration) -> Self {
+        Self { ambiguous: sent, ..Self::failed(provider, Reason::Timeout, None, elapsed) }
     }
 
     /// Nothing was sent: the credential source or `prepare` failed.

@@ -14,6 +14,9 @@ use reqwest_middleware::{Error, Next};
 use super::Inner;
 use super::address::Address;
 use crate::error::FailoverError;
+#[cfg(feature = "json")]
+use crate::inspect::{Flaw, Held};
+use crate::message;
 use crate::observe::{Event, caught};
 use crate::provider::{BoxError, Entry, bearer_value, checked_key};
 use crate::readdress::{clean_url, still_inside};
@@ -23,6 +26,12 @@ use crate::verdict::{Outcome, Reason};
 /// What came of an attempt.
 pub(super) enum Sent {
     Response(reqwest::Response),
+    /// An event stream whose content has begun.
+    #[cfg(feature = "json")]
+    Stream(Box<Held>),
+    /// A response with a good status that is no success.
+    #[cfg(feature = "json")]
+    Flawed(reqwest::Response, Flaw),
     /// A response from another URL than the one that was asked.
     Redirected(StatusCode),
     Failed(Error),
@@ -40,7 +49,32 @@ impl Sent {
     pub(super) fn status(&self) -> Option<StatusCode> {
         match self {
             Self::Response(response) => Some(response.status()),
+            #[cfg(feature = "json")]
+            Self::Stream(held) => Some(held.status()),
+            #[cfg(feature = "json")]
+            Self::Flawed(response, _) => Some(response.status()),
             Self::Redirected(status) => Some(*status),
+            _ => None,
+        }
+    }
+
+    /// Whether the outcome is only known when a stream ends.
+    pub(super) fn is_stream(&self) -> bool {
+        #[cfg(feature = "json")]
+        return matches!(self, Self::Stream(_));
+        #[cfg(not(feature = "json"))]
+        false
+    }
+
+    /// What the provider left to hand on as it is, if anything.
+    pub(super) fn into_result(self) -> Option<Result<reqwest::Response, Error>> {
+        match self {
+            Self::Response(response) => Some(Ok(response)),
+            #[cfg(feature = "json")]
+            Self::Stream(held) => Some(Ok(held.unwatched())),
+            #[cfg(feature = "json")]
+            Self::Flawed(response, _) => Some(Ok(response)),
+            Self::Failed(error) => Some(Err(error)),
             _ => None,
         }
     }
@@ -52,15 +86,23 @@ impl Sent {
         upgrade_asked: bool,
         elapsed: Duration,
     ) -> Option<Outcome<'a>> {
+        let answered = |status, headers| {
+            Outcome::answered(provider, status, headers, upgrade_asked, elapsed, wall_clock)
+        };
         Some(match self {
-            Self::Response(response) => Outcome::answered(
-                provider,
-                response.status(),
-                response.headers(),
-                upgrade_asked,
-                elapsed,
-                wall_clock,
-            ),
+            Self::Response(response) => answered(response.status(), response.headers()),
+            #[cfg(feature = "json")]
+            Self::Stream(held) => answered(held.status(), held.headers()),
+            #[cfg(feature = "json")]
+            Self::Flawed(response, flaw) => {
+                let reason = match flaw {
+                    Flaw::Broken => Reason::Reset,
+                    Flaw::Silent => Reason::Timeout,
+                    _ => Reason::ErrorInSuccess,
+                };
+                let (status, headers) = (response.status(), response.headers());
+                Outcome::flawed(provider, reason, status, headers, elapsed)
+            }
             Self::Failed(error) if find_reqwest(error).is_some_and(reqwest::Error::is_builder) => {
                 Outcome::unsent(provider, Reason::Other, error, elapsed)
             }
@@ -73,11 +115,17 @@ impl Sent {
         })
     }
 
-    /// The error to tell about, if there is one.
-    pub(super) fn error(&self) -> Option<&(dyn StdError + 'static)> {
+    /// What went wrong, where it is known already. `secrets` must not be shown.
+    pub(super) fn message(&self, secrets: impl FnOnce() -> Vec<String>) -> Option<Box<str>> {
         match self {
-            Self::Failed(error) | Self::CallerFailed(error) => Some(held_by(error)),
-            Self::Unsent(_, error) => Some(&**error),
+            Self::Failed(error) | Self::CallerFailed(error) => {
+                Some(message::of_error(held_by(error), &secrets()))
+            }
+            Self::Unsent(_, error) => Some(message::of_error(&**error, &secrets())),
+            #[cfg(feature = "json")]
+            Self::Flawed(_, Flaw::Error(said)) => message::of_body(said, true, &secrets()),
+            #[cfg(feature = "json")]
+            Self::Flawed(_, flaw) => Some(flaw.description().into()),
             _ => None,
         }
     }
@@ -143,6 +191,8 @@ impl Attempt<'_> {
         if let Some(token) = self.token().await? {
             request.headers_mut().insert(AUTHORIZATION, token);
         }
+        #[cfg(feature = "json")]
+        entry.rename_model(request);
         if let Some(prepare) = &entry.prepare {
             match observer.guard("prepare", || prepare(request)) {
                 Some(Ok(())) => {}

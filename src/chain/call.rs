@@ -1,6 +1,7 @@
 //! One claimed request's state: its run, its report, the attempt that is under way, and what must
 //! happen however it ends, also when its caller drops it.
 
+use std::sync::Arc;
 use std::task::Context;
 use std::time::{Duration, Instant};
 
@@ -13,7 +14,9 @@ use super::attempt::Sent;
 use super::body::Drains;
 use super::{Classify, Inner, Shared, now};
 use crate::error::{Cause, Exhausted, FailoverError};
-use crate::health::{Change, Changes, State, Ticket};
+use crate::health::{State, Ticket};
+#[cfg(feature = "json")]
+use crate::inspect::Held;
 use crate::message;
 use crate::observe::rate::Crossing;
 use crate::observe::{Event, Trace};
@@ -24,7 +27,7 @@ use crate::verdict::{Fault, Reason, Verdict};
 
 /// A claimed request's state. Dropping it gives back whatever it holds.
 pub(super) struct Call<'a> {
-    chain: &'a Inner,
+    chain: &'a Arc<Inner>,
     run: Run,
     report: Report,
     trace: Trace,
@@ -74,7 +77,7 @@ struct Counted {
 }
 
 impl<'a> Call<'a> {
-    pub(super) fn begin(chain: &'a Inner, request: &Request) -> Self {
+    pub(super) fn begin(chain: &'a Arc<Inner>, request: &Request) -> Self {
         let started = now();
         let order = chain.lock().order.clone();
         let idempotent = chain.limits.ambiguous == Ambiguous::FailOver || is_idempotent(request);
@@ -109,8 +112,9 @@ impl<'a> Call<'a> {
     }
 
     /// Looks at the clock, after a wait.
-    pub(super) fn tick(&mut self) {
+    pub(super) fn tick(&mut self) -> Instant {
         self.now = now();
+        self.now
     }
 
     pub(super) fn exhausted_mode(&self) -> Exhausted {
@@ -160,7 +164,7 @@ impl<'a> Call<'a> {
         address: &Address,
         request: &Request,
     ) -> Trace {
-        let Inner { entries, scope, strip, .. } = self.chain;
+        let Inner { entries, scope, strip, .. } = &**self.chain;
         let entry = &entries[provider];
         let resends = self.report.attempts().len();
         if self.flight.as_ref().is_some_and(|flight| flight.ticket.is_probe()) {
@@ -183,8 +187,7 @@ impl<'a> Call<'a> {
         upgrade_asked: bool,
     ) -> (usize, Verdict, Option<Order>) {
         let chain = self.chain;
-        self.tick();
-        let now = self.now;
+        let now = self.tick();
         let (provider, since) = match &self.flight {
             Some(flight) => (flight.ticket.provider, flight.since),
             None => return (0, Verdict::FailOver(Fault::None), None),
@@ -197,7 +200,14 @@ impl<'a> Call<'a> {
             return (0, landing.verdict, None);
         };
         let mut shared = chain.lock();
-        let changes = self.run.land(ticket, landing, &chain.limits, &mut shared.board, now);
+        let changes = if landing.verdict == Verdict::Accept && sent.is_stream() {
+            let changes = self.run.commit(&ticket, &mut shared.board, now);
+            // The stream's end is still to come.
+            self.flight = Some(Flight { ticket, since });
+            changes
+        } else {
+            self.run.land(ticket, landing, &chain.limits, &mut shared.board, now)
+        };
         let state = shared.board.state(provider, now);
         if landing.verdict == Verdict::Accept && landing.status.is_some() {
             self.count(&mut shared, Ending::Served, Some(provider));
@@ -207,7 +217,7 @@ impl<'a> Call<'a> {
         chain.observer.show(provider, state);
         let index = self.report.push(attempt);
         self.untold = Some(index);
-        self.tell_changes(provider, changes);
+        self.trace.within(|| chain.tell_changes(provider, changes));
         (index, landing.verdict, order)
     }
 
@@ -242,6 +252,14 @@ impl<'a> Call<'a> {
         }
     }
 
+    /// Hands on a stream that has begun well; its provider's health hears of its end.
+    #[cfg(feature = "json")]
+    pub(super) fn watch(&mut self, held: Held) -> Response {
+        let Some(Flight { ticket, .. }) = self.flight.take() else { return held.unwatched() };
+        let chain = self.chain.clone();
+        held.watched(Box::new(move |end| chain.end_stream(ticket, end)))
+    }
+
     /// Whether an error shows a secret. A transport error shows nothing but its URL, which was
     /// cleaned; any other error may.
     pub(super) fn is_shown_by(&self, error: &Error) -> bool {
@@ -252,8 +270,7 @@ impl<'a> Call<'a> {
     pub(super) fn abandon(&mut self, reason: Reason) {
         let Some(Flight { ticket, since }) = self.flight.take() else { return };
         let provider = ticket.provider;
-        self.tick();
-        let now = self.now;
+        let now = self.tick();
         let mut shared = self.chain.lock();
         shared.board.cancel(&ticket);
         let state = shared.board.state(provider, now);
@@ -340,7 +357,7 @@ impl<'a> Call<'a> {
         elapsed: Duration,
         upgrade_asked: bool,
     ) -> (Landing, Attempt) {
-        let Inner { entries, classify, observer, .. } = self.chain;
+        let Inner { entries, classify, observer, .. } = &**self.chain;
         let status = sent.status();
         let mut landing = Landing {
             verdict: Verdict::FailOver(Fault::None),
@@ -350,9 +367,7 @@ impl<'a> Call<'a> {
         let mut attempt = Attempt {
             status,
             reason: Reason::Redirected,
-            message: sent.error().and_then(|error| {
-                observer.guard("display", || message::of_error(error, &self.secrets()))
-            }),
+            message: observer.guard("display", || sent.message(|| self.secrets())).flatten(),
             ..self.blank_attempt(provider, elapsed)
         };
         if let Some(outcome) = sent.outcome(&entries[provider].name, upgrade_asked, elapsed) {
@@ -393,19 +408,6 @@ impl<'a> Call<'a> {
             shared.switch_rate.record(served_by == Some(first), reason, self.now)
         });
         self.counted = Some(Counted { ratio: shared.switch_rate.last_ratio(), crossing });
-    }
-
-    fn tell_changes(&self, provider: usize, changes: Changes) {
-        let provider = &self.chain.entries[provider].name;
-        for change in changes.into_iter().flatten() {
-            self.emit(&match change {
-                Change::Opened { until, breaks } => {
-                    Event::BreakerOpened { provider, until, breaks }
-                }
-                Change::Closed => Event::BreakerClosed { provider },
-                Change::CoolingDown { until } => Event::CoolingDown { provider, until },
-            });
-        }
     }
 
     fn emit(&self, event: &Event<'_>) {

@@ -19,12 +19,14 @@ use super::attempt::{Attempt, Sent};
 use super::body::{Pristine, Streamed, is_replayable, read_stream};
 use super::call::{Call, Ending, Order};
 use crate::error::{Cause, Exhausted};
+#[cfg(feature = "json")]
+use crate::inspect::{Asked, Inspect, Inspected, inspect};
 use crate::observe::Trace;
 use crate::verdict::{Reason, Verdict};
 
 /// Sends a claimed request to one provider after the other until one serves it.
 pub(super) async fn drive(
-    chain: &Inner,
+    chain: &Arc<Inner>,
     address: &Address,
     mut request: Request,
     extensions: &mut Extensions,
@@ -66,6 +68,8 @@ pub(super) async fn drive(
         };
         let trace = call.take_off(provider, address, &request);
         let mut own = extensions.clone();
+        #[cfg(feature = "json")]
+        let asked = chain.inspect.as_ref().map(|settings| (settings, Asked::of(&request)));
         let departed = AtomicBool::new(false);
         let stream_failed = stream_failed.clone();
         let attempt = Attempt { chain, provider, address, stream_failed, departed: &departed };
@@ -73,6 +77,13 @@ pub(super) async fn drive(
         let sent = wait(&mut call, &trace, attempt, until).await.unwrap_or_else(|TimeIsUp| {
             Sent::TimedOut { departed: departed.load(Ordering::Relaxed) }
         });
+        #[cfg(feature = "json")]
+        let sent = match (sent, asked) {
+            (Sent::Response(response), Some((settings, asked))) => {
+                look_into(&mut call, response, asked, settings).await
+            }
+            (sent, _) => sent,
+        };
         if let Sent::CallerFailed(error) = sent {
             call.abandon(Reason::Other);
             call.finish(Ending::CallersFault, extensions);
@@ -161,6 +172,28 @@ async fn wait(
     .await
 }
 
+/// Looks for an error inside a response, and reads beside it what failed before. This is no part of
+/// the attempt's time, which ends with the headers.
+#[cfg(feature = "json")]
+async fn look_into(
+    call: &mut Call<'_>,
+    response: Response,
+    asked: Asked,
+    settings: &Inspect,
+) -> Sent {
+    let since = call.tick();
+    let mut looking = pin!(inspect(response, asked, settings, since, call.deadline()));
+    let inspected = std::future::poll_fn(|context| {
+        call.poll_drains(context);
+        looking.as_mut().poll(context)
+    });
+    match inspected.await {
+        Inspected::Pass(response) => Sent::Response(response),
+        Inspected::Stream(held) => Sent::Stream(held),
+        Inspected::Failed(response, flaw) => Sent::Flawed(response, flaw),
+    }
+}
+
 /// Leaves a failed attempt behind for another provider: what it said is read once now, for the log,
 /// and then beside the next attempt.
 async fn leave(call: &mut Call<'_>, index: usize, sent: Sent, to: usize) {
@@ -184,7 +217,12 @@ fn serve(
 ) -> reqwest_middleware::Result<Response> {
     let Landed { index, sent, own } = landed;
     call.tell_finished(index);
-    let Sent::Response(mut response) = sent else {
+    let result = match sent {
+        #[cfg(feature = "json")]
+        Sent::Stream(held) => Some(Ok(call.watch(*held))),
+        sent => sent.into_result(),
+    };
+    let Some(Ok(mut response)) = result else {
         return Err(call.fail(Cause::NothingAccepted, extensions));
     };
     *extensions = own;
@@ -201,9 +239,9 @@ async fn exhaust(
 ) -> reqwest_middleware::Result<Response> {
     let Landed { index, sent, own } = landed;
     let outcome = match (call.exhausted_mode(), sent) {
-        (Exhausted::LastOutcome, Sent::Response(response)) => Some(Ok(response)),
-        (Exhausted::LastOutcome, Sent::Failed(error)) if !call.is_shown_by(&error) => {
-            Some(Err(error))
+        (Exhausted::LastOutcome, sent) => {
+            let shows = |result: &_| matches!(result, Err(error) if call.is_shown_by(error));
+            sent.into_result().filter(|result| !shows(result))
         }
         (_, Sent::Response(response)) => {
             call.drain(index, response);

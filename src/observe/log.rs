@@ -2,6 +2,7 @@
 
 use reqwest::{Request, Url};
 use tracing::field::Empty;
+use tracing::level_filters::LevelFilter;
 use tracing::{Span, debug, error, info, info_span, trace, warn};
 
 use super::Event;
@@ -36,9 +37,6 @@ pub(super) fn attempt_span(request: &Span, provider: &str, base: &Url, resends: 
 
 /// Writes an attempt's outcome into its span.
 pub(super) fn record_outcome(span: &Span, attempt: &Attempt) {
-    if span.is_disabled() {
-        return;
-    }
     if let Some(status) = attempt.status() {
         span.record("http.response.status_code", status.as_u16());
     }
@@ -49,9 +47,6 @@ pub(super) fn record_outcome(span: &Span, attempt: &Attempt) {
 
 /// Writes how a request ended into its span.
 pub(super) fn record_end(span: &Span, report: &crate::report::Report) {
-    if span.is_disabled() {
-        return;
-    }
     if let Some(last) = report.attempts().last() {
         record_outcome(span, last);
         span.record("http.request.resend_count", report.attempts().len() - 1);
@@ -61,7 +56,13 @@ pub(super) fn record_end(span: &Span, report: &crate::report::Report) {
     }
 }
 
+/// Whether anybody listens. Nearly free, unlike a look at each event.
+pub(super) fn is_heard() -> bool {
+    LevelFilter::current() != LevelFilter::OFF
+}
+
 /// Writes the log line of an event.
+#[cold]
 pub(super) fn log(event: &Event<'_>, messages: bool) {
     let shown = |attempt: &Attempt| attempt.message().filter(|_| messages).map(str::to_owned);
     let status = |attempt: &Attempt| attempt.status().map(|status| status.as_u16());
@@ -115,6 +116,9 @@ pub(super) fn log(event: &Event<'_>, messages: bool) {
         }
         Event::Unclaimed { host } => {
             debug!(server.address = host, "no base of the chain claims this request");
+        }
+        Event::StreamBroken { provider } => {
+            warn!(gen_ai.provider.name = provider, "a stream broke after its content had begun");
         }
         Event::CallbackPanicked { callback } => error!(callback, "a closure of the chain panicked"),
         Event::SwitchRateHigh { provider, ratio, reason } => warn!(

@@ -5,12 +5,13 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Duration;
 
 use metrics::{Key, Label, Level, Metadata, Recorder, SharedString, Unit, with_recorder};
 
 use super::Event;
 use crate::health::State;
-use crate::report::Attempt;
+use crate::report::{Attempt, Report};
 use crate::verdict::Reason;
 
 /// Writes a chain's metrics.
@@ -44,36 +45,35 @@ impl Meter {
                 name,
             }
         };
-        Self { providers: names.map(keys).collect() }
+        let meter = Self { providers: names.map(keys).collect() };
+        with_recorder(|recorder| meter.begin(recorder));
+        meter
     }
 
+    /// Lets counters begin at zero: a series that begins at one has no increase that a rule sees.
+    fn begin(&self, recorder: &dyn Recorder) {
+        let begin = |key: &Key| recorder.register_counter(key, &METADATA).increment(0);
+        for name in [EXHAUSTED, MAYBE_PROCESSED, NOT_REPLAYABLE, UNCLAIMED] {
+            begin(&Key::from_static_name(name));
+        }
+        for keys in &self.providers {
+            begin(&keys.served);
+            begin(&keys.succeeded);
+            begin(&keys.attempts(Reason::Auth));
+        }
+    }
+
+    #[inline]
     pub(super) fn read(&self, event: &Event<'_>) {
         match event {
-            Event::AttemptFinished { attempt } => self.attempt(attempt),
-            Event::Switched { from, to } => count(
-                SWITCHES,
-                vec![
-                    Label::new("from", from.provider().to_owned()),
-                    Label::new("to", (*to).to_owned()),
-                    Label::from_static_parts("reason", from.reason().as_str()),
-                ],
-            ),
-            Event::Exhausted { .. } => count(EXHAUSTED, Vec::new()),
-            Event::Unclaimed { .. } => count(UNCLAIMED, Vec::new()),
-            Event::Finished { report, added_latency, switch_ratio } => with_recorder(|recorder| {
-                let served_by = report.served_by().and_then(|name| self.keys(name));
-                let nobody = Key::from_static_parts(REQUESTS, &NOBODY);
-                let served_by = served_by.map_or(&nobody, |keys| &keys.served);
-                recorder.register_counter(served_by, &METADATA).increment(1);
-                if let Some(added) = added_latency {
-                    let key = Key::from_static_name(ADDED_LATENCY);
-                    recorder.register_histogram(&key, &METADATA).record(added.as_secs_f64());
-                }
-                if let Some(ratio) = switch_ratio {
-                    recorder.register_gauge(&Key::from_static_name(RATIO), &METADATA).set(*ratio);
-                }
-            }),
-            _ => {}
+            Event::AttemptStarted { .. } => {}
+            // What succeeded is counted with its request, which is over now: one look for the recorder.
+            Event::AttemptFinished { attempt } if attempt.reason() == Reason::Ok => {}
+            Event::AttemptFinished { attempt } => self.failed(attempt),
+            Event::Finished { report, added_latency, switch_ratio } => {
+                self.request(report, *added_latency, *switch_ratio);
+            }
+            _ => rare(event),
         }
     }
 
@@ -84,22 +84,74 @@ impl Meter {
         }
     }
 
-    fn attempt(&self, attempt: &Attempt) {
-        let Some(keys) = self.keys(attempt.provider()) else { return };
-        let is_ok = attempt.reason() == Reason::Ok;
+    /// Counts a request, and what succeeded of its attempts.
+    #[inline(never)]
+    fn request(&self, report: &Report, added: Option<Duration>, ratio: Option<f64>) {
         with_recorder(|recorder| {
-            let counter = if is_ok {
-                recorder.register_counter(&keys.succeeded, &METADATA)
-            } else {
-                let provider = Label::new("provider", shared(&keys.name));
-                let reason = Label::from_static_parts("reason", attempt.reason().as_str());
-                let key = Key::from_parts(ATTEMPTS, vec![provider, reason]);
-                recorder.register_counter(&key, &METADATA)
-            };
-            counter.increment(1);
-            let duration = attempt.elapsed().as_secs_f64();
-            recorder.register_histogram(&keys.duration, &METADATA).record(duration);
+            let mut served_by = &SERVED_BY_NOBODY;
+            for attempt in report.attempts() {
+                let Some(keys) = self.keys(&attempt.provider) else { continue };
+                if attempt.reason() == Reason::Ok {
+                    recorder.register_counter(&keys.succeeded, &METADATA).increment(1);
+                    keys.attempt(attempt, recorder);
+                }
+                served_by = &keys.served;
+            }
+            if report.served_by().is_none() {
+                served_by = &SERVED_BY_NOBODY;
+            }
+            recorder.register_counter(served_by, &METADATA).increment(1);
+            if let Some(added) = added {
+                let histogram = recorder.register_histogram(&ADDED_LATENCY_KEY, &METADATA);
+                histogram.record(added.as_secs_f64());
+            }
+            if let Some(ratio) = ratio {
+                recorder.register_gauge(&RATIO_KEY, &METADATA).set(ratio);
+            }
         });
+    }
+
+    /// Counts an attempt that failed.
+    #[cold]
+    fn failed(&self, attempt: &Attempt) {
+        let Some(keys) = self.keys(&attempt.provider) else { return };
+        with_recorder(|recorder| {
+            let key = keys.attempts(attempt.reason());
+            recorder.register_counter(&key, &METADATA).increment(1);
+            keys.attempt(attempt, recorder);
+        });
+    }
+
+    /// The keys of a provider. Events share their names with this, so addresses tell them apart.
+    fn keys(&self, name: &str) -> Option<&Keys> {
+        self.providers.iter().find(|keys| std::ptr::eq(&*keys.name, name))
+    }
+}
+
+/// Reads what does not happen to every request.
+#[cold]
+fn rare(event: &Event<'_>) {
+    match event {
+        Event::Switched { from, to } => count(
+            SWITCHES,
+            vec![
+                Label::new("from", from.provider().to_owned()),
+                Label::new("to", (*to).to_owned()),
+                Label::from_static_parts("reason", from.reason().as_str()),
+            ],
+        ),
+        Event::Exhausted { .. } => count(EXHAUSTED, Vec::new()),
+        Event::Unclaimed { .. } => count(UNCLAIMED, Vec::new()),
+        _ => {}
+    }
+}
+
+impl Keys {
+    /// Notes what there is to say of every attempt.
+    #[inline]
+    fn attempt(&self, attempt: &Attempt, recorder: &dyn Recorder) {
+        let duration = attempt.elapsed().as_secs_f64();
+        recorder.register_histogram(&self.duration, &METADATA).record(duration);
         if attempt.maybe_processed() {
             count(MAYBE_PROCESSED, Vec::new());
         }
@@ -108,12 +160,14 @@ impl Meter {
         }
     }
 
-    fn keys(&self, name: &str) -> Option<&Keys> {
-        self.providers.iter().find(|keys| *keys.name == *name)
+    /// The key of what failed attempts count.
+    #[cold]
+    fn attempts(&self, reason: Reason) -> Key {
+        let provider = Label::new("provider", shared(&self.name));
+        let reason = Label::from_static_parts("reason", reason.as_str());
+        Key::from_parts(ATTEMPTS, vec![provider, reason])
     }
-}
 
-impl Keys {
     fn show(&self, state: State) {
         let level = level(state);
         if self.shown.swap(level, Ordering::Relaxed) != level {
@@ -138,7 +192,11 @@ const ADDED_LATENCY: &str = "failover_added_latency_seconds";
 
 static METADATA: Metadata<'static> =
     Metadata::new(module_path!(), Level::INFO, Some(module_path!()));
+// Made at compile time: a key is hashed when it is made.
+static SERVED_BY_NOBODY: Key = Key::from_static_parts(REQUESTS, &NOBODY);
 static NOBODY: [Label; 1] = [Label::from_static_parts("served_by", "none")];
+static RATIO_KEY: Key = Key::from_static_name(RATIO);
+static ADDED_LATENCY_KEY: Key = Key::from_static_name(ADDED_LATENCY);
 
 fn level(state: State) -> u8 {
     match state {
@@ -150,6 +208,7 @@ fn level(state: State) -> u8 {
     }
 }
 
+#[cold]
 fn count(name: &'static str, labels: Vec<Label>) {
     let key = Key::from_parts(name, labels);
     with_recorder(|recorder| recorder.register_counter(&key, &METADATA).increment(1));

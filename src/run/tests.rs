@@ -41,6 +41,7 @@ impl Lab {
     fn with(providers: usize, breaker: Option<Breaker>) -> Self {
         let now = start();
         let limits = Limits {
+            hold: Duration::ZERO,
             max_attempts: usize::MAX,
             ambiguous: Ambiguous::FailOver,
             total: Limits::DEFAULT_TOTAL,

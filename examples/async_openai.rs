@@ -113,7 +113,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let mut stream = client.chat().create_stream(question()?).await?;
     let (mut text, mut deltas) = (String::new(), 0);
     while let Some(chunk) = stream.next().await {
-        if let Some(delta) = chunk?.choices.first().and_then(|choice| choice.delta.content.clone()) {
+        if let Some(delta) = chunk?.choices.first().and_then(|choice| choice.delta.content.clone())
+        {
             text.push_str(&delta);
             deltas += 1;
         }

@@ -19,8 +19,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
 use http::Extensions;
+use reqwest::multipart::{Form, Part};
 use reqwest::{Request, Response, StatusCode};
-use reqwest_failover::{Provider, ProviderChain, Report, harden};
+use reqwest_failover::{Event, Exhausted, FailoverError, Provider, ProviderChain, Report, harden};
 use reqwest_middleware::{ClientBuilder, ClientWithMiddleware, Middleware, Next, Result};
 use reqwest_retry::RetryTransientMiddleware;
 use reqwest_retry::policies::ExponentialBackoff;
@@ -54,6 +55,17 @@ async fn main() -> std::result::Result<(), BoxError> {
     assert_eq!(response.status(), 500);
     stage.row("retry (2 more) → failover, both down", (3, 3), response.status());
 
+    // A chain that answers with an error of its own is asked once: for reqwest-retry, an error of
+    // another middleware is final.
+    let stage = Stage::set().await?;
+    stage.cometapi.fail(500, "The server had an error.");
+    stage.openai.fail(500, "The server had an error.");
+    let chain = stage.chain_with(Exhausted::Error)?;
+    let client = stage.client().with(retry()).with(chain).build();
+    let error = ask(&client, "one").await.expect_err("both are down");
+    assert!(FailoverError::find(&error).is_some(), "found through reqwest-retry's error");
+    stage.row("retry → failover with `Exhausted::Error`, both down", (1, 1), "FailoverError");
+
     // Each provider is asked three times before the next one is.
     let stage = Stage::set().await?;
     stage.cometapi.fail(500, "The server had an error.");
@@ -79,6 +91,21 @@ async fn main() -> std::result::Result<(), BoxError> {
     let response = ask(&client, "one").await?;
     assert_eq!(report(&response).served_by(), Some("cometapi"));
     stage.row("failover → retry, CometAPI has a hiccup", (2, 0), "CometAPI's answer");
+
+    // An upload is a stream, which reqwest-retry cannot clone and refuses to send at all;
+    let stage = Stage::set().await?;
+    let client = stage.client().with(retry()).with(stage.chain()?).build();
+    let error = upload(&client).await.expect_err("reqwest-retry refuses it");
+    assert!(error.to_string().contains("not cloneable"), "{error}");
+    stage.row("retry → failover, an upload", (0, 0), "an error of reqwest-retry");
+
+    // after the chain, which has buffered it, it is repeated like anything else.
+    let stage = Stage::set().await?;
+    stage.cometapi.fail(500, "The server had an error.");
+    let client = stage.client().with(stage.chain()?).with(retry()).build();
+    let response = upload(&client).await?;
+    assert_eq!(report(&response).served_by(), Some("openai"));
+    stage.row("failover → retry (2 more), an upload", (3, 1), "OpenAI's answer");
 
     // A span for each attempt, and one for the request around them.
     let stage = Stage::set().await?;
@@ -159,14 +186,19 @@ impl Stage {
     }
 
     fn chain(&self) -> std::result::Result<ProviderChain, BoxError> {
+        self.chain_with(Exhausted::LastOutcome)
+    }
+
+    fn chain_with(&self, exhausted: Exhausted) -> std::result::Result<ProviderChain, BoxError> {
         let reports = Arc::clone(&self.reports);
         Ok(ProviderChain::of([
             Provider::new("cometapi", self.cometapi.base_url()).bearer("sk-cometapi"),
             Provider::new("openai", self.openai.base_url()).bearer("sk-openai"),
         ])
         .claim("https://api.openai.com/v1")
+        .on_exhausted(exhausted)
         .observe(move |event| {
-            if let reqwest_failover::Event::Finished { .. } = event {
+            if let Event::Finished { .. } = event {
                 reports.fetch_add(1, Ordering::SeqCst);
             }
         })
@@ -185,12 +217,7 @@ impl Stage {
     /// Checks what each provider received, and prints it.
     fn row(&self, arrangement: &str, expected: (usize, usize), outcome: impl ToString) {
         let received = (self.cometapi.received().len(), self.openai.received().len());
-        println!(
-            "{arrangement:<54} {:>8} {:>6}   {}",
-            received.0,
-            received.1,
-            outcome.to_string()
-        );
+        println!("{arrangement:<54} {:>8} {:>6}   {}", received.0, received.1, outcome.to_string());
         assert_eq!(received, expected, "{arrangement}");
     }
 }
@@ -204,6 +231,12 @@ async fn ask(client: &ClientWithMiddleware, question: &str) -> Result<Response> 
         }))
         .send()
         .await
+}
+
+async fn upload(client: &ClientWithMiddleware) -> Result<Response> {
+    let file = Part::bytes(b"a line\n".repeat(1000)).file_name("lines.txt");
+    let form = Form::new().text("purpose", "user_data").part("file", file);
+    client.post("https://api.openai.com/v1/files").multipart(form).send().await
 }
 
 fn report(response: &Response) -> &Report {

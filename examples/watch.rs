@@ -23,6 +23,7 @@ use crate::stand_in::StandIn;
 use crate::timeline::Timeline;
 
 #[path = "support/stand_in.rs"]
+#[allow(dead_code, reason = "each example uses its own part")]
 mod stand_in;
 #[path = "watch_support/timeline.rs"]
 mod timeline;
@@ -55,19 +56,19 @@ async fn main() -> Result<()> {
 
     watch.begin("dead");
     cometapi.die();
-    let dead = watch.ask_for(Duration::from_millis(2500)).await?;
+    let dead = watch.ask_for(Duration::from_millis(2200)).await?;
     assert_eq!(dead.cometapi, 0, "OpenAI serves");
     assert!(watch.told("cometapi: circuit breaker opened") > 1, "a probe failed");
 
     watch.begin("rate-limited");
     cometapi.limit_rate(Duration::from_secs(1));
-    let limited = watch.ask_for(Duration::from_secs(3)).await?;
+    let limited = watch.ask_for(Duration::from_millis(2600)).await?;
     assert_eq!(limited.cometapi, 0, "OpenAI serves");
     assert!(watch.told("cometapi: cooling down") > 0, "CometAPI asked for a rest");
 
     watch.begin("back");
     cometapi.recover();
-    let back = watch.ask_for(Duration::from_millis(2500)).await?;
+    let back = watch.ask_for(Duration::from_secs(2)).await?;
     assert!(back.cometapi > 0, "CometAPI serves again");
     assert_eq!(back.state, State::Closed);
 
@@ -155,10 +156,10 @@ impl Watch {
         self.locked(|seen| seen.timeline.begin(phase, at));
     }
 
-    /// Twenty requests a second.
+    /// Some sixteen requests a second.
     async fn ask_for(&mut self, length: Duration) -> Result<Phase> {
         let start = Instant::now();
-        let mut pace = tokio::time::interval(Duration::from_millis(50));
+        let mut pace = tokio::time::interval(Duration::from_millis(60));
         let before = self.chain.snapshot();
         while start.elapsed() < length {
             pace.tick().await;
@@ -263,10 +264,10 @@ fn sentence(event: &Event<'_>) -> Option<String> {
         Event::BreakerOpened { provider, breaks, .. } => {
             format!("{provider}: circuit breaker opened, break {breaks}")
         }
-        Event::BreakerProbing { provider } => format!("{provider}: a request probes it"),
-        Event::BreakerClosed { provider } => format!("{provider}: circuit breaker closed"),
+        Event::BreakerProbing { provider, .. } => format!("{provider}: a request probes it"),
+        Event::BreakerClosed { provider, .. } => format!("{provider}: circuit breaker closed"),
         Event::CoolingDown { provider, .. } => format!("{provider}: cooling down"),
-        Event::SwitchRateHigh { provider, ratio, reason } => {
+        Event::SwitchRateHigh { provider, ratio, reason, .. } => {
             let reason = reason.map_or("not asked", |reason| reason.as_str());
             format!("the switch rate is high: {} of requests, {provider}: {reason}", percent(ratio))
         }

@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use self::stand_in::{StandIn, nobody};
 
+#[allow(dead_code, reason = "every example uses its own part of it")]
 mod stand_in;
 
 const COMETAPI_KEY: &str = "sk-stand-in-cometapi";

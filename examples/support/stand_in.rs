@@ -49,7 +49,22 @@ impl StandIn {
 
     /// From now on every request is answered again.
     pub(crate) fn recover(&self) {
-        self.script.locked(|state| state.mood = Mood::Well);
+        self.script.locked(|state| (state.failure, state.mood) = (None, Mood::Well));
+    }
+
+    /// From now on one request of so many fails.
+    pub(crate) fn brown_out(&self, of: usize) {
+        self.script.locked(|state| state.mood = Mood::Brown { of });
+    }
+
+    /// From now on it closes every connection without an answer.
+    pub(crate) fn die(&self) {
+        self.script.locked(|state| state.mood = Mood::Dead);
+    }
+
+    /// From now on it says that there were too many requests, and how long to wait.
+    pub(crate) fn limit_rate(&self, wait: Duration) {
+        self.script.locked(|state| state.mood = Mood::Limited { wait });
     }
 
     /// Every request so far, head and body.
@@ -73,7 +88,21 @@ struct Script {
 #[derive(Default)]
 struct State {
     failure: Option<Failure>,
+    mood: Mood,
     received: Vec<String>,
+}
+
+#[derive(Clone, Copy, Default)]
+enum Mood {
+    #[default]
+    Well,
+    Brown {
+        of: usize,
+    },
+    Dead,
+    Limited {
+        wait: Duration,
+    },
 }
 
 #[derive(Clone, Copy)]
@@ -92,6 +121,14 @@ impl Script {
         })
     }
 
+    /// A brown-out is one only for every so-manieth request.
+    fn mood(&self) -> Mood {
+        self.locked(|state| match state.mood {
+            Mood::Brown { of } if state.received.len() % of != 0 => Mood::Well,
+            mood => mood,
+        })
+    }
+
     fn locked<T>(&self, f: impl FnOnce(&mut State) -> T) -> T {
         f(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -102,6 +139,21 @@ async fn serve(connection: TcpStream, script: Arc<Script>) -> io::Result<()> {
     while let Some((head, body)) = receive(&mut connection).await? {
         script.locked(|state| state.received.push(format!("{head}{body}")));
         let own_key = head.contains(&format!("authorization: Bearer {}\r\n", script.key));
+        match script.mood() {
+            Mood::Dead => return Ok(()),
+            Mood::Limited { wait } => {
+                let hint = format!("retry-after-ms: {}\r\n", wait.as_millis());
+                let body = error(429, "Too many requests.");
+                reply_with(&mut connection, 429, &hint, &body).await?;
+                continue;
+            }
+            Mood::Brown { .. } => {
+                let body = error(500, "The server had an error.");
+                reply(&mut connection, 500, &body).await?;
+                continue;
+            }
+            Mood::Well => {}
+        }
         match script.next_failure() {
             Some(Failure { status, message, .. }) => {
                 reply(&mut connection, status, &error(status, message)).await?;
@@ -140,7 +192,7 @@ async fn reply(connection: &mut BufStream<TcpStream>, status: u16, body: &Value)
     reply_with(connection, status, "", body).await
 }
 
-/// `header` is a whole line, or nothing.
+/// As [`reply`], with one header more: a whole line, or nothing.
 async fn reply_with(
     connection: &mut BufStream<TcpStream>,
     status: u16,

@@ -62,7 +62,7 @@ impl Timeline {
             Event::Finished { report, .. } => {
                 self.served.push((at, report.served_by().and_then(|name| self.place(name))));
             }
-            Event::BreakerProbing { provider } => {
+            Event::BreakerProbing { provider, .. } => {
                 self.probes.extend(self.place(provider).map(|place| (at, place)));
             }
             _ => {}
@@ -111,7 +111,12 @@ impl Timeline {
 
     fn draw_served(&self, page: &Page<'_>) -> Result<(), Box<dyn Error>> {
         let lanes: Vec<&str> = self.names.iter().map(String::as_str).chain(["nobody"]).collect();
-        let mut panel = self.panel(page, "Who served each request", 60..300, lanes.len() as f64)?;
+        let mut panel = self.panel(
+            page,
+            "Who served each request: one stroke for each",
+            60..310,
+            lanes.len() as f64,
+        )?;
         self.name_lanes(&panel, &lanes)?;
         let nobody = lanes.len() - 1;
         panel.draw_series(self.served.iter().map(|(at, place)| {
@@ -122,14 +127,14 @@ impl Timeline {
         }))?;
         for (at, phase) in &self.phases {
             let (x, y) = panel.backend_coord(&(*at, lanes.len() as f64));
-            page.draw_text(phase, &small().color(&INK), (x + 4, y + 4))?;
+            page.draw_text(phase, &small().color(&INK), (x + 2, y - 18))?;
         }
         Ok(())
     }
 
     fn draw_states(&self, page: &Page<'_>) -> Result<(), Box<dyn Error>> {
         let lanes: Vec<&str> = self.names.iter().map(String::as_str).collect();
-        let mut panel = self.panel(page, "State of each provider", 310..470, lanes.len() as f64)?;
+        let mut panel = self.panel(page, "State of each provider", 320..480, lanes.len() as f64)?;
         self.name_lanes(&panel, &lanes)?;
         for lane in 0..lanes.len() {
             let edges = lane_edges(lanes.len(), lane, 0.18);
@@ -144,13 +149,15 @@ impl Timeline {
 
         // The legend, in line with the panel's title.
         let mut x = 330;
-        for band in [Band::Closed, Band::CoolingDown, Band::Open, Band::Isolated] {
-            page.draw(&Rectangle::new([(x, 319), (x + 18, 333)], band.color().filled()))?;
-            page.draw_text(band.name(), &small().color(&INK), (x + 24, 319))?;
+        let seen = |band: &Band| self.looks.iter().any(|look| look.states.contains(band));
+        let bands = [Band::Closed, Band::CoolingDown, Band::Open, Band::Isolated];
+        for band in bands.into_iter().filter(seen) {
+            page.draw(&Rectangle::new([(x, 329), (x + 18, 343)], band.color().filled()))?;
+            page.draw_text(band.name(), &small().color(&INK), (x + 24, 329))?;
             x += 54 + 8 * band.name().len() as i32;
         }
-        page.draw(&TriangleMarker::new((x + 6, 328), 6, INK.filled()))?;
-        page.draw_text("a probe is sent", &small().color(&INK), (x + 20, 319))?;
+        page.draw(&TriangleMarker::new((x + 6, 338), 6, INK.filled()))?;
+        page.draw_text("a probe is sent", &small().color(&INK), (x + 20, 329))?;
         Ok(())
     }
 
@@ -159,7 +166,7 @@ impl Timeline {
         let ratios: Vec<_> = ratios.collect();
         let highest = ratios.iter().map(|(_, ratio)| *ratio).fold(20.0, f64::max);
         let title = "Switch rate: share of requests that the first provider did not serve";
-        let mut panel = self.panel(page, title, 480..740, (highest / 10.0).ceil() * 10.0)?;
+        let mut panel = self.panel(page, title, 490..750, (highest / 10.0).ceil() * 10.0)?;
         panel
             .configure_mesh()
             .disable_x_mesh()
@@ -186,9 +193,9 @@ impl Timeline {
             (format!("high above {high:.0} %"), OPEN),
             (format!("normal below {normal:.0} %"), CLOSED),
         ] {
-            let line = vec![(x, 496), (x + 24, 496)];
+            let line = vec![(x, 506), (x + 24, 506)];
             page.draw(&PathElement::new(line, color.stroke_width(2)))?;
-            page.draw_text(&name, &small().color(&INK), (x + 30, 489))?;
+            page.draw_text(&name, &small().color(&INK), (x + 30, 499))?;
             x += 170;
         }
         Ok(())
@@ -207,7 +214,7 @@ impl Timeline {
         let bold = ("sans-serif", 17).into_font().style(FontStyle::Bold).color(&INK);
         page.draw_text(title, &bold, (MARGIN, rows.start + 8))?;
         let mut panel = ChartBuilder::on(&part)
-            .margin_top(34)
+            .margin_top(if rows.start < 100 { 56 } else { 34 })
             .margin_bottom(6)
             .margin_right(MARGIN)
             .set_label_area_size(LabelAreaPosition::Left, 110)
@@ -233,7 +240,7 @@ impl Timeline {
             let area = panel.plotting_area();
             area.draw(&Text::new(
                 (*name).to_owned(),
-                (-0.006 * self.end(), (top + bottom) / 2.0),
+                (-0.008 * self.end(), (top + bottom) / 2.0),
                 &beside,
             ))?;
         }
@@ -281,7 +288,7 @@ impl Band {
 type Page<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
 type Panel<'a> = ChartContext<'a, SVGBackend<'a>, Cartesian2d<RangedCoordf64, RangedCoordf64>>;
 
-const SIZE: (u32, u32) = (1100, 750);
+const SIZE: (u32, u32) = (1100, 760);
 const MARGIN: i32 = 24;
 
 // Colors that are told apart also by the color-blind (Okabe and Ito).

@@ -419,6 +419,9 @@ impl ProviderChainBuilder {
         let observer = Observer::new(self.observe, self.log_messages, names);
         for (at, entry) in entries.iter().enumerate() {
             observer.show(at, State::Closed);
+            if entry.base.is_loopback() {
+                continue;
+            }
             let host = entry.base.host_str();
             if let Some(twin) = entries[..at].iter().find(|other| other.base.host_str() == host) {
                 observer.warn_of_shared_host(&twin.name, &entry.name, host);

@@ -1,10 +1,12 @@
 //! What a scripted server says, and where it stops.
 
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
+use tokio::sync::Notify;
 
 /// One answer, and what goes wrong while it is given.
 #[derive(Clone, Debug)]
@@ -14,6 +16,8 @@ pub struct Answer {
     body: Vec<u8>,
     declared: Option<usize>,
     steps: Vec<(Place, Step)>,
+    /// A body of unknown length, in place of `body`.
+    parts: Option<Vec<Part>>,
 }
 
 /// Where in an answer a [`Step`] is taken: always after one half of what is named, before the next.
@@ -24,6 +28,20 @@ pub enum Place {
     AfterHeaders,
     WithinBody,
     AfterBody,
+}
+
+/// A part of a chunked body.
+#[derive(Clone, Debug)]
+pub enum Part {
+    /// One chunk, written at once.
+    Data(Vec<u8>),
+    /// Waits until the test says so.
+    Until(Arc<Notify>),
+    /// The same chunk again and again for as long as anyone listens.
+    Forever(Vec<u8>, Duration),
+    /// Ends the body with a trailer.
+    Trailer(&'static str, &'static str),
+    Then(Step),
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -40,7 +58,7 @@ pub enum Step {
 impl Answer {
     pub fn status(status: u16) -> Self {
         let (headers, body, steps) = Default::default();
-        Self { status, headers, body, declared: None, steps }
+        Self { status, headers, body, declared: None, steps, parts: None }
     }
 
     /// A 200 with a small JSON body.
@@ -107,13 +125,19 @@ impl Answer {
         self.declare(usize::MAX >> 8).at(Place::AfterBody, Step::Drip)
     }
 
+    /// A chunked body, part by part.
+    pub fn chunked(mut self, parts: impl IntoIterator<Item = Part>) -> Self {
+        self.parts = Some(parts.into_iter().collect());
+        self.header("transfer-encoding", "chunked")
+    }
+
     pub(super) async fn give(&self, socket: &mut TcpStream, head_only: bool) -> io::Result<()> {
         let bodiless = head_only || matches!(self.status, 100..=199 | 204 | 304);
         let mut head = format!("HTTP/1.1 {} Scripted\r\n", self.status);
         for (name, value) in &self.headers {
             head += &format!("{name}: {value}\r\n");
         }
-        if !matches!(self.status, 100..=199 | 204) {
+        if !matches!(self.status, 100..=199 | 204) && self.parts.is_none() {
             head += &format!("content-length: {}\r\n", self.declared.unwrap_or(self.body.len()));
         }
         head += "\r\n";
@@ -138,25 +162,61 @@ impl Answer {
                 self.take(place, socket).await?;
             }
         }
-        Ok(())
+        match &self.parts {
+            Some(parts) if !bodiless => give_parts(parts, socket).await,
+            _ => Ok(()),
+        }
     }
 
     async fn take(&self, place: Place, socket: &mut TcpStream) -> io::Result<()> {
-        for &(_, step) in self.steps.iter().filter(|step| step.0 == place) {
-            match step {
-                Step::Wait(wait) => tokio::time::sleep(wait).await,
-                Step::Stall => std::future::pending().await,
-                Step::Drip => loop {
-                    socket.write_all(b".").await?;
-                    tokio::time::sleep(Duration::from_millis(1)).await;
-                },
-                Step::Fin => return Err(io::ErrorKind::ConnectionAborted.into()),
-                Step::Rst => {
-                    socket.set_zero_linger()?;
-                    return Err(io::ErrorKind::ConnectionReset.into());
-                }
+        for (_, step) in self.steps.iter().filter(|step| step.0 == place) {
+            step.take(socket).await?;
+        }
+        Ok(())
+    }
+}
+
+impl Step {
+    async fn take(self, socket: &mut TcpStream) -> io::Result<()> {
+        match self {
+            Self::Wait(wait) => tokio::time::sleep(wait).await,
+            Self::Stall => std::future::pending().await,
+            Self::Drip => loop {
+                socket.write_all(b".").await?;
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            },
+            Self::Fin => return Err(io::ErrorKind::ConnectionAborted.into()),
+            Self::Rst => {
+                socket.set_zero_linger()?;
+                return Err(io::ErrorKind::ConnectionReset.into());
             }
         }
         Ok(())
     }
+}
+
+async fn give_parts(parts: &[Part], socket: &mut TcpStream) -> io::Result<()> {
+    let mut trailers = String::new();
+    for part in parts {
+        match part {
+            Part::Data(data) => give_chunk(data, socket).await?,
+            Part::Until(told) => told.notified().await,
+            Part::Forever(data, every) => loop {
+                give_chunk(data, socket).await?;
+                tokio::time::sleep(*every).await;
+            },
+            Part::Trailer(name, value) => trailers += &format!("{name}: {value}\r\n"),
+            Part::Then(step) => step.take(socket).await?,
+        }
+    }
+    socket.write_all(format!("0\r\n{trailers}\r\n").as_bytes()).await
+}
+
+async fn give_chunk(data: &[u8], socket: &mut TcpStream) -> io::Result<()> {
+    // An empty chunk would be the last.
+    if data.is_empty() {
+        return Ok(());
+    }
+    let head = format!("{:x}\r\n", data.len());
+    socket.write_all(&[head.as_bytes(), data, b"\r\n"].concat()).await
 }

@@ -20,7 +20,7 @@ use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::{JoinHandle, JoinSet};
 
-pub use answer::{Answer, Place, Step};
+pub use answer::{Answer, Part, Place, Step};
 
 /// A server that answers by a script and remembers every byte. It stops when it is dropped.
 pub struct Server {

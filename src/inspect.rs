@@ -162,6 +162,11 @@ pub(crate) enum Flaw {
 }
 
 impl Flaw {
+    /// An error in these words, without the byte order mark that no JSON parser would skip.
+    fn said(words: &[u8]) -> Self {
+        Self::Error(words.strip_prefix(MARK).unwrap_or(words).to_vec())
+    }
+
     /// What to tell about it where the provider said nothing.
     pub(crate) fn description(&self) -> &'static str {
         match self {
@@ -275,7 +280,7 @@ async fn inspect_json(
     if whole && read.trim_ascii().is_empty() && !asked.nothing {
         Inspected::Failed(response, Flaw::Empty)
     } else if whole && is_error_body(&read) {
-        Inspected::Failed(response, Flaw::Error(read))
+        Inspected::Failed(response, Flaw::said(&read))
     } else {
         Inspected::Pass(response)
     }
@@ -307,7 +312,7 @@ async fn inspect_events(
     }
     let flaw = match peek.phase() {
         Phase::Refused(said) if said.is_empty() => Flaw::Ended,
-        Phase::Refused(said) => Flaw::Error(said.clone()),
+        Phase::Refused(said) => Flaw::said(said),
         _ => return Inspected::Stream(Box::new(Held { head, body, peek })),
     };
     Inspected::Failed(head.with_held(body), flaw)
@@ -351,9 +356,11 @@ fn mentions(headers: &HeaderMap, name: &HeaderName, kinds: &[&str]) -> bool {
     })
 }
 
+/// A byte order mark in UTF-8.
+const MARK: &[u8] = b"\xef\xbb\xbf";
+
 /// Whether this is the beginning of what cannot become an object, and so of nothing to hold back.
 fn begins_as_no_object(read: &[u8]) -> bool {
-    const MARK: &[u8] = b"\xef\xbb\xbf";
     let text = read.strip_prefix(MARK).unwrap_or(read).trim_ascii_start();
     !matches!(text.first(), None | Some(b'{')) && !MARK.starts_with(text)
 }

@@ -65,4 +65,7 @@ mod guides {
     // docs/recipes.md needs the clients that it is about: it is a doctest of `clients`.
     #[doc = include_str!("../docs/observability.md")]
     struct Observability;
+    #[cfg(feature = "json")]
+    #[doc = include_str!("../docs/streams.md")]
+    struct Streams;
 }

@@ -291,11 +291,16 @@ impl Observer {
         }
     }
 
+    #[inline]
     pub(crate) fn emit(&self, event: &Event<'_>) {
-        self.read(event);
-        let Some(closure) = &self.closure else { return };
-        if caught(|| closure(event)).is_none() {
-            self.read(&Event::CallbackPanicked { callback: "observe" });
+        // Metrics count these attempts with their request.
+        let goes_well = match event {
+            Event::AttemptStarted { .. } => true,
+            Event::AttemptFinished { attempt } => attempt.reason() == Reason::Ok,
+            _ => false,
+        };
+        if !goes_well || self.is_watched() {
+            self.tell(event);
         }
     }
 
@@ -328,8 +333,48 @@ impl Observer {
         self.callback_panics.load(Ordering::Relaxed)
     }
 
-    #[inline]
+    /// Whether anybody wants to know of every step of every request.
+    fn is_watched(&self) -> bool {
+        #[cfg(feature = "tracing")]
+        if log::is_heard() {
+            return true;
+        }
+        self.closure.is_some()
+    }
+
+    #[inline(never)]
+    fn tell(&self, event: &Event<'_>) {
+        self.read(event);
+        let Some(closure) = &self.closure else { return };
+        if caught(|| closure(event)).is_none() {
+            self.read(&Event::CallbackPanicked { callback: "observe" });
+        }
+    }
+
+    /// What happens to every request is read here, so that nobody pays for the rest of the events.
     fn read(&self, event: &Event<'_>) {
+        let is_rare = match event {
+            Event::AttemptStarted { .. } => false,
+            Event::AttemptFinished { attempt } => attempt.reason() != Reason::Ok,
+            Event::Finished { report, added_latency, switch_ratio } => {
+                #[cfg(feature = "metrics")]
+                self.meter.finished(report, *added_latency, *switch_ratio);
+                false
+            }
+            _ => true,
+        };
+        if is_rare {
+            self.read_rare(event);
+        } else {
+            #[cfg(feature = "tracing")]
+            if log::is_heard() {
+                log::log(event, self.log_messages);
+            }
+        }
+    }
+
+    #[cold]
+    fn read_rare(&self, event: &Event<'_>) {
         let count = |counter: &AtomicU64| counter.fetch_add(1, Ordering::Relaxed);
         match event {
             Event::Unclaimed { .. } => _ = count(&self.unclaimed),
@@ -337,9 +382,7 @@ impl Observer {
             _ => {}
         }
         #[cfg(feature = "tracing")]
-        if log::is_heard() {
-            log::log(event, self.log_messages);
-        }
+        log::log(event, self.log_messages);
         #[cfg(feature = "metrics")]
         self.meter.read(event);
     }
@@ -380,7 +423,9 @@ impl Trace {
     #[inline]
     pub(crate) fn within<T>(&self, call: impl FnOnce() -> T) -> T {
         #[cfg(feature = "tracing")]
-        let _entered = self.span.as_ref().map(|span| span.enter());
+        if let Some(span) = &self.span {
+            return span.in_scope(call);
+        }
         call()
     }
 

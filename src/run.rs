@@ -155,9 +155,7 @@ impl Run {
         self.tried |= 1 << choice.provider;
         self.attempts += 1;
         self.in_flight = true;
-        let last = !self.replayable
-            || self.attempts >= self.max_attempts
-            || self.usable(board, now).next().is_none();
+        let last = !self.replayable || self.attempts >= self.max_attempts || !choice.leaves_any;
         self.over = last;
         let until = self.attempt_end(&choice, last, limits, now);
         let lease_until = after(after(until, limits.hold), Limits::LEASE_MARGIN);
@@ -210,31 +208,32 @@ impl Run {
     /// The first admissible provider in order; else, when nothing better is left, the passed-over
     /// one that reopens first.
     fn choose(&self, board: &Board, now: Instant) -> Option<Choice> {
-        let mut passed_over: Option<(usize, Instant)> = None;
-        let mut passed_over_others = false;
         let mut admissible = None;
+        let mut passed_over: Option<(usize, Instant)> = None;
+        let mut passed_over_count = 0;
         for (provider, admission) in self.usable(board, now) {
-            let until = match admission {
-                Admission::ProbeDue if !self.replayable => now,
-                Admission::PassedOver(until) => until,
-                _ if admissible.is_some() => {
-                    return admissible.map(|provider| Choice { provider, others: true });
-                }
-                _ => {
+            let until = match (admission, admissible) {
+                (Admission::ProbeDue, _) if !self.replayable => now,
+                (Admission::PassedOver(until), _) => until,
+                (_, None) => {
                     admissible = Some(provider);
                     continue;
                 }
+                (_, Some(provider)) => {
+                    return Some(Choice { provider, others: true, leaves_any: true });
+                }
             };
-            passed_over_others |= passed_over.is_some();
+            passed_over_count += 1;
             if passed_over.is_none_or(|(_, earliest)| until < earliest) {
                 passed_over = Some((provider, until));
             }
         }
         if let Some(provider) = admissible {
-            return Some(Choice { provider, others: false });
+            return Some(Choice { provider, others: false, leaves_any: passed_over_count > 0 });
         }
         let (provider, _) = passed_over.filter(|_| self.desperate)?;
-        Some(Choice { provider, others: passed_over_others })
+        let leaves_any = passed_over_count > 1;
+        Some(Choice { provider, others: leaves_any, leaves_any })
     }
 
     /// An explicit limit always binds; the default one only where someone else is still to be asked.
@@ -252,6 +251,8 @@ struct Choice {
     provider: usize,
     /// Whether there is another provider of the same standing to go on to.
     others: bool,
+    /// Whether anybody else could be asked at all.
+    leaves_any: bool,
 }
 
 impl Landing {

@@ -96,7 +96,7 @@ fn every_metric_is_in_the_guide_with_its_kind_unit_and_labels() {
         let names = rest.split(',').filter_map(|label| Some(label.split_once('=')?.0));
         labels.entry(name).or_default().extend(names.map(|name| format!("`{name}`")));
     }
-    assert_eq!(readings.described.len(), 11, "{:#?}", readings.described);
+    assert_eq!(readings.described.len(), 12, "{:#?}", readings.described);
     for (name, (kind, unit, text)) in &readings.described {
         assert!(!text.is_empty(), "{name} has no description");
         let begins = format!("| `{name}` |");
@@ -216,6 +216,7 @@ fn the_guide_lists_every_reason() {
         Reason::Connect,
         Reason::Timeout,
         Reason::Reset,
+        Reason::ErrorInSuccess,
         Reason::Credential,
         Reason::Abandoned,
         Reason::Other,

@@ -910,9 +910,11 @@ async fn no_key_is_seen_anywhere() {
         } else {
             let _ = request.send().await;
         }
-        let (text, picture) = &mut *lock(&heard);
-        text.push_str(&format!("{:?}\n{:#?}\n", chain.snapshot(), chain));
-        picture.look(&chain.snapshot(), started.elapsed());
+        {
+            let (text, picture) = &mut *lock(&heard);
+            text.push_str(&format!("{:?}\n{:#?}\n", chain.snapshot(), chain));
+            picture.look(&chain.snapshot(), started.elapsed());
+        }
         tokio::time::advance(ms(100)).await;
     }
     let outside = format!("https://elsewhere.test/v1/?key={callers}");

@@ -62,6 +62,12 @@ impl StandIn {
         self.script.locked(|state| state.mood = Mood::Dead);
     }
 
+    /// From now on every request is answered with 200, and with a stream of which the first event is
+    /// this error.
+    pub(crate) fn fail_in_stream(&self, message: &'static str) {
+        self.script.locked(|state| state.mood = Mood::Late { message });
+    }
+
     /// From now on it says that there were too many requests, and how long to wait.
     pub(crate) fn limit_rate(&self, wait: Duration) {
         self.script.locked(|state| state.mood = Mood::Limited { wait });
@@ -100,6 +106,9 @@ enum Mood {
         of: usize,
     },
     Dead,
+    Late {
+        message: &'static str,
+    },
     Limited {
         wait: Duration,
     },
@@ -150,6 +159,15 @@ async fn serve(connection: TcpStream, script: Arc<Script>) -> io::Result<()> {
             Mood::Brown { .. } => {
                 let body = error(500, "The server had an error.");
                 reply(&mut connection, 500, &body).await?;
+                continue;
+            }
+            Mood::Late { message } => {
+                let event = format!("data: {}\n\n", error(503, message));
+                let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n";
+                let length = event.len();
+                let answer = format!("{head}content-length: {length}\r\n\r\n{event}");
+                connection.write_all(answer.as_bytes()).await?;
+                connection.flush().await?;
                 continue;
             }
             Mood::Well => {}

@@ -117,7 +117,7 @@ impl Timeline {
             60..310,
             lanes.len() as f64,
         )?;
-        self.name_lanes(&panel, &lanes)?;
+        self.name_lanes(page, &panel, &lanes)?;
         let nobody = lanes.len() - 1;
         panel.draw_series(self.served.iter().map(|(at, place)| {
             let lane = place.unwrap_or(nobody);
@@ -135,7 +135,7 @@ impl Timeline {
     fn draw_states(&self, page: &Page<'_>) -> Result<(), Box<dyn Error>> {
         let lanes: Vec<&str> = self.names.iter().map(String::as_str).collect();
         let mut panel = self.panel(page, "State of each provider", 320..480, lanes.len() as f64)?;
-        self.name_lanes(&panel, &lanes)?;
+        self.name_lanes(page, &panel, &lanes)?;
         for lane in 0..lanes.len() {
             let edges = lane_edges(lanes.len(), lane, 0.18);
             panel.draw_series(self.bands(lane).into_iter().map(|(band, from, to)| {
@@ -233,16 +233,17 @@ impl Timeline {
     }
 
     /// Writes the lanes' names beside a panel.
-    fn name_lanes(&self, panel: &Panel<'_>, lanes: &[&str]) -> Result<(), Box<dyn Error>> {
+    fn name_lanes(
+        &self,
+        page: &Page<'_>,
+        panel: &Panel<'_>,
+        lanes: &[&str],
+    ) -> Result<(), Box<dyn Error>> {
         let beside = small().color(&INK).pos(Pos::new(HPos::Right, VPos::Center));
         for (lane, name) in lanes.iter().enumerate() {
             let (top, bottom) = lane_edges(lanes.len(), lane, 0.0);
-            let area = panel.plotting_area();
-            area.draw(&Text::new(
-                (*name).to_owned(),
-                (-0.008 * self.end(), (top + bottom) / 2.0),
-                &beside,
-            ))?;
+            let (x, y) = panel.backend_coord(&(0.0, (top + bottom) / 2.0));
+            page.draw_text(name, &beside, (x - 8, y))?;
         }
         Ok(())
     }

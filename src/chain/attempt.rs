@@ -18,7 +18,7 @@ use crate::error::FailoverError;
 use crate::inspect::{Flaw, Held};
 use crate::message;
 use crate::observe::{Event, caught};
-use crate::provider::{BoxError, Entry, bearer_value, checked_key};
+use crate::provider::{BoxError, Entry, TokenSource, bearer_value, checked_key};
 use crate::readdress::{clean_url, still_inside};
 use crate::report::Report;
 use crate::verdict::{Outcome, Reason};
@@ -188,7 +188,8 @@ impl Attempt<'_> {
             *request.url_mut() = target.clone();
         }
         entry.dress(request.headers_mut(), strip, keep_caller_auth);
-        if let Some(token) = self.token().await? {
+        if let Some(source) = &entry.source {
+            let token = Box::pin(self.token(source)).await?;
             request.headers_mut().insert(AUTHORIZATION, token);
         }
         #[cfg(feature = "json")]
@@ -207,9 +208,8 @@ impl Attempt<'_> {
         Ok(None)
     }
 
-    /// Asks the entry's source of tokens, if it has one.
-    async fn token(&self) -> Result<Option<http::HeaderValue>, Sent> {
-        let Some(source) = &self.entry().source else { return Ok(None) };
+    /// Asks the entry's source of tokens.
+    async fn token(&self, source: &TokenSource) -> Result<http::HeaderValue, Sent> {
         let failed = |error: BoxError| Sent::Unsent(Reason::Credential, error);
         let panicked = || {
             self.chain.observer.emit(&Event::CallbackPanicked { callback: "bearer_from" });
@@ -225,7 +225,7 @@ impl Attempt<'_> {
         let value =
             bearer_value(token).ok_or_else(|| failed("the token is no header value".into()))?;
         self.chain.lock_tokens()[self.provider] = Some(token.to_owned());
-        Ok(Some(value))
+        Ok(value)
     }
 
     fn target(&self) -> Option<&Url> {

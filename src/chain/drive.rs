@@ -1,7 +1,7 @@
 //! The driver: does what a [`Run`](crate::run::Run) decides for one claimed request, from its
 //! arrival to the answer that its caller gets.
 
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
@@ -25,6 +25,9 @@ use crate::observe::Trace;
 use crate::verdict::{Reason, Verdict};
 
 /// Sends a claimed request to one provider after the other until one serves it.
+///
+/// What only some requests need is boxed apart: a future is as large as all that it may wait for,
+/// and this one is moved for every request.
 pub(super) async fn drive(
     chain: &Arc<Inner>,
     address: &Address,
@@ -39,14 +42,17 @@ pub(super) async fn drive(
     if let Err(cause) = call.take_route(&request, extensions) {
         return Err(call.fail(cause, extensions));
     }
-    let stream_failed = match make_replayable(&mut call, &mut request).await {
-        Ok(stream_failed) => stream_failed,
-        Err(Unread::NoTime) => return Err(call.fail(Cause::NoTime, extensions)),
-        Err(Unread::Failed(error)) => {
-            call.finish(Ending::CallersFault, extensions);
-            return Err(Error::Reqwest(error));
-        }
-    };
+    let mut stream_failed = None;
+    if !is_replayable(&request) {
+        stream_failed = match Box::pin(make_replayable(&mut call, &mut request)).await {
+            Ok(stream_failed) => stream_failed,
+            Err(Unread::NoTime) => return Err(call.fail(Cause::NoTime, extensions)),
+            Err(Unread::Failed(error)) => {
+                call.finish(Ending::CallersFault, extensions);
+                return Err(Error::Reqwest(error));
+            }
+        };
+    }
     let upgrade_asked = request.headers().contains_key(UPGRADE);
 
     let mut first = Some(request);
@@ -55,7 +61,7 @@ pub(super) async fn drive(
     let mut order = call.first_order();
     while let Some(Order { provider, until, last }) = order {
         if let Some(Landed { index, sent, .. }) = landed.take() {
-            leave(&mut call, index, sent, provider).await;
+            Box::pin(leave(&mut call, index, sent, provider)).await;
         }
         let request = match (first.take(), &pristine) {
             (Some(mut request), _) => {
@@ -73,14 +79,16 @@ pub(super) async fn drive(
         let departed = AtomicBool::new(false);
         let stream_failed = stream_failed.clone();
         let attempt = Attempt { chain, provider, address, stream_failed, departed: &departed };
-        let attempt = attempt.send(request, &mut own, next.clone());
-        let sent = wait(&mut call, &trace, attempt, until).await.unwrap_or_else(|TimeIsUp| {
-            Sent::TimedOut { departed: departed.load(Ordering::Relaxed) }
-        });
+        let sent = {
+            let attempt = pin!(attempt.send(request, &mut own, next.clone()));
+            wait(&mut call, &trace, attempt, until).await.unwrap_or_else(|TimeIsUp| {
+                Sent::TimedOut { departed: departed.load(Ordering::Relaxed) }
+            })
+        };
         #[cfg(feature = "json")]
         let sent = match (sent, asked) {
             (Sent::Response(response), Some((settings, asked))) => {
-                look_into(&mut call, response, asked, settings).await
+                Box::pin(look_into(&mut call, response, asked, settings)).await
             }
             (sent, _) => sent,
         };
@@ -98,7 +106,7 @@ pub(super) async fn drive(
         order = following;
     }
     match landed {
-        Some(landed) => exhaust(&mut call, landed, extensions).await,
+        Some(landed) => Box::pin(exhaust(&mut call, landed, extensions)).await,
         None => {
             let cause = if call.is_late() { Cause::NoTime } else { Cause::NobodyToAsk };
             Err(call.fail(cause, extensions))
@@ -128,9 +136,6 @@ async fn make_replayable(
     call: &mut Call<'_>,
     request: &mut Request,
 ) -> Result<Option<Arc<AtomicBool>>, Unread> {
-    if is_replayable(request) {
-        return Ok(None);
-    }
     let Some(body) = request.body_mut().take() else { return Ok(None) };
     let read = read_stream(body, request.headers(), call.replay_limit());
     let streamed = timeout_at(call.deadline().into(), read).await;
@@ -150,10 +155,9 @@ async fn make_replayable(
 async fn wait(
     call: &mut Call<'_>,
     trace: &Trace,
-    attempt: impl Future<Output = Sent>,
+    mut attempt: Pin<&mut impl Future<Output = Sent>>,
     until: Instant,
 ) -> Result<Sent, TimeIsUp> {
-    let mut attempt = pin!(attempt);
     let mut timer = pin!(None::<Sleep>);
     std::future::poll_fn(|context| {
         if let Poll::Ready(sent) = trace.within(|| attempt.as_mut().poll(context)) {

@@ -56,7 +56,8 @@ pub(super) fn record_end(span: &Span, report: &crate::report::Report) {
     }
 }
 
-/// Whether anybody listens. Nearly free, unlike a look at each event.
+/// Whether there is a subscriber. Spans and the lines of routine events are made for none else; the
+/// other lines may also be read through the `log` crate, which this does not know of.
 pub(super) fn is_heard() -> bool {
     LevelFilter::current() != LevelFilter::OFF
 }

@@ -4,7 +4,7 @@
 //! has its key made once, so that a program without a recorder pays next to nothing.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
 use metrics::{Key, Label, Level, Metadata, Recorder, SharedString, Unit, with_recorder};
@@ -17,6 +17,8 @@ use crate::verdict::Reason;
 /// Writes a chain's metrics.
 pub(super) struct Meter {
     providers: Vec<Keys>,
+    /// The bits that the ratio's gauge was last set to.
+    ratio: AtomicU64,
 }
 
 /// The keys of what one provider's requests count.
@@ -26,6 +28,7 @@ struct Keys {
     succeeded: Key,
     duration: Key,
     state: Key,
+    broken: Key,
     /// The level that the state's gauge was last set to.
     shown: AtomicU8,
 }
@@ -41,11 +44,12 @@ impl Meter {
                 succeeded: Key::from_parts(ATTEMPTS, vec![provider("provider"), ok]),
                 duration: Key::from_parts(DURATION, vec![provider("provider")]),
                 state: Key::from_parts(STATE, vec![provider("provider")]),
+                broken: Key::from_parts(BROKEN, vec![provider("provider")]),
                 shown: AtomicU8::new(u8::MAX),
                 name,
             }
         };
-        let meter = Self { providers: names.map(keys).collect() };
+        let meter = Self { providers: names.map(keys).collect(), ratio: AtomicU64::new(u64::MAX) };
         with_recorder(|recorder| meter.begin(recorder));
         meter
     }
@@ -59,21 +63,8 @@ impl Meter {
         for keys in &self.providers {
             begin(&keys.served);
             begin(&keys.succeeded);
+            begin(&keys.broken);
             begin(&keys.attempts(Reason::Auth));
-        }
-    }
-
-    #[inline]
-    pub(super) fn read(&self, event: &Event<'_>) {
-        match event {
-            Event::AttemptStarted { .. } => {}
-            // What succeeded is counted with its request, which is over now: one look for the recorder.
-            Event::AttemptFinished { attempt } if attempt.reason() == Reason::Ok => {}
-            Event::AttemptFinished { attempt } => self.failed(attempt),
-            Event::Finished { report, added_latency, switch_ratio } => {
-                self.request(report, *added_latency, *switch_ratio);
-            }
-            _ => rare(event),
         }
     }
 
@@ -84,9 +75,8 @@ impl Meter {
         }
     }
 
-    /// Counts a request, and what succeeded of its attempts.
-    #[inline(never)]
-    fn request(&self, report: &Report, added: Option<Duration>, ratio: Option<f64>) {
+    /// Counts a request that is over, and what succeeded of its attempts: one look for the recorder.
+    pub(super) fn finished(&self, report: &Report, added: Option<Duration>, ratio: Option<f64>) {
         with_recorder(|recorder| {
             let mut served_by = &SERVED_BY_NOBODY;
             for attempt in report.attempts() {
@@ -97,22 +87,50 @@ impl Meter {
                 }
                 served_by = &keys.served;
             }
-            if report.served_by().is_none() {
-                served_by = &SERVED_BY_NOBODY;
+            match added {
+                Some(added) => {
+                    let histogram = recorder.register_histogram(&ADDED_LATENCY_KEY, &METADATA);
+                    histogram.record(added.as_secs_f64());
+                }
+                // Nobody served.
+                None => served_by = &SERVED_BY_NOBODY,
             }
             recorder.register_counter(served_by, &METADATA).increment(1);
-            if let Some(added) = added {
-                let histogram = recorder.register_histogram(&ADDED_LATENCY_KEY, &METADATA);
-                histogram.record(added.as_secs_f64());
-            }
             if let Some(ratio) = ratio {
-                recorder.register_gauge(&RATIO_KEY, &METADATA).set(ratio);
+                let bits = ratio.to_bits();
+                if self.ratio.swap(bits, Ordering::Relaxed) != bits {
+                    recorder.register_gauge(&RATIO_KEY, &METADATA).set(ratio);
+                }
             }
         });
     }
 
+    /// Reads what does not happen to every request.
+    pub(super) fn read(&self, event: &Event<'_>) {
+        match event {
+            Event::AttemptFinished { attempt } => self.failed(attempt),
+            Event::Switched { from, to } => count(
+                SWITCHES,
+                vec![
+                    Label::new("from", from.provider().to_owned()),
+                    Label::new("to", (*to).to_owned()),
+                    Label::from_static_parts("reason", from.reason().as_str()),
+                ],
+            ),
+            Event::Exhausted { .. } => count(EXHAUSTED, Vec::new()),
+            Event::Unclaimed { .. } => count(UNCLAIMED, Vec::new()),
+            Event::StreamBroken { provider } => {
+                if let Some(keys) = self.keys(provider) {
+                    with_recorder(|recorder| {
+                        recorder.register_counter(&keys.broken, &METADATA).increment(1);
+                    });
+                }
+            }
+            _ => {}
+        }
+    }
+
     /// Counts an attempt that failed.
-    #[cold]
     fn failed(&self, attempt: &Attempt) {
         let Some(keys) = self.keys(&attempt.provider) else { return };
         with_recorder(|recorder| {
@@ -128,27 +146,9 @@ impl Meter {
     }
 }
 
-/// Reads what does not happen to every request.
-#[cold]
-fn rare(event: &Event<'_>) {
-    match event {
-        Event::Switched { from, to } => count(
-            SWITCHES,
-            vec![
-                Label::new("from", from.provider().to_owned()),
-                Label::new("to", (*to).to_owned()),
-                Label::from_static_parts("reason", from.reason().as_str()),
-            ],
-        ),
-        Event::Exhausted { .. } => count(EXHAUSTED, Vec::new()),
-        Event::Unclaimed { .. } => count(UNCLAIMED, Vec::new()),
-        _ => {}
-    }
-}
-
 impl Keys {
     /// Notes what there is to say of every attempt.
-    #[inline]
+    #[inline(always)]
     fn attempt(&self, attempt: &Attempt, recorder: &dyn Recorder) {
         let duration = attempt.elapsed().as_secs_f64();
         recorder.register_histogram(&self.duration, &METADATA).record(duration);
@@ -185,6 +185,7 @@ const EXHAUSTED: &str = "failover_exhausted_total";
 const MAYBE_PROCESSED: &str = "failover_maybe_processed_total";
 const NOT_REPLAYABLE: &str = "failover_not_replayable_total";
 const UNCLAIMED: &str = "failover_unclaimed_total";
+const BROKEN: &str = "failover_stream_broken_total";
 const STATE: &str = "failover_provider_state";
 const RATIO: &str = "failover_switch_ratio";
 const DURATION: &str = "failover_attempt_duration_seconds";
@@ -232,6 +233,7 @@ fn describe(recorder: &dyn Recorder) {
             "Failed attempts whose provider may have processed the request all the same",
         ),
         (NOT_REPLAYABLE, "Attempts whose body could be sent only once"),
+        (BROKEN, "Streams that broke after their content had begun"),
         (UNCLAIMED, "Requests that were passed through because no base claims them"),
     ] {
         recorder.describe_counter(name.into(), Some(Unit::Count), text.into());

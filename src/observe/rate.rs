@@ -36,6 +36,9 @@ pub(crate) struct SwitchRate {
     limits: RateLimits,
     origin: Instant,
     buckets: [Bucket; BUCKETS as usize],
+    /// Requests and switched ones of the recent buckets, as of the last request's tick.
+    totals: (u64, u64),
+    last_tick: u64,
     is_high: bool,
     last_ratio: Option<f64>,
 }
@@ -49,7 +52,15 @@ pub(crate) enum Crossing {
 
 impl SwitchRate {
     pub(crate) fn new(limits: RateLimits, now: Instant) -> Self {
-        Self { limits, origin: now, buckets: Default::default(), is_high: false, last_ratio: None }
+        Self {
+            limits,
+            origin: now,
+            buckets: Default::default(),
+            totals: (0, 0),
+            last_tick: 0,
+            is_high: false,
+            last_ratio: None,
+        }
     }
 
     /// Counts a request that is over; `reason` is why its attempt at the first provider failed, if
@@ -61,18 +72,26 @@ impl SwitchRate {
         now: Instant,
     ) -> Option<Crossing> {
         let tick = self.tick(now);
-        let bucket = &mut self.buckets[(tick % BUCKETS) as usize];
+        let at = (tick % BUCKETS) as usize;
+        let bucket = &mut self.buckets[at];
         if bucket.tick != tick {
             *bucket = Bucket { tick, ..Bucket::default() };
         }
+        if self.last_tick != tick {
+            self.last_tick = tick;
+            self.totals = self.recent_totals(tick);
+        }
+        let bucket = &mut self.buckets[at];
         bucket.requests = bucket.requests.saturating_add(1);
+        self.totals.0 += 1;
         if !served_by_first {
             bucket.switched = bucket.switched.saturating_add(1);
+            self.totals.1 += 1;
             if let Some(reason) = reason {
                 bucket.count(reason);
             }
         }
-        self.last_ratio = self.ratio(now);
+        self.last_ratio = share(self.totals);
         let ratio = self.last_ratio?;
         if !self.is_high && ratio > self.limits.high {
             self.is_high = true;
@@ -88,10 +107,7 @@ impl SwitchRate {
     /// The share of the last 5 minutes' requests that the first provider did not serve. `None`
     /// below 20 requests, which say little.
     pub(crate) fn ratio(&self, now: Instant) -> Option<f64> {
-        let (requests, switched) = self.recent(now).fold((0, 0), |(requests, switched), bucket| {
-            (requests + u64::from(bucket.requests), switched + u64::from(bucket.switched))
-        });
-        (requests >= MINIMUM).then(|| switched as f64 / requests as f64)
+        share(self.recent_totals(self.tick(now)))
     }
 
     /// The ratio as of the last request.
@@ -102,13 +118,14 @@ impl SwitchRate {
     /// Forgets everything: another provider is the first.
     pub(crate) fn reset(&mut self) {
         self.buckets = Default::default();
+        self.totals = (0, 0);
         self.is_high = false;
         self.last_ratio = None;
     }
 
     fn most_frequent(&self, now: Instant) -> Option<Reason> {
         let mut counts: Vec<(Reason, u64)> = Vec::new();
-        for (reason, count) in self.recent(now).flat_map(|bucket| &bucket.reasons) {
+        for (reason, count) in self.recent(self.tick(now)).flat_map(|bucket| &bucket.reasons) {
             match counts.iter_mut().find(|(known, _)| known == reason) {
                 Some((_, known)) => *known += u64::from(*count),
                 None => counts.push((*reason, u64::from(*count))),
@@ -117,8 +134,13 @@ impl SwitchRate {
         counts.into_iter().max_by_key(|(_, count)| *count).map(|(reason, _)| reason)
     }
 
-    fn recent(&self, now: Instant) -> impl Iterator<Item = &Bucket> {
-        let tick = self.tick(now);
+    fn recent_totals(&self, tick: u64) -> (u64, u64) {
+        self.recent(tick).fold((0, 0), |(requests, switched), bucket| {
+            (requests + u64::from(bucket.requests), switched + u64::from(bucket.switched))
+        })
+    }
+
+    fn recent(&self, tick: u64) -> impl Iterator<Item = &Bucket> {
         self.buckets.iter().filter(move |bucket| tick.abs_diff(bucket.tick) < BUCKETS)
     }
 
@@ -130,6 +152,11 @@ impl SwitchRate {
 const WINDOW: Duration = Duration::from_secs(5 * 60);
 const BUCKETS: u64 = 10;
 const MINIMUM: u64 = 20;
+
+/// The share of switched requests; `None` where there are too few to say.
+fn share((requests, switched): (u64, u64)) -> Option<f64> {
+    (requests >= MINIMUM).then(|| switched as f64 / requests as f64)
+}
 
 #[derive(Debug, Default)]
 struct Bucket {

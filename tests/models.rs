@@ -1,0 +1,249 @@
+//! Model names, over real sockets: each provider is asked for the model by its own name, and every
+//! other byte is the caller's.
+#![cfg(feature = "json")]
+
+mod support;
+
+use bytes::Bytes;
+use futures_util::stream;
+use reqwest::{Body, Response};
+use reqwest_failover::{ConfigError, Provider, ProviderChain, Report, Route};
+use reqwest_middleware::{ClientWithMiddleware, RequestBuilder};
+
+use support::stage::{BODY, Stage, client, line};
+use support::{Answer, Received};
+
+/// `cometapi` fails and knows `gpt-5` as `comet/gpt-5`; `openai` answers and knows no other name.
+async fn set() -> (Stage, ClientWithMiddleware) {
+    let stage = Stage::two(Answer::error(500, "down"), Answer::ok()).await;
+    let client = client(ProviderChain::of([
+        stage.actors[0].provider().model("gpt-5", "comet/gpt-5"),
+        stage.actors[1].provider(),
+    ]));
+    (stage, client)
+}
+
+fn post(stage: &Stage, client: &ClientWithMiddleware) -> RequestBuilder {
+    client.post(stage.actors[1].url("/x"))
+}
+
+#[track_caller]
+fn assert_served_by_the_second(response: &Response) {
+    let report = Report::of(response).unwrap();
+    assert_eq!(line(report), "cometapi 500 in # ms → openai 200 in # ms");
+}
+
+/// Both got a body of the length that its header says; what the first got, and the second.
+fn sent(stage: &Stage) -> (Received, Received) {
+    stage.assert_asked(&[1, 1]);
+    let both = (stage.requests(0).remove(0), stage.requests(1).remove(0));
+    for request in [&both.0, &both.1] {
+        assert_eq!(request.all("content-length"), [request.body.len().to_string()]);
+        assert_eq!(request.header("transfer-encoding"), None);
+    }
+    both
+}
+
+#[tokio::test]
+async fn each_provider_is_asked_for_the_model_by_its_own_name() {
+    let (stage, client) = set().await;
+    let response = stage.post(&client).send().await.unwrap();
+    assert_served_by_the_second(&response);
+    let (first, second) = sent(&stage);
+    assert_eq!(first.text(), BODY.replacen("gpt-5", "comet/gpt-5", 1));
+    assert_eq!(second.text(), BODY);
+    assert_eq!(first.header("content-type"), Some("application/json"));
+}
+
+#[tokio::test]
+async fn every_name_has_its_own_rename() {
+    let stage = Stage::two(Answer::error(500, "down"), Answer::ok()).await;
+    let client = client(ProviderChain::of([
+        stage.actors[0].provider().model("gpt-5", "one").model("gpt-5-mini", "two"),
+        stage.actors[1].provider().model("gpt-5", "three").model("one", "never"),
+    ]));
+    for (asked, names) in [
+        ("gpt-5", ["one", "three"]),
+        ("gpt-5-mini", ["two", "gpt-5-mini"]),
+        ("gpt-4", ["gpt-4", "gpt-4"]),
+    ] {
+        let body = |model: &str| format!("{{ \"n\":1.00, \"model\" :\"{model}\"}}");
+        post(&stage, &client).body(body(asked)).send().await.unwrap();
+        for (actor, name) in names.iter().enumerate() {
+            assert_eq!(stage.requests(actor).pop().unwrap().text(), body(name));
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_body_changes_in_its_models_span_or_not_at_all() {
+    let changed: &[(&str, &str)] = &[
+        ("{\"model\":\"gpt-5\"}", "{\"model\":\"comet/gpt-5\"}"),
+        (
+            "{\"a\":{\"model\":\"gpt-5\"},\"model\":\"gpt-5\"}",
+            "{\"a\":{\"model\":\"gpt-5\"},\"model\":\"comet/gpt-5\"}",
+        ),
+        (
+            "{\"model\":\"gpt-5\",\"x\":1e400,\"model\":\"gpt-5\"}",
+            "{\"model\":\"comet/gpt-5\",\"x\":1e400,\"model\":\"comet/gpt-5\"}",
+        ),
+        ("{\"mod\\u0065l\":\"g\\u0070t-5\"}", "{\"mod\\u0065l\":\"comet/gpt-5\"}"),
+        ("\u{feff}{\"model\":\"gpt-5\"}\r\n", "\u{feff}{\"model\":\"comet/gpt-5\"}\r\n"),
+        (
+            "{\"s\":\"\\\"model\\\":\\\"gpt-5\\\"\",\"model\":\"gpt-5\"}",
+            "{\"s\":\"\\\"model\\\":\\\"gpt-5\\\"\",\"model\":\"comet/gpt-5\"}",
+        ),
+    ];
+    let unchanged: &[&[u8]] = &[
+        b"{\"a\":{\"model\":\"gpt-5\"}}",
+        b"[{\"model\":\"gpt-5\"}]",
+        b"{\"model\":\"gpt-5 \"}",
+        b"{\"model\":[\"gpt-5\"]}",
+        b"{\"model\":\"gpt-5\"",
+        b"{\"model\":\"gpt-5\"} and more",
+        b"{\"model\":\"gpt-5\",\"s\":\"\xff\"}",
+        b"\xff\xfe{\0\"\0m\0",
+        b"model=gpt-5",
+        b"\x1f\x8b\x08\0",
+        b"--x\r\n\r\n{\"model\":\"gpt-5\"}\r\n--x--",
+        b" ",
+    ];
+    let changed = changed.iter().map(|(body, renamed)| (body.as_bytes(), renamed.as_bytes()));
+    for (body, renamed) in changed.chain(unchanged.iter().map(|body| (*body, *body))) {
+        let (stage, client) = set().await;
+        let response = post(&stage, &client).body(body.to_vec()).send().await.unwrap();
+        assert_served_by_the_second(&response);
+        let (first, second) = sent(&stage);
+        let shown = String::from_utf8_lossy(&first.body);
+        assert!(first.body == renamed, "{shown}");
+        assert!(second.body == body, "{shown}");
+    }
+    let (stage, client) = set().await;
+    let response = post(&stage, &client).send().await.unwrap();
+    assert_served_by_the_second(&response);
+    assert!(stage.requests(0)[0].body.is_empty() && stage.requests(1)[0].body.is_empty());
+}
+
+#[tokio::test]
+async fn a_large_body_keeps_every_other_byte() {
+    let (stage, client) = set().await;
+    let text = "é\\n\\u0000 \\\"model\\\":\\\"gpt-5\\\" ".repeat(40_000);
+    let body = |model: &str| {
+        format!("{{\"messages\":[{{\"content\":\"{text}\"}}],\"model\":\"{model}\",\"n\":1.0}}")
+    };
+    post(&stage, &client).body(body("gpt-5")).send().await.unwrap();
+    let (first, second) = sent(&stage);
+    assert!(
+        first.body == body("comet/gpt-5").as_bytes() && second.body == body("gpt-5").as_bytes()
+    );
+}
+
+#[tokio::test]
+async fn what_speaks_of_the_old_body_is_gone_only_where_the_body_changed() {
+    const STALE: [&str; 7] = [
+        "digest",
+        "content-md5",
+        "content-digest",
+        "repr-digest",
+        "signature",
+        "signature-input",
+        "x-amz-content-sha256",
+    ];
+    let (stage, client) = set().await;
+    let mut request = stage.post(&client).header("content-length", BODY.len());
+    for name in STALE {
+        request = request.header(name, "sum=:abc:");
+    }
+    let response = request.header("x-other", "1").send().await.unwrap();
+    assert_served_by_the_second(&response);
+    let (first, second) = sent(&stage);
+    for name in STALE {
+        assert_eq!(first.header(name), None);
+        assert_eq!(second.header(name), Some("sum=:abc:"));
+    }
+    assert_eq!((first.header("x-other"), second.header("x-other")), (Some("1"), Some("1")));
+}
+
+#[tokio::test]
+async fn prepare_sees_the_renamed_body() {
+    let stage = Stage::two(Answer::ok(), Answer::ok()).await;
+    let first = stage.actors[0].provider().model("gpt-5", "comet/gpt-5").prepare(|request| {
+        let body = request.body().and_then(Body::as_bytes).unwrap_or_default();
+        let length = body.len().to_string();
+        request.headers_mut().insert("x-length", length.parse().unwrap());
+        Ok::<_, std::convert::Infallible>(())
+    });
+    let client = client(ProviderChain::of([first, stage.actors[1].provider()]));
+    stage.post(&client).send().await.unwrap();
+    let length = (BODY.len() + "comet/".len()).to_string();
+    assert_eq!(stage.requests(0)[0].header("x-length"), Some(&*length));
+}
+
+// Streams.
+
+fn streamed() -> Body {
+    let pieces = BODY.as_bytes().chunks(7).map(|piece| Ok::<_, std::io::Error>(Bytes::from(piece)));
+    Body::wrap_stream(stream::iter(pieces.collect::<Vec<_>>()))
+}
+
+#[tokio::test]
+async fn a_stream_that_was_read_into_memory_is_renamed() {
+    let (stage, client) = set().await;
+    let request = post(&stage, &client).header("content-length", BODY.len()).body(streamed());
+    let response = request.send().await.unwrap();
+    assert_served_by_the_second(&response);
+    let (first, second) = sent(&stage);
+    assert_eq!(first.text(), BODY.replacen("gpt-5", "comet/gpt-5", 1));
+    assert_eq!(second.text(), BODY);
+}
+
+#[tokio::test]
+async fn a_stream_that_can_be_sent_only_once_is_left_alone() {
+    // Of unknown length; above the replay buffer; with nobody to fail over to.
+    for case in 0..3 {
+        let stage = Stage::two(Answer::ok(), Answer::ok()).await;
+        let first = stage.actors[0].provider().model("gpt-5", "comet/gpt-5");
+        let chain = ProviderChain::of([first, stage.actors[1].provider()]);
+        let client = client(if case == 1 { chain.replay_buffer(9) } else { chain });
+        let mut request = post(&stage, &client).body(streamed());
+        if case > 0 {
+            request = request.header("content-length", BODY.len());
+        }
+        if case == 2 {
+            request = request.with_extension(Route::only(["cometapi"]));
+        }
+        let response = request.send().await.unwrap();
+        assert_eq!(Report::of(&response).unwrap().served_by(), Some("cometapi"));
+        assert_eq!(stage.requests(0)[0].text(), BODY);
+        stage.assert_asked(&[1, 0]);
+    }
+}
+
+// Configuration.
+
+#[track_caller]
+fn refused(provider: Provider) -> ConfigError {
+    let error = ProviderChain::of([Provider::openai("key"), provider]).build();
+    let error = error.map(|chain| format!("{chain:?}")).expect_err("a ConfigError");
+    assert_eq!(error.provider(), Some("mine"), "{error}");
+    assert!(error.to_string().contains("model"), "{error}");
+    error
+}
+
+#[test]
+fn a_model_without_a_name_is_refused() {
+    let mine = || Provider::new("mine", "https://api.example.test/v1");
+    refused(mine().model("", "to"));
+    refused(mine().model("from", ""));
+    refused(mine().model("a", "b").model("c", ""));
+}
+
+#[test]
+fn a_model_that_is_renamed_twice_is_refused() {
+    let mine = || Provider::new("mine", "https://api.example.test/v1");
+    let error = refused(mine().model("a", "b").model("a", "c"));
+    assert!(error.to_string().contains("`a`"), "{error}");
+    // One name for two models is fine, and so is a swap.
+    let swap = mine().model("a", "b").model("b", "a").model("c", "a");
+    ProviderChain::of([swap]).build().unwrap();
+}

@@ -40,8 +40,12 @@ pub use verdict::{Fault, Outcome, Reason, Verdict};
 ///
 /// Redirects are followed below every middleware. One that leads elsewhere would carry a request,
 /// and what it holds, to a host that nobody chose, and turn a POST into a GET on the way. Retries
-/// below this layer would send a request again that no report tells of. Nothing of this is required:
-/// with another client a response from an unexpected URL counts as a failure.
+/// below this layer would send a request again that no report tells of.
+///
+/// With another client a response from an unexpected URL counts as a failure, but by then the redirect
+/// was followed: `reqwest` takes `authorization` and cookies off on the way to another host, and no
+/// other header, so that a [`header_key`](Provider::header_key) would be handed over. And a POST that
+/// is redirected to its own URL comes back as the answer to a GET, which nothing tells apart.
 ///
 /// ```
 /// let client = reqwest_failover::harden(reqwest::Client::builder()).build()?;

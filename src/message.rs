@@ -13,6 +13,8 @@ const LONGEST: usize = 2 * 1024;
 /// `complete` tells whether this is the body to its end.
 pub(crate) fn of_body(body: &[u8], complete: bool, secrets: &[String]) -> Option<Box<str>> {
     let text = from_json(body).unwrap_or_else(|| String::from_utf8_lossy(body).into_owned());
+    // UTF-16 would part a key's letters.
+    let text = text.replace('\0', "");
     let (text, whole) = cut(&text);
     let text = redact(text, complete && whole, secrets);
     let text = tidy(text.trim());
@@ -56,6 +58,7 @@ fn sources<'a>(
 fn from_json(body: &[u8]) -> Option<String> {
     use serde_json::Value;
 
+    let body = body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body);
     let value: Value = serde_json::from_slice(body).ok()?;
     let error = value.get("error").unwrap_or(&value);
     let text =
@@ -112,26 +115,43 @@ enum Echo {
 }
 
 fn echo(text: &[u8], secret: &str) -> Echo {
-    let mut at = 0;
-    for byte in secret.bytes() {
-        match spelled(&text[at..], byte) {
-            Echo::Whole(length) => at += length,
-            other => return other,
-        }
+    let Some(first) = secret.bytes().next() else { return Echo::Not };
+    if spelled(text, first).next().is_none() {
+        return if may_go_on(text) { Echo::Begun } else { Echo::Not };
     }
-    if secret.is_empty() { Echo::Not } else { Echo::Whole(at) }
+    // Where a spelling can be read in two ways, both are followed.
+    let (mut ends, mut begun) = (vec![0], false);
+    for byte in secret.bytes() {
+        let mut next = Vec::new();
+        for end in ends {
+            let rest = &text[end..];
+            begun |= may_go_on(rest);
+            next.extend(spelled(rest, byte).map(|length| end + length));
+        }
+        next.sort_unstable();
+        next.dedup();
+        ends = next;
+    }
+    match ends.last() {
+        Some(end) => Echo::Whole(*end),
+        None if begun => Echo::Begun,
+        None => Echo::Not,
+    }
 }
 
-/// Whether a text begins with this byte: as it is, percent-encoded, or escaped as in JSON or HTML.
-fn spelled(text: &[u8], byte: u8) -> Echo {
+/// The lengths in which a text may begin with this byte: as it is, percent-encoded, or escaped as in
+/// JSON or HTML.
+fn spelled(text: &[u8], byte: u8) -> impl Iterator<Item = usize> {
+    let literal = text.first().filter(|first| **first == byte).map(|_| 1);
+    let escaped = escape(text).filter(|(escaped, _)| *escaped == byte).map(|(_, length)| length);
+    literal.into_iter().chain(escaped)
+}
+
+/// Whether a text ends before its first character does.
+fn may_go_on(text: &[u8]) -> bool {
     const LONGEST_ESCAPE: usize = 8;
-    match (text.first(), escape(text)) {
-        (None, _) => Echo::Begun,
-        (_, Some((escaped, length))) if escaped == byte => Echo::Whole(length),
-        (Some(first), _) if *first == byte => Echo::Whole(1),
-        (Some(b'%' | b'\\' | b'&'), None) if text.len() < LONGEST_ESCAPE => Echo::Begun,
-        _ => Echo::Not,
-    }
+    let escapes = matches!(text.first(), Some(b'%' | b'\\' | b'&'));
+    text.is_empty() || escapes && text.len() < LONGEST_ESCAPE && escape(text).is_none()
 }
 
 /// The byte that an escape at the beginning of a text stands for, and the escape's length.
@@ -208,6 +228,7 @@ mod tests {
             r#"{"message":"no such model"}"#,
             r#"{"detail":"no such model"}"#,
             r#""no such model""#,
+            "\u{feff}{\"error\":\"no such model\"}",
         ] {
             assert_eq!(body(text).as_deref(), Some("no such model"), "{text}");
         }

@@ -395,6 +395,7 @@ pub(crate) fn caught<T>(call: impl FnOnce() -> T) -> Option<T> {
 
 /// The span of a request or of an attempt. It is nothing without `tracing`, or where nobody listens:
 /// then it costs next to nothing either.
+#[derive(Clone)]
 pub(crate) struct Trace {
     #[cfg(feature = "tracing")]
     span: Option<Box<tracing::Span>>,

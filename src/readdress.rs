@@ -9,6 +9,8 @@ use std::borrow::Cow;
 use std::fmt;
 use std::net::IpAddr;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use http::header::{AUTHORIZATION, COOKIE, HOST, PROXY_AUTHORIZATION};
 use http::{HeaderMap, HeaderName};
 use percent_encoding::{
@@ -197,8 +199,13 @@ impl StripList {
             let value =
                 if value.is_sensitive() || self.headers.contains(name) { value } else { continue };
             let Ok(value) = value.to_str() else { continue };
-            secrets
-                .extend([value, value.rsplit(' ').next().unwrap_or_default()].map(str::to_owned));
+            let bare = value.rsplit(' ').next().unwrap_or_default();
+            secrets.extend([value, bare].map(str::to_owned));
+            secrets.extend(value.strip_prefix("Basic ").and_then(password));
+            if name == COOKIE {
+                let values = value.split(';').filter_map(|pair| pair.split_once('='));
+                secrets.extend(values.map(|(_, value)| value.trim().to_owned()));
+            }
         }
         for (name, value) in request.url().query_pairs() {
             if self.queries.iter().any(|known| known.eq_ignore_ascii_case(&name)) {
@@ -380,6 +387,12 @@ static CALLERS_HEADERS: [HeaderName; 3] = [
 ];
 
 const CREDENTIAL_QUERIES: [&str; 4] = ["key", "api_key", "api-key", "access_token"];
+
+/// The password in a basic credential.
+fn password(encoded: &str) -> Option<String> {
+    let decoded = String::from_utf8(BASE64.decode(encoded.trim()).ok()?).ok()?;
+    Some(decoded.split_once(':')?.1.to_owned()).filter(|password| !password.is_empty())
+}
 
 fn is_whole(suffix: &str) -> bool {
     suffix.is_empty() || suffix.starts_with('/')

@@ -105,6 +105,10 @@ impl Report {
         }
     }
 
+    pub(crate) fn is_maybe_processed(&self) -> bool {
+        self.attempts().iter().any(Attempt::maybe_processed)
+    }
+
     pub(crate) fn finish(&mut self, served: bool, elapsed: Duration) {
         (self.served, self.elapsed) = (served, elapsed);
     }
@@ -167,7 +171,7 @@ impl Attempt {
     }
 
     /// Whether this attempt failed and the provider may have processed, and billed, the request all
-    /// the same: a timeout or a reset after it was sent, 504 and 524.
+    /// the same: a timeout or a reset after it was sent, 504 and 524, or a redirect that was followed.
     pub fn maybe_processed(&self) -> bool {
         self.maybe_processed
     }

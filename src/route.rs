@@ -77,8 +77,10 @@ impl Route {
     ) -> Result<Arc<[usize]>, Cause> {
         let named = |names: &[String]| -> Result<Vec<usize>, Cause> {
             let known = || known();
-            let unknown =
-                |name: &String| Cause::UnknownRoute { name: name.clone(), known: known() };
+            let unknown = |name: &String| Cause::UnknownRoute {
+                name: name.escape_debug().to_string(),
+                known: known(),
+            };
             names.iter().map(|name| find(name).ok_or_else(|| unknown(name))).collect()
         };
         Ok(match &self.rule {

@@ -1,8 +1,8 @@
 //! One attempt: the request made the provider's own, sent, and what came of it.
 
 use std::error::Error as StdError;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::Poll;
 use std::time::{Duration, SystemTime};
 
@@ -79,6 +79,24 @@ impl Sent {
         }
     }
 
+    /// The report of a chain that is stacked inside this one.
+    fn inner_report(&self) -> Option<&Report> {
+        match self {
+            Self::Response(response) => Report::of(response),
+            #[cfg(feature = "json")]
+            Self::Flawed(response, _) => Report::of(response),
+            Self::Failed(error) => FailoverError::find(error).map(FailoverError::report),
+            _ => None,
+        }
+    }
+
+    /// Whether somebody may have processed the request of whom the outcome does not tell: where a
+    /// redirect led, or a provider of a chain inside this one.
+    pub(super) fn is_processed_elsewhere(&self) -> bool {
+        let inner = || self.inner_report().is_some_and(Report::is_maybe_processed);
+        matches!(self, Self::Redirected(_)) || inner()
+    }
+
     /// The outcome as a verdict sees it. `None` where there is nothing to judge.
     pub(super) fn outcome<'a>(
         &'a self,
@@ -123,7 +141,9 @@ impl Sent {
             }
             Self::Unsent(_, error) => Some(message::of_error(&**error, &secrets())),
             #[cfg(feature = "json")]
-            Self::Flawed(_, Flaw::Error(said)) => message::of_body(said, true, &secrets()),
+            Self::Flawed(response, Flaw::Error(said)) if Report::of(response).is_none() => {
+                message::of_body(said, true, &secrets())
+            }
             #[cfg(feature = "json")]
             Self::Flawed(_, flaw) => Some(flaw.description().into()),
             _ => None,
@@ -140,6 +160,8 @@ pub(super) struct Attempt<'a> {
     pub(super) stream_failed: Option<Arc<AtomicBool>>,
     /// Raised when the request leaves this layer.
     pub(super) departed: &'a AtomicBool,
+    /// The token that this attempt was given: another one may be current when it is answered.
+    pub(super) given: &'a OnceLock<String>,
 }
 
 impl Attempt<'_> {
@@ -225,6 +247,7 @@ impl Attempt<'_> {
         let value =
             bearer_value(token).ok_or_else(|| failed("the token is no header value".into()))?;
         self.chain.lock_tokens()[self.provider] = Some(token.to_owned());
+        self.given.get_or_init(|| token.to_owned());
         Ok(value)
     }
 

@@ -20,6 +20,7 @@ use super::address::Address;
 use super::now;
 use crate::health::after;
 use crate::message;
+use crate::report::Report;
 
 /// The caller's request as it came, but for its URL, for the attempts after the first.
 pub(super) struct Pristine {
@@ -87,7 +88,7 @@ pub(super) enum Streamed {
 
 /// Reads a streamed body if its declared length is within `limit`.
 pub(super) async fn read_stream(
-    mut body: Body,
+    body: Body,
     headers: &HeaderMap,
     limit: u64,
 ) -> reqwest::Result<Streamed> {
@@ -95,32 +96,39 @@ pub(super) async fn read_stream(
     let declared =
         hint.exact().or_else(|| headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok());
     let mut frames = VecDeque::new();
+    let mut rest = Some(body);
     if let Some(declared) = declared.filter(|declared| *declared <= limit) {
         let mut read = BytesMut::new();
-        while let Some(frame) = body.frame().await {
-            match frame?.into_data() {
-                Ok(data) => read.extend_from_slice(&data),
-                Err(trailers) => frames.push_back(trailers),
+        while let Some(body) = &mut rest {
+            match body.frame().await.transpose()?.map(Frame::into_data) {
+                Some(Ok(data)) => read.extend_from_slice(&data),
+                Some(Err(trailers)) => frames.push_back(trailers),
+                None => rest = None,
             }
             if read.len() as u64 > declared || !frames.is_empty() {
                 break;
             }
         }
-        if read.len() as u64 == declared && frames.is_empty() {
+        if rest.is_none() && read.len() as u64 == declared && frames.is_empty() {
             return Ok(Streamed::Whole(read.freeze()));
         }
         // Not what was declared: it is sent on as it would have been without this layer.
         frames.push_front(Frame::data(read.freeze()));
     }
     let failed = Arc::new(AtomicBool::new(false));
-    let once = Once { read: frames, rest: body, hint, failed: failed.clone() };
+    let once = Once { read: frames, rest, ended: false, declared, hint, failed: failed.clone() };
     Ok(Streamed::Once(Body::wrap(once), failed))
 }
 
 /// What was read of a stream, then the rest of it.
 struct Once {
     read: VecDeque<Frame<Bytes>>,
-    rest: Body,
+    /// `None` once it has ended.
+    rest: Option<Body>,
+    /// Whether the end was told.
+    ended: bool,
+    /// How much is still to come, if the caller said.
+    declared: Option<u64>,
     hint: SizeHint,
     failed: Arc<AtomicBool>,
 }
@@ -133,18 +141,35 @@ impl HttpBody for Once {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<reqwest::Result<Frame<Bytes>>>> {
-        if let Some(frame) = self.read.pop_front() {
-            return Poll::Ready(Some(Ok(frame)));
-        }
-        let frame = ready!(Pin::new(&mut self.rest).poll_frame(context));
-        if matches!(frame, Some(Err(_))) {
+        let frame = match (self.read.pop_front(), &mut self.rest) {
+            (Some(frame), _) => Some(Ok(frame)),
+            (None, Some(rest)) => ready!(Pin::new(rest).poll_frame(context)),
+            (None, None) => None,
+        };
+        let missing = match &frame {
+            Some(Ok(frame)) => {
+                let length = frame.data_ref().map_or(0, |data| data.len() as u64);
+                self.declared = self.declared.map(|declared| declared.saturating_sub(length));
+                false
+            }
+            Some(Err(_)) => true,
+            None => self.declared.is_some_and(|declared| declared > 0),
+        };
+        if missing {
+            // A body that breaks off, or ends short of its length, is the caller's own fault.
             self.failed.store(true, Ordering::Relaxed);
+        }
+        if frame.is_none() {
+            self.rest = None;
+            self.ended = true;
         }
         Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.read.is_empty() && self.rest.is_end_stream()
+        // Not before it was asked: only then it is known whether anything is missing, and a client
+        // that is not told so waits for an answer to half a request.
+        self.ended
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -168,7 +193,9 @@ impl Drains {
     pub(super) fn begin(&mut self, attempt: usize, response: Response) {
         // A key inside a compressed body would not be found, so such a body has no message.
         let encoded = response.headers().get(CONTENT_ENCODING);
-        let legible = encoded.is_none_or(|encoding| encoding == "identity");
+        // Nor would be a key of a chain that is stacked inside this one.
+        let legible = encoded.is_none_or(|encoding| encoding == "identity")
+            && Report::of(&response).is_none();
         self.active.push(Drain {
             attempt,
             body: response.into(),
@@ -220,13 +247,16 @@ struct Drain {
 impl Drain {
     const LONGEST: Duration = Duration::from_millis(250);
     const LARGEST: usize = 64 * 1024;
+    /// What comes without a wait: more would be smaller than any transport makes them.
+    const MOST_FRAMES: usize = 4096;
 
     /// Ready when there is nothing more to read; `true` at the end of the body.
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<bool> {
         if self.timeout.as_mut().poll(context).is_ready() {
             return Poll::Ready(false);
         }
-        loop {
+        // A body that is always ready would otherwise outlast its timeout.
+        for _ in 0..Self::MOST_FRAMES {
             match ready!(Pin::new(&mut self.body).poll_frame(context)) {
                 None => return Poll::Ready(true),
                 Some(Err(_)) => return Poll::Ready(false),
@@ -239,6 +269,7 @@ impl Drain {
                 }
             }
         }
+        Poll::Ready(false)
     }
 
     fn take(&mut self, complete: bool) -> Drained {

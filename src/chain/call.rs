@@ -40,8 +40,9 @@ pub(super) struct Call<'a> {
     /// An attempt that landed and that no event has told of yet.
     untold: Option<usize>,
     drains: Drains,
-    /// The caller's own credentials, where a provider is given them.
-    callers_secrets: Vec<String>,
+    /// Secrets of this request alone: the caller's own credentials, where a provider is given them,
+    /// and the tokens that its attempts were given.
+    own_secrets: Vec<String>,
     replayable: bool,
     /// Set once the request is counted.
     counted: Option<Counted>,
@@ -68,6 +69,7 @@ pub(super) struct Order {
 struct Flight {
     ticket: Ticket,
     since: Instant,
+    trace: Option<Trace>,
 }
 
 /// What counting the request told about the switch rate.
@@ -92,7 +94,7 @@ impl<'a> Call<'a> {
             flight: None,
             untold: None,
             drains: Drains::default(),
-            callers_secrets: Vec::new(),
+            own_secrets: Vec::new(),
             replayable: true,
             counted: None,
             finished: false,
@@ -147,6 +149,11 @@ impl<'a> Call<'a> {
         if may_fail_over { self.chain.replay_buffer } else { 0 }
     }
 
+    /// Learns of a secret that no message of this call may show.
+    pub(super) fn hide(&mut self, secret: String) {
+        self.own_secrets.push(secret);
+    }
+
     pub(super) fn forbid_replay(&mut self) {
         self.run.forbid_replay();
         self.replayable = false;
@@ -173,9 +180,13 @@ impl<'a> Call<'a> {
         }
         self.emit(&Event::AttemptStarted { provider: &entry.name, number: resends + 1 });
         if entry.keeps_caller_auth(address.claimed(scope)) {
-            self.callers_secrets.extend(strip.secrets_of(request));
+            self.own_secrets.extend(strip.secrets_of(request));
         }
-        self.trace.attempt(&entry.name, entry.base.url(), resends)
+        let trace = self.trace.attempt(&entry.name, entry.base.url(), resends);
+        if let Some(flight) = &mut self.flight {
+            flight.trace = Some(trace.clone());
+        }
+        trace
     }
 
     /// Judges an outcome, moves the provider's health by it, and asks the run what is next. Returns
@@ -203,7 +214,7 @@ impl<'a> Call<'a> {
         let changes = if landing.verdict == Verdict::Accept && sent.is_stream() {
             let changes = self.run.commit(&ticket, &mut shared.board, now);
             // The stream's end is still to come.
-            self.flight = Some(Flight { ticket, since });
+            self.flight = Some(Flight { ticket, since, trace: None });
             changes
         } else {
             self.run.land(ticket, landing, &chain.limits, &mut shared.board, now)
@@ -268,7 +279,7 @@ impl<'a> Call<'a> {
 
     /// Gives up the attempt under way: no news for its provider.
     pub(super) fn abandon(&mut self, reason: Reason) {
-        let Some(Flight { ticket, since }) = self.flight.take() else { return };
+        let Some(Flight { ticket, since, trace }) = self.flight.take() else { return };
         let provider = ticket.provider;
         let now = self.tick();
         let mut shared = self.chain.lock();
@@ -278,6 +289,9 @@ impl<'a> Call<'a> {
         self.chain.observer.show(provider, state);
         let elapsed = now.saturating_duration_since(since);
         let attempt = Attempt { reason, ..self.blank_attempt(provider, elapsed) };
+        if let Some(trace) = trace {
+            trace.record_outcome(&attempt);
+        }
         let index = self.report.push(attempt);
         self.tell_finished(index);
     }
@@ -343,7 +357,7 @@ impl<'a> Call<'a> {
             Step::Send { ticket, until, last } => {
                 let provider = ticket.provider;
                 self.sent = Some((self.sent.map_or(now, |(first, _)| first), now));
-                self.flight = Some(Flight { ticket, since: now });
+                self.flight = Some(Flight { ticket, since: now, trace: None });
                 Some(Order { provider, until, last })
             }
             Step::Wait | Step::Done => None,
@@ -377,8 +391,9 @@ impl<'a> Call<'a> {
             landing.ambiguous = outcome.is_ambiguous();
             attempt.reason = outcome.reason();
             attempt.retry_after = outcome.retry_after();
-            attempt.maybe_processed = landing.ambiguous && landing.verdict != Verdict::Accept;
         }
+        landing.ambiguous |= sent.is_processed_elsewhere();
+        attempt.maybe_processed = landing.ambiguous && landing.verdict != Verdict::Accept;
         (landing, attempt)
     }
 
@@ -415,7 +430,7 @@ impl<'a> Call<'a> {
     }
 
     fn secrets(&self) -> Vec<String> {
-        [self.callers_secrets.clone(), self.chain.secrets()].concat()
+        [self.own_secrets.clone(), self.chain.secrets()].concat()
     }
 }
 
@@ -425,6 +440,7 @@ impl Drop for Call<'_> {
             if let Some(index) = self.untold {
                 self.tell_finished(index);
             }
+            self.tick();
             self.abandon(Reason::Abandoned);
             self.close(Ending::CallersFault);
         }

@@ -2,8 +2,8 @@
 //! arrival to the answer that its caller gets.
 
 use std::pin::{Pin, pin};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::Poll;
 use std::time::Instant;
 
@@ -22,6 +22,7 @@ use crate::error::{Cause, Exhausted};
 #[cfg(feature = "json")]
 use crate::inspect::{Asked, Inspect, Inspected, inspect};
 use crate::observe::Trace;
+use crate::route::Route;
 use crate::verdict::{Reason, Verdict};
 
 /// Sends a claimed request to one provider after the other until one serves it.
@@ -74,17 +75,23 @@ pub(super) async fn drive(
         };
         let trace = call.take_off(provider, address, &request);
         let mut own = extensions.clone();
+        // It is for this chain, and names that another one does not know.
+        own.remove::<Route>();
         #[cfg(feature = "json")]
         let asked = chain.inspect.as_ref().map(|settings| (settings, Asked::of(&request)));
-        let departed = AtomicBool::new(false);
+        let (departed, given) = (AtomicBool::new(false), OnceLock::new());
         let stream_failed = stream_failed.clone();
-        let attempt = Attempt { chain, provider, address, stream_failed, departed: &departed };
+        let attempt =
+            Attempt { chain, provider, address, stream_failed, departed: &departed, given: &given };
         let sent = {
             let attempt = pin!(attempt.send(request, &mut own, next.clone()));
             wait(&mut call, &trace, attempt, until).await.unwrap_or_else(|TimeIsUp| {
                 Sent::TimedOut { departed: departed.load(Ordering::Relaxed) }
             })
         };
+        if let Some(token) = given.into_inner() {
+            call.hide(token);
+        }
         #[cfg(feature = "json")]
         let sent = match (sent, asked) {
             (Sent::Response(response), Some((settings, asked))) => {
@@ -229,7 +236,7 @@ fn serve(
     let Some(Ok(mut response)) = result else {
         return Err(call.fail(Cause::NothingAccepted, extensions));
     };
-    *extensions = own;
+    hand_back(extensions, own);
     call.finish(Ending::Served, extensions);
     response.extensions_mut().insert(call.report().clone());
     Ok(response)
@@ -258,12 +265,21 @@ async fn exhaust(
     }
     call.tell_finished(index);
     let Some(outcome) = outcome else { return Err(call.fail(Cause::Exhausted, extensions)) };
-    *extensions = own;
+    hand_back(extensions, own);
     call.finish(Ending::Exhausted, extensions);
     outcome.map(|mut response| {
         response.extensions_mut().insert(call.report().clone());
         response
     })
+}
+
+/// Gives the caller the extensions of the attempt that counts.
+fn hand_back(extensions: &mut Extensions, own: Extensions) {
+    let route = extensions.remove::<Route>();
+    *extensions = own;
+    if let Some(route) = route {
+        extensions.insert(route);
+    }
 }
 
 /// Reads the failed bodies to their ends or limits: there is nothing else left to wait for.

@@ -47,9 +47,13 @@ pub(super) fn record_outcome(span: &Span, attempt: &Attempt) {
 
 /// Writes how a request ended into its span.
 pub(super) fn record_end(span: &Span, report: &crate::report::Report) {
-    if let Some(last) = report.attempts().last() {
-        record_outcome(span, last);
-        span.record("http.request.resend_count", report.attempts().len() - 1);
+    match report.attempts().last() {
+        Some(last) => {
+            record_outcome(span, last);
+            span.record("http.request.resend_count", report.attempts().len() - 1);
+        }
+        // Nobody was asked.
+        None => _ = span.record("error.type", Reason::Other.as_str()),
     }
     if let Some(provider) = report.served_by() {
         span.record("gen_ai.provider.name", provider);

@@ -1,0 +1,484 @@
+//! The network, the provider and the caller at their worst: what none of them may achieve.
+
+#![cfg(feature = "json")]
+
+mod support;
+mod terminal;
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures_util::stream;
+use http::Extensions;
+use reqwest::{Body, Request, Response};
+use reqwest_failover::{
+    Ambiguous, Event, Exhausted, FailoverError, Inspect, Provider, ProviderChain,
+    ProviderChainBuilder, Report, Route, State,
+};
+use reqwest_middleware::{ClientBuilder, ClientWithMiddleware, Middleware, Next};
+use tokio::sync::Notify;
+
+use support::stage::{Stage, client, plain};
+use support::{Answer, Server};
+use terminal::{Does, URL, World, keyless, ms, provider, secs, sleep_until};
+
+/// All that anyone can read of an exchange.
+fn shown(result: &reqwest_middleware::Result<Response>, extensions: &Extensions) -> String {
+    let mut text = format!("{:?}", Report::from_extensions(extensions));
+    if let Err(error) = result {
+        text += &format!("{error} {error:?}");
+    }
+    text
+}
+
+async fn said_by(world: &World) -> String {
+    let mut extensions = Extensions::new();
+    let request = world.post().build().unwrap();
+    let result = world.client.execute_with_extensions(request, &mut extensions).await;
+    shown(&result, &extensions)
+}
+
+// Bodies on their way out.
+
+/// Three bytes, by a stream that must not be asked again once it has ended, as many are.
+fn short() -> Body {
+    Body::wrap_stream(stream::unfold(0, |at| async move {
+        (at < 3).then(|| (Ok::<_, io::Error>(Bytes::from_static(b"x")), at + 1))
+    }))
+}
+
+#[tokio::test]
+async fn a_stream_that_ended_is_not_asked_again() {
+    struct Collect;
+    #[async_trait::async_trait]
+    impl Middleware for Collect {
+        async fn handle(
+            &self,
+            mut request: Request,
+            _: &mut Extensions,
+            _: Next<'_>,
+        ) -> reqwest_middleware::Result<Response> {
+            use http_body_util::BodyExt;
+            let body = request.body_mut().take().unwrap().collect().await?.to_bytes();
+            Ok(http::Response::new(body).into())
+        }
+    }
+    let chain = ProviderChain::of([provider("a"), provider("b")]);
+    let chain = chain.claim("https://caller.test/v1").build().unwrap();
+    let client = ClientBuilder::new(plain()).with(chain).with(Collect).build();
+    let request = client.post(URL).header("content-length", "10").body(short());
+    // A panic here is the stream's, which was polled after its end.
+    let response = request.send().await.unwrap();
+    assert_eq!(response.bytes().await.unwrap(), "xxx");
+}
+
+#[tokio::test]
+async fn bodies_shorter_than_they_said_open_no_breaker() {
+    let stage = Stage::two(Answer::ok(), Answer::ok()).await;
+    let chain = stage.chain().build().unwrap();
+    let client = ClientBuilder::new(plain()).with(chain.clone()).build();
+    for _ in 0..6 {
+        let short = Body::wrap_stream(stream::iter([Ok::<_, io::Error>("xxx")]));
+        let request = client.post(stage.actors[0].url("/files")).header("content-length", "10");
+        request.body(short).send().await.unwrap_err();
+    }
+    let snapshot = chain.snapshot();
+    let states: Vec<_> = snapshot.providers().iter().map(|one| one.state()).collect();
+    assert_eq!(states, [State::Closed, State::Closed]);
+}
+
+// Bodies on their way in.
+
+/// A body that always has a frame, and never a byte: an HTTP/2 peer may send empty DATA frames
+/// without end. It does end, later than anybody should wait.
+fn hollow(length: Duration) -> Body {
+    let end = Instant::now() + length;
+    Body::wrap_stream(stream::poll_fn(move |_| {
+        let more = Instant::now() < end;
+        std::task::Poll::Ready(more.then(|| Ok::<_, io::Error>(Bytes::new())))
+    }))
+}
+
+const HOLLOW: Duration = Duration::from_millis(1500);
+
+#[tokio::test]
+async fn a_failed_body_of_empty_frames_holds_nothing_up() {
+    let world = World::with(
+        [("a", Does::answer(500, &[], || hollow(HOLLOW))), ("b", Does::status(200))],
+        |chain| chain.total_timeout(ms(400)),
+    );
+    let begin = Instant::now();
+    assert_eq!(world.ask().await, "b");
+    assert!(begin.elapsed() < ms(800), "took {:?}", begin.elapsed());
+}
+
+#[tokio::test]
+async fn a_successful_body_of_empty_frames_is_held_no_longer_than_allowed() {
+    for kind in ["application/json", "text/event-stream"] {
+        let headers = [("content-type", kind.to_owned())];
+        let world = World::with(
+            [("a", Does::answer(200, &headers, || hollow(HOLLOW))), ("b", Does::status(200))],
+            |chain| {
+                let inspect = Inspect::errors_in_success();
+                chain.total_timeout(ms(400)).inspect(inspect.time_limit(ms(100)))
+            },
+        );
+        let begin = Instant::now();
+        let _ = world.post().send().await;
+        assert!(begin.elapsed() < ms(800), "{kind} took {:?}", begin.elapsed());
+    }
+}
+
+// What is shown.
+
+#[tokio::test(start_paused = true)]
+async fn a_token_that_was_renewed_meanwhile_is_still_not_shown() {
+    let count = Arc::new(AtomicUsize::new(0));
+    let source = move || {
+        let number = count.fetch_add(1, Ordering::Relaxed);
+        async move { Ok::<_, io::Error>(format!("token-{number}-secret")) }
+    };
+    let told = Arc::new(Notify::new());
+    let echo = || Body::from(r#"{"error":{"message":"bad token: token-0-secret"}}"#);
+    let world = World::of_providers(
+        vec![keyless("a").bearer_from(source)],
+        [("a", Does::answer(401, &[], echo).when(&told))],
+        |chain| chain.on_exhausted(Exhausted::Error),
+    );
+    let (slow, ()) = tokio::join!(said_by(&world), async {
+        tokio::task::yield_now().await;
+        world.tell("a", Does::status(200));
+        assert_eq!(world.ask().await, "a");
+        told.notify_one();
+    });
+    assert!(slow.contains("bad token"), "{slow}");
+    assert!(!slow.contains("token-0-secret"), "{slow}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_password_that_looks_escaped_is_redacted_as_it_is() {
+    for password in [r"correct\\horse", "correct%25horse", "correct&amp;horse", r"co\u005crrect"] {
+        let echo = move || Body::from(format!("no such login: {password} (sorry)"));
+        let world = World::of_providers(
+            vec![keyless("a").basic("user", password)],
+            [("a", Does::answer(403, &[], echo))],
+            |chain| chain.on_exhausted(Exhausted::Error),
+        );
+        let text = said_by(&world).await;
+        assert!(text.contains("no such login: [redacted] (sorry)"), "{password}: {text}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_caller_forwards_is_redacted_in_parts_too() {
+    use base64::Engine as _;
+    let basic = base64::engine::general_purpose::STANDARD.encode("me:hunter2-secret");
+    let echo = || Body::from("no session 0123456789abcdef for password hunter2-secret");
+    let world = World::of_providers(
+        vec![keyless("a").forward_caller_auth()],
+        [("a", Does::answer(403, &[], echo))],
+        |chain| chain.on_exhausted(Exhausted::Error),
+    );
+    let request = world.client.post("https://a.test/v1/x");
+    let request = request.header("cookie", "session=0123456789abcdef; theme=dark");
+    let request = request.header("authorization", format!("Basic {basic}")).build().unwrap();
+    let mut extensions = Extensions::new();
+    let result = world.client.execute_with_extensions(request, &mut extensions).await;
+    let text = shown(&result, &extensions);
+    assert!(text.contains("no session"), "{text}");
+    let leaked: Vec<_> =
+        ["0123456789abcdef", "hunter2-secret"].into_iter().filter(|s| text.contains(s)).collect();
+    assert!(leaked.is_empty(), "{leaked:?} in {text}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_in_utf_16_is_redacted() {
+    let echo = || {
+        let text = "bad key: key-of-a!";
+        Body::from(text.encode_utf16().flat_map(u16::to_le_bytes).collect::<Vec<u8>>())
+    };
+    let world = World::with([("a", Does::answer(401, &[], echo))], |chain| {
+        chain.on_exhausted(Exhausted::Error)
+    });
+    let text = said_by(&world).await.replace(r"\u{0}", "").replace(r"\\u{0}", "");
+    assert!(!text.contains("key-of-a"), "{text}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_unknown_route_breaks_no_line() {
+    let world = World::of([("a", Does::status(200))]);
+    let route = Route::only(["x\n2026-01-01 INFO forged"]);
+    let error = world.post().with_extension(route).send().await.unwrap_err();
+    assert!(!error.to_string().contains('\n'), "{error}");
+}
+
+// Chains in chains.
+
+/// The outer chain's first entry is the inner chain, the world's, whose providers are `c` and `d`.
+fn stacked(
+    outer: impl FnOnce(ProviderChainBuilder) -> ProviderChainBuilder,
+    c: Does,
+    d: Does,
+) -> (World, ClientWithMiddleware) {
+    let world = World::with([("c", c), ("d", d)], |chain| chain.claim("https://in.test/v1"));
+    let above = ProviderChain::of([
+        Provider::new("in", "https://in.test/v1").bearer("outer-key"),
+        Provider::new("out", "https://out.test/v1").bearer("other-key"),
+    ]);
+    let above = outer(above).build().unwrap();
+    let client = ClientBuilder::new(plain()).with(above).with(Below(world.client.clone())).build();
+    (world, client)
+}
+
+/// A whole client as the last layer of another.
+struct Below(ClientWithMiddleware);
+
+#[async_trait::async_trait]
+impl Middleware for Below {
+    async fn handle(
+        &self,
+        request: Request,
+        extensions: &mut Extensions,
+        _: Next<'_>,
+    ) -> reqwest_middleware::Result<Response> {
+        self.0.execute_with_extensions(request, extensions).await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_route_for_the_outer_chain_is_none_of_the_inner_ones_business() {
+    let (world, client) = stacked(|chain| chain, Does::status(500), Does::status(200));
+    let request = client.post("https://out.test/v1/x").body("{}");
+    let response = request.with_extension(Route::only(["in"])).send().await.unwrap();
+    assert_eq!(response.status(), 200);
+    assert_eq!(world.all_asked(), ["c", "d"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_of_an_inner_chain_is_not_shown_by_the_outer_one() {
+    let echo = || Does::answer(401, &[], || Body::from("bad keys: key-of-c, key-of-d"));
+    let (world, client) = stacked(|chain| chain.on_exhausted(Exhausted::Error), echo(), echo());
+    world.tell("out", Does::status(500));
+    let mut extensions = Extensions::new();
+    let request = client.post("https://out.test/v1/x").body("{}").build().unwrap();
+    let result = client.execute_with_extensions(request, &mut extensions).await;
+    let text = shown(&result, &extensions);
+    assert!(!text.contains("key-of-"), "{text}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_an_inner_chain_may_have_had_processed_is_not_sent_again_where_that_is_not_wanted() {
+    let (world, client) = stacked(
+        |chain| chain.ambiguous(Ambiguous::IdempotentOnly),
+        Does::fail(),
+        Does::status(500),
+    );
+    // `c` may have processed it (an error of unknown kind); `d` said 500, which is not ambiguous.
+    let response = client.post("https://out.test/v1/x").body("{}").send().await.unwrap();
+    let inner: Vec<_> = world.all_asked();
+    assert_eq!(inner, ["c", "d"], "{:?}", Report::of(&response));
+}
+
+// Redirects.
+
+// What held.
+
+#[tokio::test(start_paused = true)]
+async fn a_response_that_is_forgotten_holds_no_lease() {
+    const HELLO: &str = "data: {\"choices\":[{\"delta\":{\"content\":\"Hello\"}}]}\n\n";
+    let headers = [("content-type", "text/event-stream".to_owned())];
+    let world = World::with(
+        [("a", Does::answer(200, &headers, || HELLO.into())), ("b", Does::status(200))],
+        |chain| chain.inspect(Inspect::errors_in_success()),
+    );
+    let until = world.break_it("a").await;
+    sleep_until(until).await;
+    let probe = world.post().send().await.unwrap();
+    assert_eq!(Report::of(&probe).unwrap().served_by(), Some("a"));
+    std::mem::forget(probe);
+    assert_eq!(world.state("a"), State::Closed);
+    assert_eq!(world.ask().await, "a");
+    // What is never dropped is in flight for ever, and that is all.
+    assert_eq!(world.of_provider("a").in_flight(), 1);
+}
+
+#[tokio::test]
+async fn headers_in_any_number_and_case_and_form_stay_behind() {
+    let stage = Stage::two(Answer::error(500, "no"), Answer::ok()).await;
+    let mine = stage.secret("mine");
+    let client = stage.client();
+    let mut headers = reqwest::header::HeaderMap::new();
+    for name in ["X-API-Key", "x-api-key", "Cookie", "COOKIE", "API-KEY", "Authorization"] {
+        headers.append(
+            reqwest::header::HeaderName::from_bytes(name.as_bytes()).unwrap(),
+            mine.parse().unwrap(),
+        );
+    }
+    // Not ASCII; and named as hop-by-hop, which is no way to be kept.
+    headers.append("x-goog-api-key", [mine.as_bytes(), b"\xff"].concat().try_into().unwrap());
+    headers.append("connection", "x-api-key, authorization".parse().unwrap());
+    let mut sensitive = reqwest::header::HeaderValue::from_str(&mine).unwrap();
+    sensitive.set_sensitive(true);
+    headers.append("x-mixed", "plain".parse().unwrap());
+    headers.append("x-mixed", sensitive);
+    let url =
+        stage.actors[1].url(&format!("/x?K%65y={mine}&API%5FKEY={mine}&%61pi-key={mine}&a=1"));
+    let response = client.post(url).headers(headers).send().await.unwrap();
+    assert_eq!(response.status(), 200);
+    for actor in 0..2 {
+        assert_eq!(stage.requests(actor)[0].target, "/v1/x?a=1");
+    }
+    stage.assert_asked(&[1, 1]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_url_is_never_taken_for_another_that_differs_in_what_is_not_sent() {
+    let world = World::of([("a", Does::status(200))]);
+    let mut asked = 0;
+    for _ in 0..3 {
+        for url in [
+            "https://caller.test/v1/x",
+            "https://caller.test/v1/x#f",
+            "https://me@caller.test/v1/x",
+            "https://caller.test:443/v1/x",
+        ] {
+            assert_eq!(terminal::served_by(world.client.get(url).send().await), "a");
+            asked += 1;
+        }
+        for url in [
+            "https://caller.test:444/v1/x",
+            "http://caller.test/v1/x",
+            "https://caller.test./v1/x",
+            "https://caller.test/v1%2Fx",
+            "https://caller.test/%761/x",
+            "https://caller.test/v1;/x",
+        ] {
+            let response = world.client.get(url).send().await.unwrap();
+            assert!(Report::of(&response).is_none(), "{url}");
+        }
+    }
+    assert_eq!(world.asked("a"), asked);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_order_may_be_turned_round_from_within_every_event() {
+    let chain: Arc<std::sync::OnceLock<ProviderChain>> = Arc::default();
+    let seen = chain.clone();
+    let count = AtomicUsize::new(0);
+    let world = World::with([("a", Does::status(500)), ("b", Does::status(200))], |builder| {
+        builder.observe(move |event| {
+            let Some(chain) = seen.get() else { return };
+            let names = if count.fetch_add(1, Ordering::Relaxed).is_multiple_of(2) {
+                ["b", "a"]
+            } else {
+                ["a", "b"]
+            };
+            chain.set_order(names).unwrap();
+            if let Event::AttemptStarted { provider, .. } = event {
+                chain.isolate(provider).unwrap();
+                chain.restore(provider).unwrap();
+            }
+        })
+    });
+    chain.set(world.chain.clone()).unwrap();
+    for _ in 0..50 {
+        assert_eq!(world.ask().await, "b");
+    }
+    for name in ["a", "b"] {
+        assert_eq!(world.of_provider(name).in_flight(), 0);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hint_of_any_size_rests_for_five_minutes_at_most() {
+    for hint in ["18446744073709551616", &"9".repeat(4000), "1.7976931348623157", "0.0000000001"] {
+        let world =
+            World::of([("a", Does::hint(429, "retry-after", hint)), ("b", Does::status(200))]);
+        assert_eq!(world.ask().await, "b");
+        let State::CoolingDown { until } = world.state("a") else { panic!("{hint}") };
+        let rest = until - terminal::now();
+        assert!((secs(1)..=secs(300)).contains(&rest), "{rest:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_total_timeout_of_a_nanosecond_is_a_timeout_and_leaves_nothing_in_flight() {
+    let world =
+        World::with([("a", Does::hang())], |chain| chain.total_timeout(Duration::from_nanos(1)));
+    let error = world.post().send().await.unwrap_err();
+    assert!(FailoverError::find(&error).unwrap().is_timeout());
+    assert_eq!(world.of_provider("a").in_flight(), 0);
+}
+
+#[tokio::test]
+async fn a_post_that_was_followed_elsewhere_is_not_sent_again_where_that_is_not_wanted() {
+    let elsewhere = Server::start(Answer::ok()).await;
+    let to = elsewhere.base_url("/v2/chat/completions");
+    let stage = Stage::two(Answer::status(307).header("location", to), Answer::ok()).await;
+    let client = client(stage.chain().ambiguous(Ambiguous::IdempotentOnly));
+    let _ = stage.post(&client).send().await;
+    // Whoever it led to has answered 200: processed twice.
+    let times = elsewhere.requests().len() + stage.requests(1).len();
+    assert_eq!(times, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_query_that_is_cut_in_strange_places_gives_no_key_away() {
+    use std::sync::Mutex;
+    #[derive(Clone, Default)]
+    struct Urls(Arc<Mutex<Vec<String>>>);
+    #[async_trait::async_trait]
+    impl Middleware for Urls {
+        async fn handle(
+            &self,
+            request: Request,
+            _: &mut Extensions,
+            _: Next<'_>,
+        ) -> reqwest_middleware::Result<Response> {
+            self.0.lock().unwrap().push(request.url().to_string());
+            Ok(http::Response::new("").into())
+        }
+    }
+    let urls = Urls::default();
+    let chain = ProviderChain::of([keyless("a").query_key("T o+k", "own-key"), provider("b")]);
+    let chain = chain.claim("https://caller.test/v1").build().unwrap();
+    let client = ClientBuilder::new(plain()).with(chain).with(urls.clone()).build();
+    for query in [
+        "&&key=SECRET&&",
+        "key=SECRET=SECRET",
+        "key==SECRET",
+        "KEY=SECRET&key=SECRET",
+        "a=1?&key=SECRET",
+        "t%20O%2bk=SECRET",
+        "t+o%2BK=SECRET",
+        "access%5Ftoken=SECRET#key=SECRET",
+    ] {
+        let response = client.get(format!("https://caller.test/v1/x?{query}")).send().await;
+        let response = response.unwrap();
+        assert!(!response.url().as_str().contains("own-key"));
+        let sent = urls.0.lock().unwrap().pop().unwrap();
+        assert!(!sent.contains("SECRET"), "{query}: {sent}");
+        assert!(sent.ends_with("T+o%2Bk=own-key"), "{query}: {sent}");
+    }
+}
+
+#[tokio::test]
+async fn a_stream_that_the_callers_own_timeout_cuts_is_no_fault_of_the_provider() {
+    const HELLO: &str = "data: {\"choices\":[{\"delta\":{\"content\":\"Hello\"}}]}\n\n";
+    let talks = Answer::status(200)
+        .header("content-type", "text/event-stream")
+        .chunked([support::Part::Forever(HELLO.into(), ms(10))]);
+    let stage = Stage::two(talks, Answer::ok()).await;
+    let inspect = Inspect::errors_in_success();
+    let chain = stage.chain().inspect(inspect).build().unwrap();
+    let client = ClientBuilder::new(plain()).with(chain.clone()).build();
+    for _ in 0..6 {
+        // reqwest's timeout of a request includes its body, and this one talks on and on.
+        let response = stage.post(&client).timeout(ms(120)).send().await.unwrap();
+        let _ = response.bytes().await;
+    }
+    assert_eq!(chain.snapshot().providers()[0].state(), State::Closed);
+}

@@ -11,7 +11,7 @@ use crate::health::{Admission, Board, Changes, News, Ticket, after};
 use crate::verdict::{Fault, Verdict};
 
 /// What to do when a provider may have processed a request although no usable answer came: a
-/// timeout or a reset after it was sent, 504 and 524.
+/// timeout or a reset after it was sent, 504 and 524, or a redirect that was followed.
 ///
 /// ```
 /// use reqwest_failover::{Ambiguous, Provider, ProviderChain};

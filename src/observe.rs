@@ -291,17 +291,22 @@ impl Observer {
         }
     }
 
+    /// Whether anybody wants to know of every step of this request. Metrics do not: they count what
+    /// went well when the request is over.
+    pub(crate) fn is_watched(&self, request: &Trace) -> bool {
+        request.is_heard() || self.closure.is_some()
+    }
+
+    /// Counts a request that is over and that nobody watches.
     #[inline]
-    pub(crate) fn emit(&self, event: &Event<'_>) {
-        // Metrics count these attempts with their request.
-        let goes_well = match event {
-            Event::AttemptStarted { .. } => true,
-            Event::AttemptFinished { attempt } => attempt.reason() == Reason::Ok,
-            _ => false,
-        };
-        if !goes_well || self.is_watched() {
-            self.tell(event);
-        }
+    pub(crate) fn count_finished(
+        &self,
+        report: &Report,
+        added_latency: Option<Duration>,
+        switch_ratio: Option<f64>,
+    ) {
+        #[cfg(feature = "metrics")]
+        self.meter.finished(report, added_latency, switch_ratio);
     }
 
     /// Calls one of the user's closures. `None` if it panicked, which is counted and logged.
@@ -333,17 +338,9 @@ impl Observer {
         self.callback_panics.load(Ordering::Relaxed)
     }
 
-    /// Whether anybody wants to know of every step of every request.
-    fn is_watched(&self) -> bool {
-        #[cfg(feature = "tracing")]
-        if log::is_heard() {
-            return true;
-        }
-        self.closure.is_some()
-    }
-
+    /// Hands an event to every reader.
     #[inline(never)]
-    fn tell(&self, event: &Event<'_>) {
+    pub(crate) fn emit(&self, event: &Event<'_>) {
         self.read(event);
         let Some(closure) = &self.closure else { return };
         if caught(|| closure(event)).is_none() {
@@ -395,7 +392,6 @@ pub(crate) fn caught<T>(call: impl FnOnce() -> T) -> Option<T> {
 
 /// The span of a request or of an attempt. It is nothing without `tracing`, or where nobody listens:
 /// then it costs next to nothing either.
-#[derive(Clone)]
 pub(crate) struct Trace {
     #[cfg(feature = "tracing")]
     span: Option<Box<tracing::Span>>,
@@ -408,6 +404,15 @@ impl Trace {
             #[cfg(feature = "tracing")]
             span: log::is_heard().then(|| Box::new(log::request_span(request))),
         }
+    }
+
+    /// Whether there is a span, and so a subscriber.
+    #[inline]
+    fn is_heard(&self) -> bool {
+        #[cfg(feature = "tracing")]
+        return self.span.is_some();
+        #[cfg(not(feature = "tracing"))]
+        false
     }
 
     /// The span of an attempt of this request, after so many others.

@@ -31,6 +31,7 @@ pub(super) struct Call<'a> {
     run: Run,
     report: Report,
     trace: Trace,
+    is_watched: bool,
     started: Instant,
     /// The time as of the last wait: a clock is not free, and nothing in between takes any.
     now: Instant,
@@ -69,7 +70,6 @@ pub(super) struct Order {
 struct Flight {
     ticket: Ticket,
     since: Instant,
-    trace: Option<Trace>,
 }
 
 /// What counting the request told about the switch rate.
@@ -82,12 +82,14 @@ impl<'a> Call<'a> {
     pub(super) fn begin(chain: &'a Arc<Inner>, request: &Request) -> Self {
         let started = now();
         let order = chain.lock().order.clone();
+        let trace = Trace::request(request);
         let idempotent = chain.limits.ambiguous == Ambiguous::FailOver || is_idempotent(request);
         Self {
             chain,
             run: Run::new(order, &chain.limits, idempotent, started),
             report: Report::new(),
-            trace: Trace::request(request),
+            is_watched: chain.observer.is_watched(&trace),
+            trace,
             started,
             now: started,
             sent: None,
@@ -178,15 +180,13 @@ impl<'a> Call<'a> {
             self.chain.observer.show(provider, State::Probing);
             self.emit(&Event::BreakerProbing { provider: &entry.name });
         }
-        self.emit(&Event::AttemptStarted { provider: &entry.name, number: resends + 1 });
+        if self.is_watched {
+            self.emit(&Event::AttemptStarted { provider: &entry.name, number: resends + 1 });
+        }
         if entry.keeps_caller_auth(address.claimed(scope)) {
             self.own_secrets.extend(strip.secrets_of(request));
         }
-        let trace = self.trace.attempt(&entry.name, entry.base.url(), resends);
-        if let Some(flight) = &mut self.flight {
-            flight.trace = Some(trace.clone());
-        }
-        trace
+        self.trace.attempt(&entry.name, entry.base.url(), resends)
     }
 
     /// Judges an outcome, moves the provider's health by it, and asks the run what is next. Returns
@@ -214,7 +214,7 @@ impl<'a> Call<'a> {
         let changes = if landing.verdict == Verdict::Accept && sent.is_stream() {
             let changes = self.run.commit(&ticket, &mut shared.board, now);
             // The stream's end is still to come.
-            self.flight = Some(Flight { ticket, since, trace: None });
+            self.flight = Some(Flight { ticket, since });
             changes
         } else {
             self.run.land(ticket, landing, &chain.limits, &mut shared.board, now)
@@ -252,7 +252,9 @@ impl<'a> Call<'a> {
 
     pub(super) fn tell_finished(&mut self, index: usize) {
         self.untold = None;
-        if let Some(attempt) = self.report.attempts().get(index) {
+        if let Some(attempt) = self.report.attempts().get(index)
+            && (self.is_watched || attempt.reason() != Reason::Ok)
+        {
             self.emit(&Event::AttemptFinished { attempt });
         }
     }
@@ -279,7 +281,7 @@ impl<'a> Call<'a> {
 
     /// Gives up the attempt under way: no news for its provider.
     pub(super) fn abandon(&mut self, reason: Reason) {
-        let Some(Flight { ticket, since, trace }) = self.flight.take() else { return };
+        let Some(Flight { ticket, since }) = self.flight.take() else { return };
         let provider = ticket.provider;
         let now = self.tick();
         let mut shared = self.chain.lock();
@@ -289,9 +291,6 @@ impl<'a> Call<'a> {
         self.chain.observer.show(provider, state);
         let elapsed = now.saturating_duration_since(since);
         let attempt = Attempt { reason, ..self.blank_attempt(provider, elapsed) };
-        if let Some(trace) = trace {
-            trace.record_outcome(&attempt);
-        }
         let index = self.report.push(attempt);
         self.tell_finished(index);
     }
@@ -334,11 +333,13 @@ impl<'a> Call<'a> {
         }
         let (first, latest) = self.sent.unwrap_or((now, now));
         let counted = self.counted.take();
-        self.emit(&Event::Finished {
-            report: &self.report,
-            added_latency: served.then(|| latest.saturating_duration_since(first)),
-            switch_ratio: counted.as_ref().and_then(|counted| counted.ratio),
-        });
+        let added_latency = served.then(|| latest.saturating_duration_since(first));
+        let switch_ratio = counted.as_ref().and_then(|counted| counted.ratio);
+        if self.is_watched {
+            self.emit(&Event::Finished { report: &self.report, added_latency, switch_ratio });
+        } else {
+            chain.observer.count_finished(&self.report, added_latency, switch_ratio);
+        }
         if let Some(crossing) = counted.and_then(|counted| counted.crossing) {
             let first = self.run.first().map_or("", |first| &chain.entries[first].name);
             self.emit(&match crossing {
@@ -357,7 +358,7 @@ impl<'a> Call<'a> {
             Step::Send { ticket, until, last } => {
                 let provider = ticket.provider;
                 self.sent = Some((self.sent.map_or(now, |(first, _)| first), now));
-                self.flight = Some(Flight { ticket, since: now, trace: None });
+                self.flight = Some(Flight { ticket, since: now });
                 Some(Order { provider, until, last })
             }
             Step::Wait | Step::Done => None,

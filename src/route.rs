@@ -23,7 +23,7 @@ use crate::error::Cause;
 /// ```
 ///
 /// Or from [`route`](crate::ProviderChainBuilder::route), for clients that lose extensions. An
-/// extension wins over the closure. A name that is not in the chain is an error, and nothing is
+/// extension wins over the closure, and is not told to a chain that is stacked inside. A name that is not in the chain is an error, and nothing is
 /// sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Route {

@@ -21,8 +21,9 @@ use crate::readdress::Base;
 
 /// One API provider: a name, a base URL, and what a request needs to be welcome there.
 ///
-/// Nothing is checked before the chain's `build()`; what is wrong then is a [`ConfigError`](crate::ConfigError) that
-/// names the provider and the method, and never a key. `Debug` shows no key either.
+/// Nothing is checked before the chain's `build()`; what is wrong then is a
+/// [`ConfigError`](crate::ConfigError) that names the provider and the method, and never a key.
+/// `Debug` shows no key either.
 ///
 /// ```
 /// use reqwest_failover::{Provider, ProviderChain};

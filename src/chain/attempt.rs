@@ -133,6 +133,15 @@ impl Sent {
         })
     }
 
+    /// Whether anything is known already of what went wrong.
+    pub(super) fn has_message(&self) -> bool {
+        #[cfg(feature = "json")]
+        if matches!(self, Self::Flawed(..)) {
+            return true;
+        }
+        matches!(self, Self::Failed(_) | Self::CallerFailed(_) | Self::Unsent(..))
+    }
+
     /// What went wrong, where it is known already. `secrets` must not be shown.
     pub(super) fn message(&self, secrets: impl FnOnce() -> Vec<String>) -> Option<Box<str>> {
         match self {

@@ -14,7 +14,7 @@ use super::attempt::Sent;
 use super::body::Drains;
 use super::{Classify, Inner, Shared, now};
 use crate::error::{Cause, Exhausted, FailoverError};
-use crate::health::{State, Ticket};
+use crate::health::{Changes, State, Ticket};
 #[cfg(feature = "json")]
 use crate::inspect::Held;
 use crate::message;
@@ -228,7 +228,9 @@ impl<'a> Call<'a> {
         chain.observer.show(provider, state);
         let index = self.report.push(attempt);
         self.untold = Some(index);
-        self.trace.within(|| chain.tell_changes(provider, changes));
+        if changes != Changes::default() {
+            self.trace.within(|| chain.tell_changes(provider, changes));
+        }
         (index, landing.verdict, order)
     }
 
@@ -250,6 +252,7 @@ impl<'a> Call<'a> {
         self.drains.is_empty()
     }
 
+    #[inline]
     pub(super) fn tell_finished(&mut self, index: usize) {
         self.untold = None;
         if let Some(attempt) = self.report.attempts().get(index)
@@ -382,7 +385,10 @@ impl<'a> Call<'a> {
         let mut attempt = Attempt {
             status,
             reason: Reason::Redirected,
-            message: observer.guard("display", || sent.message(|| self.secrets())).flatten(),
+            message: sent
+                .has_message()
+                .then(|| observer.guard("display", || sent.message(|| self.secrets())).flatten())
+                .flatten(),
             ..self.blank_attempt(provider, elapsed)
         };
         if let Some(outcome) = sent.outcome(&entries[provider].name, upgrade_asked, elapsed) {

@@ -98,7 +98,8 @@ impl Meter {
             recorder.register_counter(served_by, &METADATA).increment(1);
             if let Some(ratio) = ratio {
                 let bits = ratio.to_bits();
-                if self.ratio.swap(bits, Ordering::Relaxed) != bits {
+                if self.ratio.load(Ordering::Relaxed) != bits {
+                    self.ratio.store(bits, Ordering::Relaxed);
                     recorder.register_gauge(&RATIO_KEY, &METADATA).set(ratio);
                 }
             }
@@ -170,7 +171,8 @@ impl Keys {
 
     fn show(&self, state: State) {
         let level = level(state);
-        if self.shown.swap(level, Ordering::Relaxed) != level {
+        if self.shown.load(Ordering::Relaxed) != level {
+            self.shown.store(level, Ordering::Relaxed);
             with_recorder(|recorder| {
                 recorder.register_gauge(&self.state, &METADATA).set(f64::from(level));
             });

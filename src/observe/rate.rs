@@ -65,6 +65,7 @@ impl SwitchRate {
 
     /// Counts a request that is over; `reason` is why its attempt at the first provider failed, if
     /// there was one.
+    #[inline]
     pub(crate) fn record(
         &mut self,
         served_by_first: bool,

@@ -1,8 +1,7 @@
 //! What the chain knows about a URL: whose it is, and what it becomes at each provider.
 //!
-//! Programs ask the same few URLs over and over, and working one out costs more than everything
-//! else that a request goes through here: parsing alone is some 4,400 instructions, a comparison and
-//! a clone some 200. So the latest are remembered.
+//! Programs ask the same few URLs over and over, and to work one out is to look through every base
+//! and to parse, where to find it again is to compare and to clone. So the latest are remembered.
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 

@@ -9,6 +9,7 @@ mod attempt;
 mod body;
 mod call;
 mod drive;
+mod race;
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -24,6 +25,7 @@ use crate::error::{ConfigError, Exhausted};
 use crate::health::{Board, Breaker, Change, Changes, State};
 #[cfg(feature = "json")]
 use crate::health::{News, Ticket};
+use crate::hedge::{Hedge, Hedging};
 #[cfg(feature = "json")]
 use crate::inspect::{Inspect, StreamEnd};
 use crate::observe::rate::{RateLimits, SwitchRate};
@@ -76,6 +78,7 @@ impl ProviderChain {
             ambiguous: Ambiguous::default(),
             breaker: Some(Breaker::default()),
             replay_buffer: DEFAULT_REPLAY_BUFFER,
+            hedge: None,
             #[cfg(feature = "json")]
             inspect: None,
             exhausted: Exhausted::default(),
@@ -236,6 +239,7 @@ pub struct ProviderChainBuilder {
     ambiguous: Ambiguous,
     breaker: Option<Breaker>,
     replay_buffer: u64,
+    hedge: Option<Hedge>,
     #[cfg(feature = "json")]
     inspect: Option<Inspect>,
     exhausted: Exhausted,
@@ -312,6 +316,13 @@ impl ProviderChainBuilder {
     /// provider first.
     pub fn no_breaker(mut self) -> Self {
         self.breaker = None;
+        self
+    }
+
+    /// Asks the next provider beside one that is silent for long. Off by default, since **a request
+    /// may then be processed, and billed, twice**. Shown at [`Hedge`].
+    pub fn hedge(mut self, hedge: Hedge) -> Self {
+        self.hedge = Some(hedge);
         self
     }
 
@@ -395,6 +406,10 @@ impl ProviderChainBuilder {
         if let Some(entry) = entries.iter().find(too_long) {
             return Err(ConfigError::new(Some(&entry.name), "attempt_timeout", TOO_LONG));
         }
+        let shortest = self.attempt_timeout.unwrap_or(self.total_timeout);
+        if let Some(problem) = self.hedge.as_ref().and_then(|hedge| hedge.problem(shortest)) {
+            return wrong("hedge", problem);
+        }
         let limits = Limits {
             max_attempts: self.max_attempts.unwrap_or(usize::MAX),
             ambiguous: self.ambiguous,
@@ -409,8 +424,10 @@ impl ProviderChainBuilder {
                 .collect(),
         };
         let now = now();
+        let mut board = Board::new(entries.len(), self.breaker, now, fastrand::u64(..));
+        board.hedging = self.hedge.as_ref().map(|hedge| Hedging::new(hedge, entries.len()));
         let shared = Shared {
-            board: Board::new(entries.len(), self.breaker, now, fastrand::u64(..)),
+            board,
             switch_rate: SwitchRate::new(self.rate_limits, now),
             order: (0..entries.len()).collect(),
             tally: Tally::default(),
@@ -427,7 +444,14 @@ impl ProviderChainBuilder {
                 observer.warn_of_shared_host(&twin.name, &entry.name, host);
             }
         }
+        #[cfg(feature = "json")]
+        let inspects = self.inspect.is_some();
+        #[cfg(not(feature = "json"))]
+        let inspects = false;
+        let is_plain =
+            !inspects && self.hedge.is_none() && entries.iter().all(|entry| entry.source.is_none());
         let inner = Inner {
+            is_plain,
             tokens: Mutex::new(vec![None; entries.len()]),
             shared: Mutex::new(shared),
             entries,
@@ -475,6 +499,8 @@ struct Inner {
     #[cfg(feature = "json")]
     inspect: Option<Inspect>,
     exhausted: Exhausted,
+    /// Whether an attempt has nothing to wait for but its answer.
+    is_plain: bool,
     observer: Observer,
     shared: Mutex<Shared>,
     /// Each provider's current token, if it has a source of them: to be looked for in messages.

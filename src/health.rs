@@ -10,6 +10,8 @@
 
 use std::time::{Duration, Instant};
 
+use crate::hedge::Hedging;
+
 /// When a provider's circuit breaker opens, and for how long.
 ///
 /// By default it opens at 5 consecutive failures, or when at least half of at least 10 requests
@@ -158,6 +160,11 @@ impl Ticket {
     pub(crate) fn is_probe(&self) -> bool {
         self.turn == Turn::Probe
     }
+
+    /// Tickets are numbered in the order of their admission.
+    pub(crate) fn sequence(&self) -> u64 {
+        self.sequence
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -178,6 +185,8 @@ pub(crate) enum News {
     Neutral,
     Failure,
     Cooldown(Option<Duration>),
+    /// It was silent for so long that a later attempt at another provider answered first.
+    Overtaken,
     /// Nothing was learnt, because nothing was sent or nobody waited.
     Nothing,
 }
@@ -201,6 +210,8 @@ pub(crate) struct Board {
     sequence: u64,
     random: fastrand::Rng,
     origin: Instant,
+    /// Only where the chain hedges.
+    pub(crate) hedging: Option<Hedging>,
 }
 
 /// One provider's counts. An attempt is counted when it starts.
@@ -221,6 +232,7 @@ impl Board {
             sequence: 0,
             random: fastrand::Rng::with_seed(seed),
             origin: now,
+            hedging: None,
         }
     }
 
@@ -249,7 +261,7 @@ impl Board {
 
     /// Takes a ticket back together with what its attempt told.
     pub(crate) fn land(&mut self, mut ticket: Ticket, news: News, now: Instant) -> Changes {
-        let Self { breaker, slots, sequence, random, origin } = self;
+        let Self { breaker, slots, sequence, random, origin, .. } = self;
         let slot = &mut slots[ticket.provider];
         if ticket.is_probe() && !slot.holds_lease(&ticket) {
             // Its lease ran out and another probe is on its way.
@@ -270,7 +282,7 @@ impl Board {
     /// A stream has begun well. The provider is back, if it was away; whether the stream is a
     /// success, its end will tell, with which the ticket must come back.
     pub(crate) fn commit(&mut self, ticket: &Ticket, now: Instant) -> Option<Change> {
-        let Self { breaker, slots, sequence, random, origin } = self;
+        let Self { breaker, slots, sequence, random, origin, .. } = self;
         let slot = &mut slots[ticket.provider];
         let is_news = slot.open_until.is_some() && ticket.sequence > slot.moved_after;
         let breaker = breaker.as_ref().filter(|_| is_news)?;
@@ -412,8 +424,14 @@ impl Slot {
                     self.consecutive >= rules.breaker.consecutive || self.window.is_bad(rules);
                 tripped.then(|| self.open(rules))
             }
+            // Slow is not wrong: only a row of it opens the breaker, not a share.
+            (None, Turn::Hurried, News::Overtaken) => None,
+            (None, _, News::Overtaken) => {
+                self.consecutive = self.consecutive.saturating_add(1);
+                (self.consecutive >= rules.breaker.consecutive).then(|| self.open(rules))
+            }
             (None, _, News::Neutral | News::Cooldown(_)) => None,
-            (Some(_), Turn::Probe, News::Failure) => Some(self.open(rules)),
+            (Some(_), Turn::Probe, News::Failure | News::Overtaken) => Some(self.open(rules)),
             (Some(_), Turn::Probe, _) | (Some(_), _, News::Success) => Some(self.close(rules)),
             (Some(_), _, _) => None,
         }

@@ -8,6 +8,7 @@ compile_error!("reqwest-failover needs tokio's timers, which wasm32 does not hav
 mod chain;
 mod error;
 mod health;
+mod hedge;
 #[cfg(feature = "json")]
 mod inspect;
 mod message;
@@ -24,6 +25,7 @@ mod verdict;
 pub use chain::{ProviderChain, ProviderChainBuilder};
 pub use error::{ConfigError, Exhausted, FailoverError};
 pub use health::{Breaker, State};
+pub use hedge::Hedge;
 #[cfg(feature = "json")]
 #[cfg_attr(docsrs, doc(cfg(feature = "json")))]
 pub use inspect::Inspect;

@@ -61,6 +61,17 @@ pub enum Event<'a> {
         /// The provider that is asked next.
         to: &'a str,
     },
+    /// A provider has been silent for so long that the next one is asked beside it. Only chains that
+    /// [`hedge`](crate::ProviderChainBuilder::hedge) see it.
+    #[non_exhaustive]
+    HedgeSent {
+        /// The provider that is silent.
+        from: &'a str,
+        /// The provider that is asked beside it.
+        to: &'a str,
+        /// For how long it had been silent.
+        waited: Duration,
+    },
     /// No provider served a request.
     #[non_exhaustive]
     Exhausted {

@@ -81,6 +81,15 @@ impl Report {
         Self { attempts: Attempts::Many(Vec::new()), served: false, elapsed: Duration::ZERO }
     }
 
+    /// Adds an attempt in front of the one with that index, or at the end. Returns its index.
+    pub(crate) fn push_before(&mut self, index: Option<usize>, attempt: Attempt) -> usize {
+        let last = self.push(attempt);
+        if let (Some(index), Attempts::Many(attempts)) = (index, &mut self.attempts) {
+            attempts[index..].rotate_right(1);
+        }
+        index.unwrap_or(last)
+    }
+
     /// Adds an attempt and returns its index.
     pub(crate) fn push(&mut self, attempt: Attempt) -> usize {
         self.attempts = match std::mem::replace(&mut self.attempts, Attempts::Many(Vec::new())) {

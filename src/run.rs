@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::health::{Admission, Board, Changes, News, Ticket, after};
+use crate::hedge::Hedging;
 use crate::verdict::{Fault, Verdict};
 
 /// What to do when a provider may have processed a request although no usable answer came: a
@@ -56,9 +57,10 @@ impl Limits {
 #[derive(Debug)]
 pub(crate) enum Step {
     /// Ask this provider and give up at `until`. After the `last` attempt nobody else is asked.
-    Send { ticket: Ticket, until: Instant, last: bool },
-    /// An attempt is in flight: its outcome comes first.
-    Wait,
+    /// `hedge`: beside one that is silent.
+    Send { ticket: Ticket, until: Instant, last: bool, hedge: bool },
+    /// Wait for what is in flight; if there is a time, no longer than until then.
+    Wait(Option<Instant>),
     /// Nobody else is to be asked.
     Done,
 }
@@ -84,10 +86,15 @@ pub(crate) struct Run {
     deadline: Instant,
     idempotent: bool,
     replayable: bool,
-    in_flight: bool,
+    in_flight: usize,
     over: bool,
     /// Whether the last outcome allows asking providers that are passed over.
     desperate: bool,
+    /// Whether an attempt failed that nobody was asked in place of yet.
+    owed: bool,
+    /// When the attempt in flight has been silent for too long; `None` also once it was hedged.
+    hedge_at: Option<Instant>,
+    hedged: bool,
 }
 
 impl Run {
@@ -105,9 +112,12 @@ impl Run {
             deadline: after(now, limits.total),
             idempotent,
             replayable: true,
-            in_flight: false,
+            in_flight: 0,
             over: false,
             desperate: true,
+            owed: false,
+            hedge_at: None,
+            hedged: false,
         }
     }
 
@@ -145,25 +155,35 @@ impl Run {
     }
 
     pub(crate) fn step(&mut self, limits: &Limits, board: &mut Board, now: Instant) -> Step {
-        if self.in_flight {
-            return Step::Wait;
-        }
         if self.over || self.attempts >= self.max_attempts || now >= self.deadline {
-            return Step::Done;
+            return self.rest();
         }
-        let Some(choice) = self.choose(board, now) else { return Step::Done };
+        let hedge = self.in_flight > 0 && !self.owed;
+        if hedge && self.hedge_at.is_none_or(|at| now < at) {
+            return Step::Wait(self.hedge_at);
+        }
+        self.owed = false;
+        let Some(choice) = self.choose(board, now) else { return self.rest() };
+        if hedge {
+            self.hedged = true;
+            if !board.hedging.as_mut().is_some_and(Hedging::spend) {
+                return self.rest();
+            }
+        }
         self.tried |= 1 << choice.provider;
         self.attempts += 1;
-        self.in_flight = true;
+        self.in_flight += 1;
         let last = !self.replayable || self.attempts >= self.max_attempts || !choice.leaves_any;
         self.over = last;
+        self.hedge_at =
+            self.silence(choice.provider, limits, board).map(|silence| after(now, silence));
         let until = self.attempt_end(&choice, last, limits, now);
         let lease_until = after(after(until, limits.hold), Limits::LEASE_MARGIN);
         let ticket = board.admit(choice.provider, now, lease_until);
-        Step::Send { ticket, until, last }
+        Step::Send { ticket, until, last, hedge }
     }
 
-    /// Takes in what came of the attempt that was in flight.
+    /// Takes in what came of an attempt that was in flight.
     pub(crate) fn land(
         &mut self,
         ticket: Ticket,
@@ -172,10 +192,11 @@ impl Run {
         board: &mut Board,
         now: Instant,
     ) -> Changes {
-        self.in_flight = false;
+        self.in_flight -= 1;
         match landing.verdict {
             Verdict::Accept => self.over = true,
             Verdict::FailOver(fault) => {
+                self.owed = true;
                 self.desperate = fault != Fault::None;
                 self.over |= landing.ambiguous
                     && limits.ambiguous == Ambiguous::IdempotentOnly
@@ -188,12 +209,40 @@ impl Run {
         board.land(ticket, landing.news(), now)
     }
 
+    /// Takes in an attempt that was dropped because the one with the number `winner` served.
+    pub(crate) fn lose(
+        &mut self,
+        ticket: Ticket,
+        winner: u64,
+        board: &mut Board,
+        now: Instant,
+    ) -> Changes {
+        self.in_flight -= 1;
+        // To be slower than somebody who was asked before is nothing to be blamed for.
+        let news = if winner > ticket.sequence() { News::Overtaken } else { News::Nothing };
+        board.land(ticket, news, now)
+    }
+
     /// Ends the run with a stream that has begun well, whose end is still to come.
     pub(crate) fn commit(&mut self, ticket: &Ticket, board: &mut Board, now: Instant) -> Changes {
-        self.in_flight = false;
+        self.in_flight -= 1;
         self.over = true;
         board.serve(ticket.provider);
         [board.commit(ticket, now), None]
+    }
+
+    /// Nobody is to be asked now.
+    fn rest(&mut self) -> Step {
+        self.hedge_at = None;
+        if self.in_flight > 0 { Step::Wait(None) } else { Step::Done }
+    }
+
+    /// How long a provider that is asked now may be silent before somebody is asked beside it.
+    fn silence(&self, provider: usize, limits: &Limits, board: &Board) -> Option<Duration> {
+        let hedging = board.hedging.as_ref()?;
+        let may_be_processed_twice = self.idempotent || limits.ambiguous == Ambiguous::FailOver;
+        let allowed = !self.hedged && !self.over && may_be_processed_twice;
+        allowed.then(|| hedging.delay(provider)).flatten()
     }
 
     /// The providers that have not been asked and are not isolated.
@@ -206,14 +255,15 @@ impl Run {
     }
 
     /// The first admissible provider in order; else, when nothing better is left, the passed-over
-    /// one that reopens first.
+    /// one that reopens first. Beside an attempt in flight only healthy ones are asked.
     fn choose(&self, board: &Board, now: Instant) -> Option<Choice> {
         let mut admissible = None;
         let mut passed_over: Option<(usize, Instant)> = None;
         let mut passed_over_count = 0;
+        let beside = self.in_flight > 0;
         for (provider, admission) in self.usable(board, now) {
             let until = match (admission, admissible) {
-                (Admission::ProbeDue, _) if !self.replayable => now,
+                (Admission::ProbeDue, _) if beside || !self.replayable => now,
                 (Admission::PassedOver(until), _) => until,
                 (_, None) => {
                     admissible = Some(provider);
@@ -231,7 +281,7 @@ impl Run {
         if let Some(provider) = admissible {
             return Some(Choice { provider, others: false, leaves_any: passed_over_count > 0 });
         }
-        let (provider, _) = passed_over.filter(|_| self.desperate)?;
+        let (provider, _) = passed_over.filter(|_| self.desperate && !beside)?;
         let leaves_any = passed_over_count > 1;
         Some(Choice { provider, others: leaves_any, leaves_any })
     }

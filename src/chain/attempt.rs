@@ -1,8 +1,8 @@
 //! One attempt: the request made the provider's own, sent, and what came of it.
 
 use std::error::Error as StdError;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::task::Poll;
 use std::time::{Duration, SystemTime};
 
@@ -161,72 +161,128 @@ impl Sent {
 }
 
 /// An attempt's fixed circumstances.
+#[derive(Clone, Copy)]
 pub(super) struct Attempt<'a> {
     pub(super) chain: &'a Inner,
     pub(super) provider: usize,
     pub(super) address: &'a Address,
-    /// Raised when the caller's own stream fails.
-    pub(super) stream_failed: Option<Arc<AtomicBool>>,
-    /// Raised when the request leaves this layer.
-    pub(super) departed: &'a AtomicBool,
-    /// The token that this attempt was given: another one may be current when it is answered.
-    pub(super) given: &'a OnceLock<String>,
+}
+
+/// What an attempt that may be dropped leaves behind.
+#[derive(Default)]
+pub(super) struct Trail {
+    /// Whether the request has left this layer.
+    departed: AtomicBool,
+    /// The token that it was given: another one may be current when it is answered.
+    token: OnceLock<String>,
+}
+
+impl Trail {
+    pub(super) fn has_departed(&self) -> bool {
+        self.departed.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn token(&self) -> Option<&String> {
+        self.token.get()
+    }
+}
+
+/// A request that is ready to be sent: what its answer will be held against.
+pub(super) struct Departure {
+    method: Method,
+    /// The URL, if `prepare` may have changed it.
+    url: Option<Url>,
 }
 
 impl Attempt<'_> {
-    /// Readdresses the request and sends it.
+    /// Readdresses the request and sends it. `stream_failed` is raised when the caller's own stream
+    /// fails.
     pub(super) async fn send(
         self,
         mut request: Request,
         extensions: &mut Extensions,
         next: Next<'_>,
+        trail: &Trail,
+        stream_failed: Option<&AtomicBool>,
     ) -> Sent {
-        let moved = match self.readdress(&mut request).await {
-            Ok(moved) => moved,
+        let departure = match self.readdress_with_token(&mut request, trail).await {
+            Ok(departure) => departure,
             Err(sent) => return sent,
         };
-        let asked = moved.as_ref().or_else(|| self.target());
-        let method = request.method().clone();
+        trail.departed.store(true, Ordering::Relaxed);
+        match self.receive(&departure, next.run(request, extensions).await) {
+            Sent::Failed(error)
+                if stream_failed.is_some_and(|failed| failed.load(Ordering::Relaxed)) =>
+            {
+                Sent::CallerFailed(error)
+            }
+            sent => sent,
+        }
+    }
+
+    /// Makes the request the provider's own, for a provider without a source of tokens.
+    pub(super) fn readdress(&self, request: &mut Request) -> Result<Departure, Sent> {
+        self.dress(request)?;
+        self.prepare(request)
+    }
+
+    async fn readdress_with_token(
+        &self,
+        request: &mut Request,
+        trail: &Trail,
+    ) -> Result<Departure, Sent> {
+        self.dress(request)?;
+        if let Some(source) = &self.entry().source {
+            let token = self.token(source, trail).await?;
+            request.headers_mut().insert(AUTHORIZATION, token);
+        }
+        self.prepare(request)
+    }
+
+    /// Makes an outcome of what came back.
+    pub(super) fn receive(
+        &self,
+        departure: &Departure,
+        result: reqwest_middleware::Result<reqwest::Response>,
+    ) -> Sent {
         let hides_key = self.entry().has_query_key();
-        self.departed.store(true, Ordering::Relaxed);
-        match next.run(request, extensions).await {
-            Ok(response) if asked.is_some_and(|asked| is_redirected(asked, &method, &response)) => {
+        let url = departure.url.as_ref().or_else(|| self.target());
+        match result {
+            Ok(response)
+                if url.is_some_and(|url| is_redirected(url, &departure.method, &response)) =>
+            {
                 Sent::Redirected(response.status())
             }
             Ok(response) if hides_key => Sent::Response(clean_response(response)),
             Ok(response) => Sent::Response(response),
-            Err(error) => {
-                let error = if hides_key { clean_error(error) } else { error };
-                match &self.stream_failed {
-                    Some(failed) if failed.load(Ordering::Relaxed) => Sent::CallerFailed(error),
-                    _ => Sent::Failed(error),
-                }
-            }
+            Err(error) if hides_key => Sent::Failed(clean_error(error)),
+            Err(error) => Sent::Failed(error),
         }
     }
 
-    /// Makes the request the provider's own. Returns the URL that is asked, if `prepare` may have
-    /// changed it.
-    async fn readdress(&self, request: &mut Request) -> Result<Option<Url>, Sent> {
-        let Inner { scope, strip, observer, .. } = self.chain;
+    /// Gives the request the provider's URL, headers and credential.
+    fn dress(&self, request: &mut Request) -> Result<(), Sent> {
+        let Inner { scope, strip, .. } = self.chain;
         let entry = self.entry();
-        let keep_caller_auth = entry.keeps_caller_auth(self.address.claimed(scope));
-        let unsent = |problem: &str| Sent::Unsent(Reason::Other, problem.into());
         let target = self
             .target()
             .ok_or_else(|| unsent("the path does not fit below the provider's base URL"))?;
         if request.url() != target {
             *request.url_mut() = target.clone();
         }
+        let keep_caller_auth = entry.keeps_caller_auth(self.address.claimed(scope));
         entry.dress(request.headers_mut(), strip, keep_caller_auth);
-        if let Some(source) = &entry.source {
-            let token = Box::pin(self.token(source)).await?;
-            request.headers_mut().insert(AUTHORIZATION, token);
-        }
+        Ok(())
+    }
+
+    /// Gives the model its name at the provider, and `prepare` its word.
+    fn prepare(&self, request: &mut Request) -> Result<Departure, Sent> {
+        let entry = self.entry();
         #[cfg(feature = "json")]
         entry.rename_model(request);
+        let mut url = None;
         if let Some(prepare) = &entry.prepare {
-            match observer.guard("prepare", || prepare(request)) {
+            match self.chain.observer.guard("prepare", || prepare(request)) {
                 Some(Ok(())) => {}
                 Some(Err(error)) => return Err(Sent::Unsent(Reason::Other, error)),
                 None => return Err(unsent("`prepare` panicked")),
@@ -234,13 +290,13 @@ impl Attempt<'_> {
             if !still_inside(&entry.base, request.url()) {
                 return Err(unsent("`prepare` moved the URL away from the provider's base URL"));
             }
-            return Ok(Some(request.url().clone()));
+            url = Some(request.url().clone());
         }
-        Ok(None)
+        Ok(Departure { method: request.method().clone(), url })
     }
 
     /// Asks the entry's source of tokens.
-    async fn token(&self, source: &TokenSource) -> Result<http::HeaderValue, Sent> {
+    async fn token(&self, source: &TokenSource, trail: &Trail) -> Result<http::HeaderValue, Sent> {
         let failed = |error: BoxError| Sent::Unsent(Reason::Credential, error);
         let panicked = || {
             self.chain.observer.emit(&Event::CallbackPanicked { callback: "bearer_from" });
@@ -256,7 +312,7 @@ impl Attempt<'_> {
         let value =
             bearer_value(token).ok_or_else(|| failed("the token is no header value".into()))?;
         self.chain.lock_tokens()[self.provider] = Some(token.to_owned());
-        self.given.get_or_init(|| token.to_owned());
+        trail.token.get_or_init(|| token.to_owned());
         Ok(value)
     }
 
@@ -268,6 +324,10 @@ impl Attempt<'_> {
     fn entry(&self) -> &Entry {
         &self.chain.entries[self.provider]
     }
+}
+
+fn unsent(problem: &str) -> Sent {
+    Sent::Unsent(Reason::Other, problem.into())
 }
 
 /// Whether a response came from elsewhere: a redirect was followed below this layer, which may turn

@@ -1,4 +1,4 @@
-//! One claimed request's state: its run, its report, the attempt that is under way, and what must
+//! One claimed request's state: its run, its report, the attempts that are under way, and what must
 //! happen however it ends, also when its caller drops it.
 
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use super::attempt::Sent;
 use super::body::Drains;
 use super::{Classify, Inner, Shared, now};
 use crate::error::{Cause, Exhausted, FailoverError};
-use crate::health::{Changes, State, Ticket};
+use crate::health::{Board, Changes, State, Ticket};
 #[cfg(feature = "json")]
 use crate::inspect::Held;
 use crate::message;
@@ -35,9 +35,12 @@ pub(super) struct Call<'a> {
     started: Instant,
     /// The time as of the last wait: a clock is not free, and nothing in between takes any.
     now: Instant,
-    /// When the first attempt began, and the latest.
-    sent: Option<(Instant, Instant)>,
-    flight: Option<Flight>,
+    /// How many attempts have begun; when the first did, and the one that served.
+    begun: usize,
+    first_sent: Option<Instant>,
+    served_sent: Option<Instant>,
+    /// The attempts that are under way: one, or two while one is hedged.
+    flights: [Option<Flight>; 2],
     /// An attempt that landed and that no event has told of yet.
     untold: Option<usize>,
     drains: Drains,
@@ -59,14 +62,33 @@ pub(super) enum Ending {
     CallersFault,
 }
 
+/// What the run wants done next.
+pub(super) enum Next {
+    Send(Order),
+    /// Wait for what is under way, or until then.
+    Wait(Option<Instant>),
+    Done,
+}
+
 /// An attempt that the run wants made.
 pub(super) struct Order {
     pub(super) provider: usize,
     pub(super) until: Instant,
     pub(super) last: bool,
+    pub(super) hedge: bool,
+    /// Which of the call's flights this is.
+    pub(super) flight: usize,
 }
 
-/// The attempt that is under way.
+/// An attempt that has its verdict.
+pub(super) struct Verdicted {
+    /// Its index in the report.
+    pub(super) index: usize,
+    pub(super) verdict: Verdict,
+    pub(super) next: Next,
+}
+
+/// An attempt that is under way.
 struct Flight {
     ticket: Ticket,
     since: Instant,
@@ -81,7 +103,13 @@ struct Counted {
 impl<'a> Call<'a> {
     pub(super) fn begin(chain: &'a Arc<Inner>, request: &Request) -> Self {
         let started = now();
-        let order = chain.lock().order.clone();
+        let order = {
+            let mut shared = chain.lock();
+            if let Some(hedging) = &mut shared.board.hedging {
+                hedging.earn();
+            }
+            shared.order.clone()
+        };
         let trace = Trace::request(request);
         let idempotent = chain.limits.ambiguous == Ambiguous::FailOver || is_idempotent(request);
         Self {
@@ -92,8 +120,10 @@ impl<'a> Call<'a> {
             trace,
             started,
             now: started,
-            sent: None,
-            flight: None,
+            begun: 0,
+            first_sent: None,
+            served_sent: None,
+            flights: [None, None],
             untold: None,
             drains: Drains::default(),
             own_secrets: Vec::new(),
@@ -103,16 +133,8 @@ impl<'a> Call<'a> {
         }
     }
 
-    pub(super) fn report(&self) -> &Report {
-        &self.report
-    }
-
     pub(super) fn deadline(&self) -> Instant {
         self.run.deadline()
-    }
-
-    pub(super) fn is_late(&self) -> bool {
-        self.now >= self.run.deadline()
     }
 
     /// Looks at the clock, after a wait.
@@ -125,12 +147,25 @@ impl<'a> Call<'a> {
         self.chain.exhausted
     }
 
-    /// Applies the request's own route: the extension, else the closure's.
-    pub(super) fn take_route(
+    pub(super) fn chain(&self) -> &'a Arc<Inner> {
+        self.chain
+    }
+
+    /// Refuses what must not be sent, and applies the request's own route.
+    pub(super) fn admit(
         &mut self,
+        address: &Address,
         request: &Request,
         extensions: &Extensions,
     ) -> Result<(), Cause> {
+        if address.is_refused() {
+            return Err(Cause::PathRefused);
+        }
+        self.take_route(request, extensions)
+    }
+
+    /// The request's own route: the extension, else the closure's.
+    fn take_route(&mut self, request: &Request, extensions: &Extensions) -> Result<(), Cause> {
         let chain = self.chain;
         let asked = || {
             let route = chain.route.as_ref()?;
@@ -161,27 +196,29 @@ impl<'a> Call<'a> {
         self.replayable = false;
     }
 
-    pub(super) fn first_order(&mut self) -> Option<Order> {
+    /// Asks the run what to do, as of the last look at the clock.
+    pub(super) fn next(&mut self) -> Next {
         let chain = self.chain;
-        self.next_order(&mut chain.lock())
+        self.next_of(&mut chain.lock())
     }
 
     /// An attempt begins. Returns its span.
     pub(super) fn take_off(
         &mut self,
-        provider: usize,
+        order: &Order,
         address: &Address,
         request: &Request,
     ) -> Trace {
         let Inner { entries, scope, strip, .. } = &**self.chain;
-        let entry = &entries[provider];
-        let resends = self.report.attempts().len();
-        if self.flight.as_ref().is_some_and(|flight| flight.ticket.is_probe()) {
-            self.chain.observer.show(provider, State::Probing);
+        let entry = &entries[order.provider];
+        let resends = self.begun - 1;
+        let flight = self.flights[order.flight].as_ref();
+        if flight.is_some_and(|flight| flight.ticket.is_probe()) {
+            self.chain.observer.show(order.provider, State::Probing);
             self.emit(&Event::BreakerProbing { provider: &entry.name });
         }
         if self.is_watched {
-            self.emit(&Event::AttemptStarted { provider: &entry.name, number: resends + 1 });
+            self.emit(&Event::AttemptStarted { provider: &entry.name, number: self.begun });
         }
         if entry.keeps_caller_auth(address.claimed(scope)) {
             self.own_secrets.extend(strip.secrets_of(request));
@@ -189,41 +226,51 @@ impl<'a> Call<'a> {
         self.trace.attempt(&entry.name, entry.base.url(), resends)
     }
 
-    /// Judges an outcome, moves the provider's health by it, and asks the run what is next. Returns
-    /// the attempt's index in the report.
+    /// Judges an outcome, moves the provider's health by it, and asks the run what is next.
     pub(super) fn land(
         &mut self,
+        at: usize,
         sent: &Sent,
         trace: &Trace,
         upgrade_asked: bool,
-    ) -> (usize, Verdict, Option<Order>) {
+    ) -> Verdicted {
         let chain = self.chain;
         let now = self.tick();
-        let (provider, since) = match &self.flight {
-            Some(flight) => (flight.ticket.provider, flight.since),
-            None => return (0, Verdict::FailOver(Fault::None), None),
+        let Some(Flight { ticket, since }) = &self.flights[at] else {
+            // Nothing lands twice.
+            return Verdicted {
+                index: 0,
+                verdict: Verdict::FailOver(Fault::None),
+                next: Next::Done,
+            };
         };
+        let (provider, since) = (ticket.provider, *since);
         let elapsed = now.saturating_duration_since(since);
         let (landing, attempt) = self.judge(sent, provider, elapsed, upgrade_asked);
+        let verdict = landing.verdict;
         trace.record_outcome(&attempt);
         // The user's closure has had its say: nothing between here and the landing can panic.
-        let Some(Flight { ticket, .. }) = self.flight.take() else {
-            return (0, landing.verdict, None);
-        };
         let mut shared = chain.lock();
-        let changes = if landing.verdict == Verdict::Accept && sent.is_stream() {
-            let changes = self.run.commit(&ticket, &mut shared.board, now);
-            // The stream's end is still to come.
-            self.flight = Some(Flight { ticket, since });
-            changes
-        } else {
-            self.run.land(ticket, landing, &chain.limits, &mut shared.board, now)
-        };
+        let mut changes = Changes::default();
+        if verdict == Verdict::Accept && sent.is_stream() {
+            // The stream's end is still to come, and the ticket stays until then.
+            if let Some(Flight { ticket, .. }) = &self.flights[at] {
+                changes = self.run.commit(ticket, &mut shared.board, now);
+            }
+        } else if let Some(Flight { ticket, .. }) = self.flights[at].take() {
+            changes = self.run.land(ticket, landing, &chain.limits, &mut shared.board, now);
+        }
         let state = shared.board.state(provider, now);
-        if landing.verdict == Verdict::Accept && landing.status.is_some() {
+        let mut next = Next::Done;
+        if verdict != Verdict::Accept {
+            next = self.next_of(&mut shared);
+        } else if landing.status.is_some() {
+            if let Some(hedging) = &mut shared.board.hedging {
+                hedging.record(provider, elapsed);
+            }
+            self.served_sent = Some(since);
             self.count(&mut shared, Ending::Served, Some(provider));
         }
-        let order = self.next_order(&mut shared);
         drop(shared);
         chain.observer.show(provider, state);
         let index = self.report.push(attempt);
@@ -231,7 +278,7 @@ impl<'a> Call<'a> {
         if changes != Changes::default() {
             self.trace.within(|| chain.tell_changes(provider, changes));
         }
-        (index, landing.verdict, order)
+        Verdicted { index, verdict, next }
     }
 
     /// Begins to read the body of a failed attempt's response.
@@ -252,14 +299,30 @@ impl<'a> Call<'a> {
         self.drains.is_empty()
     }
 
+    /// Tells of the attempt that landed last.
     #[inline]
-    pub(super) fn tell_finished(&mut self, index: usize) {
-        self.untold = None;
+    pub(super) fn tell_landed(&mut self) {
+        if let Some(index) = self.untold.take() {
+            self.tell_finished(index);
+        }
+    }
+
+    fn tell_finished(&self, index: usize) {
         if let Some(attempt) = self.report.attempts().get(index)
             && (self.is_watched || attempt.reason() != Reason::Ok)
         {
             self.emit(&Event::AttemptFinished { attempt });
         }
+    }
+
+    pub(super) fn tell_hedged(&self, silent: usize, order: &Order) {
+        let Some(Flight { ticket, since }) = &self.flights[silent] else { return };
+        let name = |provider: usize| &*self.chain.entries[provider].name;
+        self.emit(&Event::HedgeSent {
+            from: name(ticket.provider),
+            to: name(order.provider),
+            waited: self.now.saturating_duration_since(*since),
+        });
     }
 
     pub(super) fn tell_switched(&self, index: usize, to: usize) {
@@ -270,8 +333,8 @@ impl<'a> Call<'a> {
 
     /// Hands on a stream that has begun well; its provider's health hears of its end.
     #[cfg(feature = "json")]
-    pub(super) fn watch(&mut self, held: Held) -> Response {
-        let Some(Flight { ticket, .. }) = self.flight.take() else { return held.unwatched() };
+    pub(super) fn watch(&mut self, at: usize, held: Held) -> Response {
+        let Some(Flight { ticket, .. }) = self.flights[at].take() else { return held.unwatched() };
         let chain = self.chain.clone();
         held.watched(Box::new(move |end| chain.end_stream(ticket, end)))
     }
@@ -282,20 +345,54 @@ impl<'a> Call<'a> {
         matches!(error, Error::Middleware(_)) && message::shows_secret(error, &self.secrets())
     }
 
-    /// Gives up the attempt under way: no news for its provider.
+    /// The number of the ticket of an attempt that is under way.
+    pub(super) fn sequence(&self, at: usize) -> Option<u64> {
+        self.flights[at].as_ref().map(|flight| flight.ticket.sequence())
+    }
+
+    /// Drops an attempt because another one, of this number, served.
+    pub(super) fn lose(&mut self, at: usize, winner: u64, departed: bool) {
+        self.drop_flight(at, Reason::Abandoned, departed, |call, ticket, board| {
+            call.run.lose(ticket, winner, board, call.now)
+        });
+    }
+
+    /// Gives up the attempts under way: no news for their providers.
     pub(super) fn abandon(&mut self, reason: Reason) {
-        let Some(Flight { ticket, since }) = self.flight.take() else { return };
+        for at in 0..self.flights.len() {
+            self.drop_flight(at, reason, false, |_, ticket, board| {
+                board.cancel(&ticket);
+                Changes::default()
+            });
+        }
+    }
+
+    fn drop_flight(
+        &mut self,
+        at: usize,
+        reason: Reason,
+        maybe_processed: bool,
+        give_back: impl FnOnce(&mut Self, Ticket, &mut Board) -> Changes,
+    ) {
+        let Some(Flight { ticket, since }) = self.flights[at].take() else { return };
+        let chain = self.chain;
         let provider = ticket.provider;
         let now = self.tick();
-        let mut shared = self.chain.lock();
-        shared.board.cancel(&ticket);
+        let mut shared = chain.lock();
+        let changes = give_back(self, ticket, &mut shared.board);
         let state = shared.board.state(provider, now);
         drop(shared);
-        self.chain.observer.show(provider, state);
+        chain.observer.show(provider, state);
         let elapsed = now.saturating_duration_since(since);
-        let attempt = Attempt { reason, ..self.blank_attempt(provider, elapsed) };
-        let index = self.report.push(attempt);
+        let blank = self.blank_attempt(provider, elapsed);
+        let attempt = Attempt { reason, maybe_processed, ..blank };
+        // The attempt that served is the report's last.
+        let index = self.report.push_before(self.untold, attempt);
+        self.untold = self.untold.map(|untold| untold + 1);
         self.tell_finished(index);
+        if changes != Changes::default() {
+            self.trace.within(|| chain.tell_changes(provider, changes));
+        }
     }
 
     /// Ends the call with an error that tells of every attempt.
@@ -304,14 +401,22 @@ impl<'a> Call<'a> {
             Cause::PathRefused | Cause::UnknownRoute { .. } => Ending::CallersFault,
             _ => Ending::Exhausted,
         };
-        self.finish(ending, extensions);
-        FailoverError::new(cause, self.report.clone()).into_middleware()
+        let report = self.finish(ending, extensions);
+        FailoverError::new(cause, report).into_middleware()
     }
 
-    /// Ends the call and leaves its report with the caller.
-    pub(super) fn finish(&mut self, ending: Ending, extensions: &mut Extensions) {
+    /// Ends the call of a request that nobody was asked.
+    pub(super) fn fail_unasked(&mut self, extensions: &mut Extensions) -> Error {
+        let late = self.now >= self.run.deadline();
+        self.fail(if late { Cause::NoTime } else { Cause::NobodyToAsk }, extensions)
+    }
+
+    /// Ends the call and leaves its report with the caller. It is returned for the response, too.
+    pub(super) fn finish(&mut self, ending: Ending, extensions: &mut Extensions) -> Report {
         self.close(ending);
-        extensions.insert(self.report.clone());
+        let report = std::mem::replace(&mut self.report, Report::new());
+        extensions.insert(report.clone());
+        report
     }
 
     fn close(&mut self, ending: Ending) {
@@ -334,9 +439,9 @@ impl<'a> Call<'a> {
         if ending == Ending::Exhausted {
             self.emit(&Event::Exhausted { report: &self.report });
         }
-        let (first, latest) = self.sent.unwrap_or((now, now));
         let counted = self.counted.take();
-        let added_latency = served.then(|| latest.saturating_duration_since(first));
+        let added_latency =
+            served.then(|| self.served_sent?.checked_duration_since(self.first_sent?)).flatten();
         let switch_ratio = counted.as_ref().and_then(|counted| counted.ratio);
         if self.is_watched {
             self.emit(&Event::Finished { report: &self.report, added_latency, switch_ratio });
@@ -354,17 +459,19 @@ impl<'a> Call<'a> {
         }
     }
 
-    /// Asks the run what to do next and takes the ticket for it.
-    fn next_order(&mut self, shared: &mut Shared) -> Option<Order> {
+    fn next_of(&mut self, shared: &mut Shared) -> Next {
         let now = self.now;
         match self.run.step(&self.chain.limits, &mut shared.board, now) {
-            Step::Send { ticket, until, last } => {
+            Step::Send { ticket, until, last, hedge } => {
                 let provider = ticket.provider;
-                self.sent = Some((self.sent.map_or(now, |(first, _)| first), now));
-                self.flight = Some(Flight { ticket, since: now });
-                Some(Order { provider, until, last })
+                let flight = usize::from(self.flights[0].is_some());
+                self.first_sent.get_or_insert(now);
+                self.begun += 1;
+                self.flights[flight] = Some(Flight { ticket, since: now });
+                Next::Send(Order { provider, until, last, hedge, flight })
             }
-            Step::Wait | Step::Done => None,
+            Step::Wait(until) => Next::Wait(until),
+            Step::Done => Next::Done,
         }
     }
 
@@ -427,9 +534,14 @@ impl<'a> Call<'a> {
             let name = &self.chain.entries[first].name;
             let failed = |attempt: &&Attempt| attempt.provider == *name;
             let reason = self.report.attempts().iter().find(failed).map(Attempt::reason);
+            let reason = reason.or(self.is_under_way(first).then_some(Reason::Abandoned));
             shared.switch_rate.record(served_by == Some(first), reason, self.now)
         });
         self.counted = Some(Counted { ratio: shared.switch_rate.last_ratio(), crossing });
+    }
+
+    fn is_under_way(&self, provider: usize) -> bool {
+        self.flights.iter().flatten().any(|flight| flight.ticket.provider == provider)
     }
 
     fn emit(&self, event: &Event<'_>) {
@@ -444,9 +556,7 @@ impl<'a> Call<'a> {
 impl Drop for Call<'_> {
     fn drop(&mut self) {
         if !self.finished {
-            if let Some(index) = self.untold {
-                self.tell_finished(index);
-            }
+            self.tell_landed();
             self.tick();
             self.abandon(Reason::Abandoned);
             self.close(Ending::CallersFault);

@@ -2,50 +2,166 @@
 //! arrival to the answer that its caller gets.
 
 use std::pin::{Pin, pin};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::task::Poll;
 use std::time::Instant;
 
 use http::Extensions;
 use http::header::UPGRADE;
 use reqwest::{Body, Request, Response};
-use reqwest_middleware::{Error, Next};
+use reqwest_middleware::{Error, Next as Rest};
 use tokio::time::{Sleep, sleep_until, timeout_at};
 
 use super::Inner;
 use super::address::Address;
 use super::attempt::{Attempt, Sent};
 use super::body::{Pristine, Streamed, is_replayable, read_stream};
-use super::call::{Call, Ending, Order};
+use super::call::{Call, Ending, Next, Verdicted};
+use super::race::{Finish, Race};
 use crate::error::{Cause, Exhausted};
-#[cfg(feature = "json")]
-use crate::inspect::{Asked, Inspect, Inspected, inspect};
 use crate::observe::Trace;
 use crate::route::Route;
 use crate::verdict::{Reason, Verdict};
 
 /// Sends a claimed request to one provider after the other until one serves it.
 ///
-/// What only some requests need is boxed apart: a future is as large as all that it may wait for,
-/// and this one is moved for every request.
-pub(super) async fn drive(
-    chain: &Arc<Inner>,
-    address: &Address,
+/// What nearly every request needs, a first attempt that is answered, is done here; everything else
+/// is boxed apart, since a future is as large as all that it may wait for.
+pub(super) async fn drive<'a>(
+    chain: &'a Arc<Inner>,
+    address: &'a Address,
     mut request: Request,
-    extensions: &mut Extensions,
-    next: Next<'_>,
+    extensions: &'a mut Extensions,
+    next: Rest<'a>,
 ) -> reqwest_middleware::Result<Response> {
     let mut call = Call::begin(chain, &request);
-    if address.is_refused() {
-        return Err(call.fail(Cause::PathRefused, extensions));
-    }
-    if let Err(cause) = call.take_route(&request, extensions) {
+    if let Err(cause) = call.admit(address, &request, extensions) {
         return Err(call.fail(cause, extensions));
     }
+    if !chain.is_plain || !is_replayable(&request) {
+        return Box::pin(drive_any(call, address, request, extensions, next)).await;
+    }
+    let upgrade_asked = request.headers().contains_key(UPGRADE);
+    let order = match call.next() {
+        Next::Send(order) => order,
+        _ => return Err(call.fail_unasked(extensions)),
+    };
+    let pristine = (!order.last).then(|| Pristine::of(&mut request));
+    let trace = call.take_off(&order, address, &request);
+    let attempt = Attempt { chain, provider: order.provider, address };
+    let own = Own::lend(extensions);
+    let sent = match attempt.readdress(&mut request) {
+        Ok(departure) => {
+            let answer = next.clone().run(request, own.extensions);
+            match answer_in_time(answer, &trace, order.until).await {
+                Some(result) => attempt.receive(&departure, result),
+                None => Sent::TimedOut { departed: true },
+            }
+        }
+        Err(sent) => sent,
+    };
+    let Verdicted { index, verdict, next: following } =
+        call.land(order.flight, &sent, &trace, upgrade_asked);
+    if verdict == Verdict::Accept {
+        own.keep();
+        return serve(&mut call, sent, order.flight, extensions);
+    }
+    let landed = Landed { index, flight: order.flight, sent, own: own.take_back() };
+    let race = Race {
+        chain,
+        address,
+        next,
+        extensions: extensions.clone(),
+        upgrade_asked,
+        stream_failed: None,
+        request: None,
+        pristine,
+    };
+    drop(trace);
+    Box::pin(finish(call, race, Some(landed), following, extensions)).await
+}
+
+/// An attempt that landed, while it may still be the last.
+pub(super) struct Landed {
+    pub(super) index: usize,
+    pub(super) flight: usize,
+    pub(super) sent: Sent,
+    pub(super) own: Extensions,
+}
+
+/// Waits for an attempt's answer until its time is up.
+async fn answer_in_time<T>(
+    mut answer: Pin<Box<dyn Future<Output = T> + Send + '_>>,
+    trace: &Trace,
+    until: Instant,
+) -> Option<T> {
+    let mut timer = pin!(None::<Sleep>);
+    std::future::poll_fn(|context| {
+        if let Poll::Ready(answer) = trace.within(|| answer.as_mut().poll(context)) {
+            return Poll::Ready(Some(answer));
+        }
+        // An attempt that is answered at once needs no timer.
+        if timer.is_none() {
+            timer.set(Some(sleep_until(until.into())));
+        }
+        match timer.as_mut().as_pin_mut() {
+            Some(timer) => timer.poll(context).map(|()| None),
+            None => Poll::Pending,
+        }
+    })
+    .await
+}
+
+/// The caller's extensions, lent to an attempt as its own: they are as before unless it serves.
+struct Own<'a> {
+    extensions: &'a mut Extensions,
+    before: Option<Extensions>,
+}
+
+impl<'a> Own<'a> {
+    fn lend(extensions: &'a mut Extensions) -> Self {
+        let before = Some(extensions.clone());
+        // It is for this chain, and names that another one does not know.
+        extensions.remove::<Route>();
+        Self { extensions, before }
+    }
+
+    /// The attempt served.
+    fn keep(mut self) {
+        if let Some(route) = self.before.take().and_then(|mut before| before.remove::<Route>()) {
+            self.extensions.insert(route);
+        }
+    }
+
+    /// The attempt failed: gives out what it has made of them.
+    fn take_back(mut self) -> Extensions {
+        match self.before.take() {
+            Some(before) => std::mem::replace(self.extensions, before),
+            None => Extensions::new(),
+        }
+    }
+}
+
+impl Drop for Own<'_> {
+    fn drop(&mut self) {
+        if let Some(before) = self.before.take() {
+            *self.extensions = before;
+        }
+    }
+}
+
+/// As [`drive`], for requests and chains that may have more to wait for than an answer.
+async fn drive_any<'a>(
+    mut call: Call<'a>,
+    address: &'a Address,
+    mut request: Request,
+    extensions: &mut Extensions,
+    next: Rest<'a>,
+) -> reqwest_middleware::Result<Response> {
     let mut stream_failed = None;
     if !is_replayable(&request) {
-        stream_failed = match Box::pin(make_replayable(&mut call, &mut request)).await {
+        stream_failed = match make_replayable(&mut call, &mut request).await {
             Ok(stream_failed) => stream_failed,
             Err(Unread::NoTime) => return Err(call.fail(Cause::NoTime, extensions)),
             Err(Unread::Failed(error)) => {
@@ -54,82 +170,42 @@ pub(super) async fn drive(
             }
         };
     }
-    let upgrade_asked = request.headers().contains_key(UPGRADE);
+    let race = Race {
+        chain: call.chain(),
+        address,
+        next,
+        extensions: extensions.clone(),
+        upgrade_asked: request.headers().contains_key(UPGRADE),
+        stream_failed,
+        request: Some(request),
+        pristine: None,
+    };
+    let first = call.next();
+    finish(call, race, None, first, extensions).await
+}
 
-    let mut first = Some(request);
-    let mut pristine: Option<Pristine> = None;
-    let mut landed: Option<Landed> = None;
-    let mut order = call.first_order();
-    while let Some(Order { provider, until, last }) = order {
-        if let Some(Landed { index, sent, .. }) = landed.take() {
-            Box::pin(leave(&mut call, index, sent, provider)).await;
+/// Runs what is left of a race, and gives the caller what came of it.
+async fn finish<'a>(
+    mut call: Call<'a>,
+    race: Race<'a>,
+    landed: Option<Landed>,
+    next: Next,
+    extensions: &mut Extensions,
+) -> reqwest_middleware::Result<Response> {
+    match race.run(&mut call, landed, next).await {
+        Finish::Served(landed) => {
+            hand_back(extensions, landed.own);
+            serve(&mut call, landed.sent, landed.flight, extensions)
         }
-        let request = match (first.take(), &pristine) {
-            (Some(mut request), _) => {
-                pristine = (!last).then(|| Pristine::of(&mut request));
-                request
-            }
-            (None, Some(pristine)) => pristine.request(address),
-            // The run orders nothing more after a last attempt.
-            (None, None) => break,
-        };
-        let trace = call.take_off(provider, address, &request);
-        let mut own = extensions.clone();
-        // It is for this chain, and names that another one does not know.
-        own.remove::<Route>();
-        #[cfg(feature = "json")]
-        let asked = chain.inspect.as_ref().map(|settings| (settings, Asked::of(&request)));
-        let (departed, given) = (AtomicBool::new(false), OnceLock::new());
-        let stream_failed = stream_failed.clone();
-        let attempt =
-            Attempt { chain, provider, address, stream_failed, departed: &departed, given: &given };
-        let sent = {
-            let attempt = pin!(attempt.send(request, &mut own, next.clone()));
-            wait(&mut call, &trace, attempt, until).await.unwrap_or_else(|TimeIsUp| {
-                Sent::TimedOut { departed: departed.load(Ordering::Relaxed) }
-            })
-        };
-        if let Some(token) = given.into_inner() {
-            call.hide(token);
-        }
-        #[cfg(feature = "json")]
-        let sent = match (sent, asked) {
-            (Sent::Response(response), Some((settings, asked))) => {
-                Box::pin(look_into(&mut call, response, asked, settings)).await
-            }
-            (sent, _) => sent,
-        };
-        if let Sent::CallerFailed(error) = sent {
+        Finish::Exhausted(Some(landed)) => exhaust(&mut call, landed, extensions).await,
+        Finish::Exhausted(None) => Err(call.fail_unasked(extensions)),
+        Finish::CallerFailed(error) => {
             call.abandon(Reason::Other);
             call.finish(Ending::CallersFault, extensions);
-            return Err(error);
-        }
-        let (index, verdict, following) = call.land(&sent, &trace, upgrade_asked);
-        let landing = Landed { index, sent, own };
-        if verdict == Verdict::Accept {
-            return serve(&mut call, landing, extensions);
-        }
-        landed = Some(landing);
-        order = following;
-    }
-    match landed {
-        Some(landed) => Box::pin(exhaust(&mut call, landed, extensions)).await,
-        None => {
-            let cause = if call.is_late() { Cause::NoTime } else { Cause::NobodyToAsk };
-            Err(call.fail(cause, extensions))
+            Err(error)
         }
     }
 }
-
-/// An attempt that landed, while it may still be the last.
-struct Landed {
-    index: usize,
-    sent: Sent,
-    own: Extensions,
-}
-
-/// An attempt took too long.
-struct TimeIsUp;
 
 /// Why a streamed body could not be read.
 enum Unread {
@@ -158,87 +234,24 @@ async fn make_replayable(
     Ok(failed)
 }
 
-/// Waits for the attempt until its time is up, and reads beside it what failed before.
-async fn wait(
-    call: &mut Call<'_>,
-    trace: &Trace,
-    mut attempt: Pin<&mut impl Future<Output = Sent>>,
-    until: Instant,
-) -> Result<Sent, TimeIsUp> {
-    let mut timer = pin!(None::<Sleep>);
-    std::future::poll_fn(|context| {
-        if let Poll::Ready(sent) = trace.within(|| attempt.as_mut().poll(context)) {
-            return Poll::Ready(Ok(sent));
-        }
-        call.poll_drains(context);
-        // An attempt that is answered at once needs no timer.
-        if timer.is_none() {
-            timer.set(Some(sleep_until(until.into())));
-        }
-        match timer.as_mut().as_pin_mut() {
-            Some(timer) => timer.poll(context).map(|()| Err(TimeIsUp)),
-            None => Poll::Pending,
-        }
-    })
-    .await
-}
-
-/// Looks for an error inside a response, and reads beside it what failed before. This is no part of
-/// the attempt's time, which ends with the headers.
-#[cfg(feature = "json")]
-async fn look_into(
-    call: &mut Call<'_>,
-    response: Response,
-    asked: Asked,
-    settings: &Inspect,
-) -> Sent {
-    let since = call.tick();
-    let mut looking = pin!(inspect(response, asked, settings, since, call.deadline()));
-    let inspected = std::future::poll_fn(|context| {
-        call.poll_drains(context);
-        looking.as_mut().poll(context)
-    });
-    match inspected.await {
-        Inspected::Pass(response) => Sent::Response(response),
-        Inspected::Stream(held) => Sent::Stream(held),
-        Inspected::Failed(response, flaw) => Sent::Flawed(response, flaw),
-    }
-}
-
-/// Leaves a failed attempt behind for another provider: what it said is read once now, for the log,
-/// and then beside the next attempt.
-async fn leave(call: &mut Call<'_>, index: usize, sent: Sent, to: usize) {
-    if let Sent::Response(response) = sent {
-        call.drain(index, response);
-        std::future::poll_fn(|context| {
-            call.poll_drains(context);
-            Poll::Ready(())
-        })
-        .await;
-    }
-    call.tell_finished(index);
-    call.tell_switched(index, to);
-}
-
 /// Hands the accepted response to the caller.
 fn serve(
     call: &mut Call<'_>,
-    landed: Landed,
+    sent: Sent,
+    flight: usize,
     extensions: &mut Extensions,
 ) -> reqwest_middleware::Result<Response> {
-    let Landed { index, sent, own } = landed;
-    call.tell_finished(index);
+    call.tell_landed();
     let result = match sent {
         #[cfg(feature = "json")]
-        Sent::Stream(held) => Some(Ok(call.watch(*held))),
+        Sent::Stream(held) => Some(Ok(call.watch(flight, *held))),
         sent => sent.into_result(),
     };
     let Some(Ok(mut response)) = result else {
         return Err(call.fail(Cause::NothingAccepted, extensions));
     };
-    hand_back(extensions, own);
-    call.finish(Ending::Served, extensions);
-    response.extensions_mut().insert(call.report().clone());
+    let report = call.finish(Ending::Served, extensions);
+    response.extensions_mut().insert(report);
     Ok(response)
 }
 
@@ -248,7 +261,7 @@ async fn exhaust(
     landed: Landed,
     extensions: &mut Extensions,
 ) -> reqwest_middleware::Result<Response> {
-    let Landed { index, sent, own } = landed;
+    let Landed { index, sent, own, .. } = landed;
     let outcome = match (call.exhausted_mode(), sent) {
         (Exhausted::LastOutcome, sent) => {
             let shows = |result: &_| matches!(result, Err(error) if call.is_shown_by(error));
@@ -263,12 +276,12 @@ async fn exhaust(
     if outcome.is_none() {
         finish_drains(call).await;
     }
-    call.tell_finished(index);
+    call.tell_landed();
     let Some(outcome) = outcome else { return Err(call.fail(Cause::Exhausted, extensions)) };
     hand_back(extensions, own);
-    call.finish(Ending::Exhausted, extensions);
+    let report = call.finish(Ending::Exhausted, extensions);
     outcome.map(|mut response| {
-        response.extensions_mut().insert(call.report().clone());
+        response.extensions_mut().insert(report);
         response
     })
 }

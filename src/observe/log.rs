@@ -101,6 +101,12 @@ pub(super) fn log(event: &Event<'_>, messages: bool) {
             error.message = shown(from),
             "failing over"
         ),
+        Event::HedgeSent { from, to, waited } => debug!(
+            from,
+            to,
+            elapsed_ms = waited.as_millis() as u64,
+            "a provider is silent: the next is asked beside it"
+        ),
         Event::Exhausted { report } => error!(
             %report,
             error.type = report.attempts().last().map(|attempt| attempt.reason().as_str()),

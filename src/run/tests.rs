@@ -2,6 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::health::{Breaker, Change, Counts, State};
+use crate::hedge::Hedge;
 
 const SECOND: Duration = Duration::from_secs(1);
 const MOMENT: Duration = Duration::from_nanos(1);
@@ -64,9 +65,9 @@ impl Lab {
 
     fn step(&mut self, run: &mut Run) -> Option<Sent> {
         match run.step(&self.limits, &mut self.board, self.now) {
-            Step::Send { ticket, until, last } => Some(Sent { ticket, until, last }),
+            Step::Send { ticket, until, last, .. } => Some(Sent { ticket, until, last }),
             Step::Done => None,
-            Step::Wait => panic!("nothing is in flight"),
+            Step::Wait(_) => panic!("nothing is in flight"),
         }
     }
 
@@ -153,10 +154,10 @@ fn waits_while_an_attempt_is_in_flight() {
     let mut run = lab.run();
     let sent = lab.send(&mut run);
     for _ in 0..3 {
-        assert!(matches!(run.step(&lab.limits, &mut lab.board, lab.now), Step::Wait));
+        assert!(matches!(run.step(&lab.limits, &mut lab.board, lab.now), Step::Wait(None)));
     }
     lab.now = run.deadline() + SECOND;
-    assert!(matches!(run.step(&lab.limits, &mut lab.board, lab.now), Step::Wait));
+    assert!(matches!(run.step(&lab.limits, &mut lab.board, lab.now), Step::Wait(None)));
     lab.land(&mut run, sent, FAILED);
     assert!(lab.step(&mut run).is_none(), "its time is up");
 }
@@ -1175,4 +1176,238 @@ proptest! {
             }
         }
     }
+}
+
+// Hedging: a second provider beside a silent one.
+
+const SILENCE: Duration = Duration::from_millis(40);
+
+impl Lab {
+    /// A chain that hedges, and has earned `hedges`.
+    fn hedging(providers: usize, hedges: u32) -> Self {
+        let mut lab = Self::of(providers);
+        let mut hedging = Hedging::new(&Hedge::after(SILENCE).max_extra(1.0), providers);
+        (0..hedges).for_each(|_| hedging.earn());
+        lab.board.hedging = Some(hedging);
+        lab
+    }
+
+    /// Asks the next provider after the silence, and checks that this is a hedge.
+    fn hedge(&mut self, run: &mut Run) -> Ticket {
+        let due = self.now + SILENCE;
+        assert!(matches!(self.raw_step(run), Step::Wait(Some(at)) if at == due));
+        self.now = due - MOMENT;
+        assert!(matches!(self.raw_step(run), Step::Wait(Some(at)) if at == due));
+        self.now = due;
+        match self.raw_step(run) {
+            Step::Send { ticket, hedge: true, .. } => ticket,
+            step => panic!("{step:?} is no hedge"),
+        }
+    }
+
+    fn raw_step(&mut self, run: &mut Run) -> Step {
+        run.step(&self.limits, &mut self.board, self.now)
+    }
+
+    #[track_caller]
+    fn assert_never_hedges(&mut self, run: &mut Run) {
+        for _ in 0..3 {
+            assert!(matches!(self.raw_step(run), Step::Wait(None)));
+            self.now += SECOND;
+        }
+    }
+
+    /// Lets the next provider serve what this one was silent about.
+    fn overtake(&mut self) -> Changes {
+        let mut run = self.run();
+        let slow = self.send(&mut run);
+        let hedge = self.hedge(&mut run);
+        let winner = hedge.sequence();
+        run.land(hedge, SERVED, &self.limits, &mut self.board, self.now);
+        run.lose(slow.ticket, winner, &mut self.board, self.now)
+    }
+}
+
+#[test]
+fn asks_one_more_provider_beside_a_silent_one_and_no_third() {
+    let mut lab = Lab::hedging(3, 5);
+    let mut run = lab.run();
+    let first = lab.send(&mut run);
+    assert_eq!(first.ticket.provider, 0);
+    assert_eq!(lab.hedge(&mut run).provider, 1);
+    lab.now += SECOND;
+    lab.assert_never_hedges(&mut run);
+}
+
+#[test]
+fn a_failure_launches_the_next_at_once_and_its_silence_counts_anew() {
+    let mut lab = Lab::hedging(3, 5);
+    let mut run = lab.run();
+    let first = lab.send(&mut run);
+    lab.now += SILENCE / 2;
+    lab.land(&mut run, first, FAILED);
+    let second = lab.send(&mut run);
+    assert_eq!(second.ticket.provider, 1);
+    assert_eq!(lab.hedge(&mut run).provider, 2);
+}
+
+#[test]
+fn a_failure_beside_another_attempt_launches_the_next_at_once() {
+    let mut lab = Lab::hedging(3, 5);
+    let mut run = lab.run();
+    let _slow = lab.send(&mut run);
+    let hedge = lab.hedge(&mut run);
+    run.land(hedge, FAILED, &lab.limits, &mut lab.board, lab.now);
+    let Step::Send { ticket, hedge: false, last: true, .. } = lab.raw_step(&mut run) else {
+        panic!("the third is asked at once");
+    };
+    assert_eq!(ticket.provider, 2);
+    run.land(ticket, FAILED, &lab.limits, &mut lab.board, lab.now);
+    lab.assert_never_hedges(&mut run);
+}
+
+#[test]
+fn a_run_is_over_when_both_have_failed() {
+    let mut lab = Lab::hedging(2, 5);
+    let mut run = lab.run();
+    let slow = lab.send(&mut run);
+    let hedge = lab.hedge(&mut run);
+    run.land(hedge, FAILED, &lab.limits, &mut lab.board, lab.now);
+    lab.assert_never_hedges(&mut run);
+    lab.land(&mut run, slow, FAILED);
+    assert!(matches!(lab.raw_step(&mut run), Step::Done));
+    assert_eq!([0, 1].map(|provider| lab.counts(provider).in_flight), [0, 0]);
+}
+
+#[test]
+fn hedges_only_at_healthy_providers() {
+    for disturb in [
+        |lab: &mut Lab| _ = lab.open(1),
+        |lab: &mut Lab| lab.cool(1, 100),
+        |lab: &mut Lab| lab.now = lab.open(1),
+        |lab: &mut Lab| lab.board.isolate(1, true),
+    ] {
+        let mut lab = Lab::hedging(2, 5);
+        disturb(&mut lab);
+        let mut run = lab.run();
+        let first = lab.send(&mut run);
+        assert_eq!(first.ticket.provider, 0);
+        lab.now += SILENCE;
+        lab.assert_never_hedges(&mut run);
+    }
+}
+
+#[test]
+fn never_hedges_what_must_not_be_processed_twice() {
+    let mut lab = Lab::hedging(2, 5);
+    let mut run = lab.run_once();
+    lab.send(&mut run);
+    lab.assert_never_hedges(&mut run);
+
+    lab.limits.ambiguous = Ambiguous::IdempotentOnly;
+    let mut run = lab.run();
+    lab.send(&mut run);
+    lab.assert_never_hedges(&mut run);
+
+    let order = (0..2).collect();
+    let mut idempotent = Run::new(order, &lab.limits, true, lab.now);
+    lab.send(&mut idempotent);
+    lab.hedge(&mut idempotent);
+}
+
+#[test]
+fn never_hedges_beyond_the_attempts_or_the_allowance_or_the_deadline() {
+    let mut lab = Lab::hedging(3, 5);
+    lab.limits.max_attempts = 1;
+    let mut run = lab.run();
+    lab.send(&mut run);
+    lab.assert_never_hedges(&mut run);
+
+    let mut lab = Lab::hedging(3, 0);
+    let mut run = lab.run();
+    lab.send(&mut run);
+    lab.now += SILENCE;
+    lab.assert_never_hedges(&mut run);
+
+    let mut lab = Lab::hedging(3, 5);
+    let mut run = lab.run();
+    lab.send(&mut run);
+    lab.now = run.deadline();
+    lab.assert_never_hedges(&mut run);
+}
+
+#[test]
+fn an_allowance_is_spent_by_hedges_only() {
+    let mut lab = Lab::hedging(2, 1);
+    let mut failing = lab.run();
+    assert_eq!(lab.ask(&mut failing, FAILED), Some(0));
+    lab.send(&mut failing);
+    let mut run = lab.run();
+    lab.send(&mut run);
+    lab.hedge(&mut run);
+    let mut run = lab.run();
+    lab.send(&mut run);
+    lab.now += SILENCE;
+    lab.assert_never_hedges(&mut run);
+}
+
+#[test]
+fn being_overtaken_counts_toward_the_consecutive_trigger_only() {
+    let mut lab = Lab::hedging(2, 100);
+    for _ in 0..4 {
+        assert_eq!(lab.overtake(), Changes::default());
+    }
+    lab.answer(0, News::Success);
+    // Eight of nine were overtaken by now, and no share opens the breaker.
+    for _ in 0..4 {
+        assert_eq!(lab.overtake(), Changes::default());
+    }
+    assert!(matches!(lab.overtake(), [Some(Change::Opened { .. }), None]));
+    assert!(matches!(lab.state(0), State::Open { .. }));
+    assert_eq!(lab.counts(0).failures, 0);
+    assert_eq!(lab.counts(0).in_flight, 0);
+
+    let mut lab = Lab::hedging(2, 100);
+    for _ in 0..3 {
+        (0..4).for_each(|_| _ = lab.overtake());
+        lab.answer(0, News::Success);
+    }
+    (0..4).for_each(|_| lab.answer(0, News::Failure));
+    assert_eq!(lab.state(0), State::Closed, "4 of 7 that count, and 10 are needed");
+}
+
+#[test]
+fn a_probe_that_is_overtaken_has_failed() {
+    let mut lab = Lab::hedging(2, 100);
+    let end = lab.open(0);
+    lab.now = end;
+    assert!(matches!(lab.overtake(), [Some(Change::Opened { breaks: 2, .. }), None]));
+}
+
+#[test]
+fn a_hedge_that_comes_too_late_is_no_news() {
+    let mut lab = Lab::hedging(2, 100);
+    for _ in 0..20 {
+        let mut run = lab.run();
+        let first = lab.send(&mut run);
+        let winner = first.ticket.sequence();
+        let hedge = lab.hedge(&mut run);
+        lab.land(&mut run, first, SERVED);
+        assert_eq!(run.lose(hedge, winner, &mut lab.board, lab.now), Changes::default());
+        assert!(matches!(lab.raw_step(&mut run), Step::Done));
+    }
+    assert_eq!(lab.state(1), State::Closed);
+    assert_eq!(lab.counts(1).in_flight, 0);
+}
+
+#[test]
+fn a_row_of_silence_toward_hurried_requests_is_not_held_against_a_provider() {
+    let mut lab = Lab::hedging(2, 100);
+    lab.cool(0, 100);
+    for _ in 0..20 {
+        lab.answer(0, News::Overtaken);
+    }
+    assert!(matches!(lab.state(0), State::CoolingDown { .. }));
+    lab.now += SECOND * 101;
+    assert_eq!(lab.state(0), State::Closed);
 }

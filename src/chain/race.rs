@@ -1,0 +1,261 @@
+//! The general way through the providers: one attempt after the other, or two at once where one is
+//! hedged, with all that an attempt may have to wait for.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use http::Extensions;
+use reqwest::Request;
+use reqwest_middleware::Next as Rest;
+use tokio::time::{Sleep, sleep_until};
+
+use super::Inner;
+use super::address::Address;
+use super::attempt::{Attempt, Sent, Trail};
+use super::body::Pristine;
+use super::call::{Call, Next, Order, Verdicted};
+use super::drive::Landed;
+#[cfg(feature = "json")]
+use crate::inspect::{self, Inspected, inspect};
+use crate::observe::Trace;
+use crate::route::Route;
+use crate::verdict::Verdict;
+
+/// What every attempt of a request has in common.
+pub(super) struct Race<'a> {
+    pub(super) chain: &'a Arc<Inner>,
+    pub(super) address: &'a Address,
+    pub(super) next: Rest<'a>,
+    /// The caller's own extensions: each attempt gets a copy.
+    pub(super) extensions: Extensions,
+    pub(super) upgrade_asked: bool,
+    /// Raised when the caller's own stream fails.
+    pub(super) stream_failed: Option<Arc<AtomicBool>>,
+    /// The request, until it is sent, and the copy that is kept for a second attempt.
+    pub(super) request: Option<Request>,
+    pub(super) pristine: Option<Pristine>,
+}
+
+/// How a race ended.
+pub(super) enum Finish {
+    Served(Landed),
+    /// Nobody served; what the last of them left, if anybody was asked.
+    Exhausted(Option<Landed>),
+    /// The caller's own body broke off.
+    CallerFailed(reqwest_middleware::Error),
+}
+
+impl<'a> Race<'a> {
+    /// Does what the call's run decides, until an attempt serves or nobody is left. `landed` has
+    /// failed already.
+    pub(super) async fn run(
+        mut self,
+        call: &mut Call<'a>,
+        mut landed: Option<Landed>,
+        mut next: Next,
+    ) -> Finish {
+        let mut flying: Vec<Flying<'a>> = Vec::new();
+        loop {
+            let until = match next {
+                Next::Send(order) => {
+                    if let Some(landed) = landed.take() {
+                        leave(call, landed, Some(order.provider)).await;
+                    }
+                    if let (true, Some(silent)) = (order.hedge, flying.first()) {
+                        call.tell_hedged(silent.flight, &order);
+                    }
+                    // The run orders nothing more after a last attempt.
+                    let Some(attempt) = self.launch(call, &order) else {
+                        return Finish::Exhausted(None);
+                    };
+                    flying.push(attempt);
+                    next = call.next();
+                    continue;
+                }
+                Next::Wait(until) => until,
+                Next::Done => return Finish::Exhausted(landed),
+            };
+            if let Some(landed) = landed.take() {
+                leave(call, landed, None).await;
+            }
+            let Some((at, sent)) = wait(call, &mut flying, until).await else {
+                call.tick();
+                next = call.next();
+                continue;
+            };
+            let attempt = flying.swap_remove(at);
+            if let Some(token) = attempt.trail.token() {
+                call.hide(token.clone());
+            }
+            let (sent, own) = sent;
+            #[cfg(feature = "json")]
+            let sent = match (sent, attempt.asked) {
+                (Sent::Response(response), Some(asked)) => {
+                    flying.push(attempt.look_into(response, asked, own, call));
+                    next = call.next();
+                    continue;
+                }
+                (sent, _) => sent,
+            };
+            if let Sent::CallerFailed(error) = sent {
+                return Finish::CallerFailed(error);
+            }
+            let winner = call.sequence(attempt.flight);
+            let Verdicted { index, verdict, next: following } =
+                call.land(attempt.flight, &sent, &attempt.trace, self.upgrade_asked);
+            let landing = Landed { index, flight: attempt.flight, sent, own };
+            if verdict == Verdict::Accept {
+                for loser in flying {
+                    call.lose(loser.flight, winner.unwrap_or(0), loser.trail.has_departed());
+                }
+                return Finish::Served(landing);
+            }
+            landed = Some(landing);
+            next = following;
+        }
+    }
+
+    /// Begins an attempt.
+    fn launch(&mut self, call: &mut Call<'a>, order: &Order) -> Option<Flying<'a>> {
+        let request = match self.request.take() {
+            Some(mut request) => {
+                self.pristine = (!order.last).then(|| Pristine::of(&mut request));
+                request
+            }
+            None => self.pristine.as_ref()?.request(self.address),
+        };
+        let trace = call.take_off(order, self.address, &request);
+        let mut own = self.extensions.clone();
+        // It is for this chain, and names that another one does not know.
+        own.remove::<Route>();
+        #[cfg(feature = "json")]
+        let asked = self.chain.inspect.as_ref().map(|_| inspect::Asked::of(&request));
+        let trail = Arc::new(Trail::default());
+        let attempt =
+            Attempt { chain: self.chain, provider: order.provider, address: self.address };
+        let (next, stream_failed) = (self.next.clone(), self.stream_failed.clone());
+        let future = Box::pin({
+            let trail = trail.clone();
+            async move {
+                let stream_failed = stream_failed.as_deref();
+                let sent = attempt.send(request, &mut own, next, &trail, stream_failed).await;
+                (sent, own)
+            }
+        });
+        Some(Flying {
+            #[cfg(feature = "json")]
+            asked,
+            future,
+            trace,
+            trail,
+            flight: order.flight,
+            until: Some(order.until),
+            timer: None,
+        })
+    }
+}
+
+/// An attempt that is under way.
+struct Flying<'a> {
+    future: Pin<Box<dyn Future<Output = (Sent, Extensions)> + Send + 'a>>,
+    trace: Trace,
+    trail: Arc<Trail>,
+    flight: usize,
+    /// What the response is to be held against; `None` if nobody looks into it, or it is looked into.
+    #[cfg(feature = "json")]
+    asked: Option<inspect::Asked>,
+    /// When it is given up.
+    until: Option<Instant>,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl Flying<'_> {
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<(Sent, Extensions)> {
+        let future = &mut self.future;
+        if let Poll::Ready(landed) = self.trace.within(|| future.as_mut().poll(context)) {
+            return Poll::Ready(landed);
+        }
+        poll_timer(&mut self.timer, self.until, context).map(|()| {
+            let departed = self.trail.has_departed();
+            (Sent::TimedOut { departed }, Extensions::new())
+        })
+    }
+}
+
+#[cfg(feature = "json")]
+impl<'a> Flying<'a> {
+    /// Looks for an error inside the response. This is no part of the attempt's time, which ends
+    /// with the headers.
+    fn look_into(
+        self,
+        response: reqwest::Response,
+        asked: inspect::Asked,
+        own: Extensions,
+        call: &mut Call<'a>,
+    ) -> Self {
+        let (since, deadline) = (call.tick(), call.deadline());
+        let chain = call.chain();
+        let future = Box::pin(async move {
+            let sent = match &chain.inspect {
+                Some(settings) => match inspect(response, asked, settings, since, deadline).await {
+                    Inspected::Pass(response) => Sent::Response(response),
+                    Inspected::Stream(held) => Sent::Stream(held),
+                    Inspected::Failed(response, flaw) => Sent::Flawed(response, flaw),
+                },
+                None => Sent::Response(response),
+            };
+            (sent, own)
+        });
+        Self { future, asked: None, until: None, timer: None, ..self }
+    }
+}
+
+/// Waits for an attempt, or until then; reads beside it what failed before.
+async fn wait(
+    call: &mut Call<'_>,
+    flying: &mut [Flying<'_>],
+    until: Option<Instant>,
+) -> Option<(usize, (Sent, Extensions))> {
+    let mut timer = None;
+    std::future::poll_fn(|context| {
+        for (at, attempt) in flying.iter_mut().enumerate() {
+            if let Poll::Ready(landed) = attempt.poll(context) {
+                return Poll::Ready(Some((at, landed)));
+            }
+        }
+        call.poll_drains(context);
+        poll_timer(&mut timer, until, context).map(|()| None)
+    })
+    .await
+}
+
+/// What is answered at once needs no timer, so it is made late.
+fn poll_timer(
+    timer: &mut Option<Pin<Box<Sleep>>>,
+    until: Option<Instant>,
+    context: &mut Context<'_>,
+) -> Poll<()> {
+    let Some(until) = until else { return Poll::Pending };
+    timer.get_or_insert_with(|| Box::pin(sleep_until(until.into()))).as_mut().poll(context)
+}
+
+/// Leaves a failed attempt behind: what it said is read once now, for the log, and then beside the
+/// attempts that follow.
+async fn leave(call: &mut Call<'_>, landed: Landed, to: Option<usize>) {
+    let Landed { index, sent, .. } = landed;
+    if let Sent::Response(response) = sent {
+        call.drain(index, response);
+        std::future::poll_fn(|context| {
+            call.poll_drains(context);
+            Poll::Ready(())
+        })
+        .await;
+    }
+    call.tell_landed();
+    if let Some(to) = to {
+        call.tell_switched(index, to);
+    }
+}

@@ -11,15 +11,15 @@ mod call;
 mod drive;
 mod race;
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use address::Addresses;
-use async_trait::async_trait;
 use http::Extensions;
-use reqwest::{Request, Response};
-use reqwest_middleware::{Middleware, Next, Result};
+use reqwest::Request;
+use reqwest_middleware::{Middleware, Next};
 
 use crate::error::{ConfigError, Exhausted};
 use crate::health::{Board, Breaker, Change, Changes, State};
@@ -120,7 +120,7 @@ impl ProviderChain {
     ///
     /// # Errors
     /// If the names are not a permutation of the chain's.
-    pub fn set_order<I>(&self, names: I) -> std::result::Result<(), ConfigError>
+    pub fn set_order<I>(&self, names: I) -> Result<(), ConfigError>
     where
         I: IntoIterator,
         I::Item: AsRef<str>,
@@ -162,7 +162,7 @@ impl ProviderChain {
     ///
     /// # Errors
     /// If there is no such provider; the error lists those that there are.
-    pub fn isolate(&self, name: &str) -> std::result::Result<(), ConfigError> {
+    pub fn isolate(&self, name: &str) -> Result<(), ConfigError> {
         self.inner.isolate(self.inner.known(name, "isolate")?, true);
         Ok(())
     }
@@ -171,27 +171,33 @@ impl ProviderChain {
     ///
     /// # Errors
     /// If there is no such provider; the error lists those that there are.
-    pub fn restore(&self, name: &str) -> std::result::Result<(), ConfigError> {
+    pub fn restore(&self, name: &str) -> Result<(), ConfigError> {
         self.inner.isolate(self.inner.known(name, "restore")?, false);
         Ok(())
     }
 }
 
-#[async_trait]
+// What `#[async_trait]` would write, but for the box: see `drive`.
 impl Middleware for ProviderChain {
-    async fn handle(
-        &self,
+    fn handle<'chain, 'extensions, 'next, 'answer>(
+        &'chain self,
         request: Request,
-        extensions: &mut Extensions,
-        next: Next<'_>,
-    ) -> Result<Response> {
+        extensions: &'extensions mut Extensions,
+        next: Next<'next>,
+    ) -> drive::Answer<'answer>
+    where
+        'chain: 'answer,
+        'extensions: 'answer,
+        'next: 'answer,
+        Self: 'answer,
+    {
         let Inner { addresses, scope, entries, .. } = &*self.inner;
         match addresses.find(request.url(), scope, entries.len()) {
-            Some(address) => drive::drive(&self.inner, &address, request, extensions, next).await,
+            Some(address) => drive::drive(&self.inner, address, request, extensions, next),
             None => {
                 let host = request.url().host_str().unwrap_or_default();
                 self.inner.observer.emit(&Event::Unclaimed { host });
-                next.run(request, extensions).await
+                next.run(request, extensions)
             }
         }
     }
@@ -379,7 +385,7 @@ impl ProviderChainBuilder {
     /// # Errors
     /// If there is no provider, two have the same name, one of them is misconfigured (see
     /// [`Provider`]), or a setting is out of its range. The error names the provider and the field.
-    pub fn build(self) -> std::result::Result<ProviderChain, ConfigError> {
+    pub fn build(self) -> Result<ProviderChain, ConfigError> {
         let Checked { entries, scope, strip } = check(self.providers, self.claims)?;
         let wrong = |field, problem: &str| Err(ConfigError::new(None, field, problem));
         if self.max_attempts == Some(0) {
@@ -452,6 +458,7 @@ impl ProviderChainBuilder {
             !inspects && self.hedge.is_none() && entries.iter().all(|entry| entry.source.is_none());
         let inner = Inner {
             is_plain,
+            secrets: entries.iter().flat_map(|entry| entry.secrets.iter().cloned()).collect(),
             tokens: Mutex::new(vec![None; entries.len()]),
             shared: Mutex::new(shared),
             entries,
@@ -503,6 +510,8 @@ struct Inner {
     is_plain: bool,
     observer: Observer,
     shared: Mutex<Shared>,
+    /// Every provider's keys.
+    secrets: Vec<String>,
     /// Each provider's current token, if it has a source of them: to be looked for in messages.
     tokens: Mutex<Vec<Option<String>>>,
 }
@@ -572,7 +581,7 @@ impl Inner {
         self.entries.iter().position(|entry| *entry.name == *name)
     }
 
-    fn known(&self, name: &str, field: &'static str) -> std::result::Result<usize, ConfigError> {
+    fn known(&self, name: &str, field: &'static str) -> Result<usize, ConfigError> {
         let unknown = || format!("is not in the chain, which has: {}", self.names());
         self.find(name).ok_or_else(|| ConfigError::new(Some(name), field, unknown()))
     }
@@ -581,12 +590,14 @@ impl Inner {
         self.entries.iter().map(|entry| &*entry.name).collect::<Vec<_>>().join(", ")
     }
 
-    /// Every secret that the chain knows, the longest first.
-    fn secrets(&self) -> Vec<String> {
-        let mut secrets: Vec<String> = self.lock_tokens().iter().flatten().cloned().collect();
-        secrets.extend(self.entries.iter().flat_map(|entry| entry.secrets.iter().cloned()));
-        secrets.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
-        secrets
+    /// Every secret that the chain knows, and these.
+    fn secrets(&self, more: &[String]) -> Cow<'_, [String]> {
+        let tokens = self.lock_tokens();
+        let mut more = tokens.iter().flatten().chain(more).peekable();
+        if more.peek().is_none() {
+            return Cow::Borrowed(&self.secrets);
+        }
+        more.chain(&self.secrets).cloned().collect()
     }
 }
 

@@ -209,7 +209,7 @@ pub(crate) struct Board {
     slots: Vec<Slot>,
     sequence: u64,
     random: fastrand::Rng,
-    origin: Instant,
+    ticks: Ticks,
     /// Only where the chain hedges.
     pub(crate) hedging: Option<Hedging>,
 }
@@ -226,12 +226,13 @@ pub(crate) struct Counts {
 impl Board {
     /// A board on which every provider is healthy. Without a breaker nobody is ever passed over.
     pub(crate) fn new(providers: usize, breaker: Option<Breaker>, now: Instant, seed: u64) -> Self {
+        let window = breaker.as_ref().map_or(Duration::ZERO, |breaker| breaker.window);
         Self {
+            ticks: Ticks::new(now, window / BUCKETS as u32),
             breaker,
             slots: (0..providers).map(|_| Slot::default()).collect(),
             sequence: 0,
             random: fastrand::Rng::with_seed(seed),
-            origin: now,
             hedging: None,
         }
     }
@@ -261,7 +262,7 @@ impl Board {
 
     /// Takes a ticket back together with what its attempt told.
     pub(crate) fn land(&mut self, mut ticket: Ticket, news: News, now: Instant) -> Changes {
-        let Self { breaker, slots, sequence, random, origin, .. } = self;
+        let Self { breaker, slots, sequence, random, ticks, .. } = self;
         let slot = &mut slots[ticket.provider];
         if ticket.is_probe() && !slot.holds_lease(&ticket) {
             // Its lease ran out and another probe is on its way.
@@ -270,7 +271,8 @@ impl Board {
         slot.give_back(&ticket);
         slot.counts.failures += u64::from(news == News::Failure);
         let Some(breaker) = breaker else { return [None, None] };
-        let mut rules = Rules { breaker, random, origin: *origin, sequence: *sequence, now };
+        let tick = ticks.at(now);
+        let mut rules = Rules { breaker, random, tick, sequence: *sequence, now };
         [slot.move_breaker(&ticket, news, &mut rules), slot.move_cooldown(&ticket, news, &rules)]
     }
 
@@ -282,11 +284,11 @@ impl Board {
     /// A stream has begun well. The provider is back, if it was away; whether the stream is a
     /// success, its end will tell, with which the ticket must come back.
     pub(crate) fn commit(&mut self, ticket: &Ticket, now: Instant) -> Option<Change> {
-        let Self { breaker, slots, sequence, random, origin, .. } = self;
+        let Self { breaker, slots, sequence, random, ticks, .. } = self;
         let slot = &mut slots[ticket.provider];
         let is_news = slot.open_until.is_some() && ticket.sequence > slot.moved_after;
         let breaker = breaker.as_ref().filter(|_| is_news)?;
-        let rules = Rules { breaker, random, origin: *origin, sequence: *sequence, now };
+        let rules = Rules { breaker, random, tick: ticks.at(now), sequence: *sequence, now };
         Some(slot.close(&rules))
     }
 
@@ -314,11 +316,50 @@ pub(crate) fn after(now: Instant, length: Duration) -> Instant {
     now.checked_add(length).or_else(|| now.checked_add(FAR)).unwrap_or(now)
 }
 
+/// Counts the equal parts of time since `origin`.
+#[derive(Debug)]
+pub(crate) struct Ticks {
+    origin: Instant,
+    /// In nanoseconds.
+    length: u64,
+    last: u64,
+    /// The end of the last one: until then a comparison is all it takes, where a subtraction and a
+    /// division cost ten times that.
+    until: Instant,
+}
+
+impl Ticks {
+    pub(crate) fn new(origin: Instant, length: Duration) -> Self {
+        Self { origin, length: nanos(length).max(1), last: 0, until: origin }
+    }
+
+    /// The number of the current part. Time does not run backwards here.
+    #[inline]
+    pub(crate) fn at(&mut self, now: Instant) -> u64 {
+        if now >= self.until {
+            self.last = self.of(now);
+            let end = self.length.saturating_mul(self.last.saturating_add(1));
+            self.until = after(self.origin, Duration::from_nanos(end));
+        }
+        self.last
+    }
+
+    /// The number of the part that `now` lies in.
+    pub(crate) fn of(&self, now: Instant) -> u64 {
+        nanos(now.saturating_duration_since(self.origin)) / self.length
+    }
+}
+
+fn nanos(length: Duration) -> u64 {
+    u64::try_from(length.as_nanos()).unwrap_or(u64::MAX)
+}
+
 /// What the rules need beside the slot that they move.
 struct Rules<'a> {
     breaker: &'a Breaker,
     random: &'a mut fastrand::Rng,
-    origin: Instant,
+    /// The number of the current tenth of the window.
+    tick: u64,
     /// The last ticket's number: news of this or an older ticket is old after a transition.
     sequence: u64,
     now: Instant,
@@ -526,7 +567,7 @@ struct Bucket {
 
 impl Window {
     fn record(&mut self, failed: bool, rules: &Rules<'_>) {
-        let tick = Self::tick(rules);
+        let tick = rules.tick;
         let bucket = &mut self.buckets[tick as usize % BUCKETS];
         if bucket.tick != tick {
             *bucket = Bucket { tick, ..Bucket::default() };
@@ -536,7 +577,7 @@ impl Window {
     }
 
     fn is_bad(&self, rules: &Rules<'_>) -> bool {
-        let tick = Self::tick(rules);
+        let tick = rules.tick;
         let recent =
             self.buckets.iter().filter(|bucket| tick - bucket.tick.min(tick) < BUCKETS as u64);
         let (requests, failures) = recent.fold((0u64, 0u64), |(requests, failures), bucket| {
@@ -544,13 +585,6 @@ impl Window {
         });
         requests >= u64::from(rules.breaker.minimum)
             && failures as f64 >= rules.breaker.ratio * requests as f64
-    }
-
-    /// The number of the current tenth since the board began.
-    fn tick(rules: &Rules<'_>) -> u64 {
-        let nanos = |length: Duration| u64::try_from(length.as_nanos()).unwrap_or(u64::MAX);
-        let passed = nanos(rules.now.saturating_duration_since(rules.origin));
-        passed / (nanos(rules.breaker.window) / BUCKETS as u64).max(1)
     }
 }
 

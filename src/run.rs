@@ -178,7 +178,7 @@ impl Run {
         self.hedge_at =
             self.silence(choice.provider, limits, board).map(|silence| after(now, silence));
         let until = self.attempt_end(&choice, last, limits, now);
-        let lease_until = after(after(until, limits.hold), Limits::LEASE_MARGIN);
+        let lease_until = after(until, limits.hold.saturating_add(Limits::LEASE_MARGIN));
         let ticket = board.admit(choice.provider, now, lease_until);
         Step::Send { ticket, until, last, hedge }
     }

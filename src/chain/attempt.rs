@@ -1,5 +1,6 @@
 //! One attempt: the request made the provider's own, sent, and what came of it.
 
+use std::borrow::Cow;
 use std::error::Error as StdError;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -7,9 +8,9 @@ use std::task::Poll;
 use std::time::{Duration, SystemTime};
 
 use http::header::AUTHORIZATION;
-use http::{Extensions, Method, StatusCode};
+use http::{Method, StatusCode};
 use reqwest::{Request, ResponseBuilderExt, Url};
-use reqwest_middleware::{Error, Next};
+use reqwest_middleware::Error;
 
 use super::Inner;
 use super::address::Address;
@@ -143,7 +144,10 @@ impl Sent {
     }
 
     /// What went wrong, where it is known already. `secrets` must not be shown.
-    pub(super) fn message(&self, secrets: impl FnOnce() -> Vec<String>) -> Option<Box<str>> {
+    pub(super) fn message<'s>(
+        &self,
+        secrets: impl FnOnce() -> Cow<'s, [String]>,
+    ) -> Option<Box<str>> {
         match self {
             Self::Failed(error) | Self::CallerFailed(error) => {
                 Some(message::of_error(held_by(error), &secrets()))
@@ -178,6 +182,10 @@ pub(super) struct Trail {
 }
 
 impl Trail {
+    pub(super) fn depart(&self) {
+        self.departed.store(true, Ordering::Relaxed);
+    }
+
     pub(super) fn has_departed(&self) -> bool {
         self.departed.load(Ordering::Relaxed)
     }
@@ -191,51 +199,26 @@ impl Trail {
 pub(super) struct Departure {
     method: Method,
     /// The URL, if `prepare` may have changed it.
-    url: Option<Url>,
+    url: Option<Box<Url>>,
 }
 
 impl Attempt<'_> {
-    /// Readdresses the request and sends it. `stream_failed` is raised when the caller's own stream
-    /// fails.
-    pub(super) async fn send(
-        self,
-        mut request: Request,
-        extensions: &mut Extensions,
-        next: Next<'_>,
-        trail: &Trail,
-        stream_failed: Option<&AtomicBool>,
-    ) -> Sent {
-        let departure = match self.readdress_with_token(&mut request, trail).await {
-            Ok(departure) => departure,
-            Err(sent) => return sent,
-        };
-        trail.departed.store(true, Ordering::Relaxed);
-        match self.receive(&departure, next.run(request, extensions).await) {
-            Sent::Failed(error)
-                if stream_failed.is_some_and(|failed| failed.load(Ordering::Relaxed)) =>
-            {
-                Sent::CallerFailed(error)
-            }
-            sent => sent,
-        }
-    }
-
     /// Makes the request the provider's own, for a provider without a source of tokens.
     pub(super) fn readdress(&self, request: &mut Request) -> Result<Departure, Sent> {
         self.dress(request)?;
         self.prepare(request)
     }
 
-    async fn readdress_with_token(
+    /// Makes the request the provider's own.
+    pub(super) async fn readdress_with_token(
         &self,
         request: &mut Request,
         trail: &Trail,
     ) -> Result<Departure, Sent> {
+        let Some(source) = &self.entry().source else { return self.readdress(request) };
         self.dress(request)?;
-        if let Some(source) = &self.entry().source {
-            let token = self.token(source, trail).await?;
-            request.headers_mut().insert(AUTHORIZATION, token);
-        }
+        let token = Box::pin(self.token(source, trail)).await?;
+        request.headers_mut().insert(AUTHORIZATION, token);
         self.prepare(request)
     }
 
@@ -246,7 +229,7 @@ impl Attempt<'_> {
         result: reqwest_middleware::Result<reqwest::Response>,
     ) -> Sent {
         let hides_key = self.entry().has_query_key();
-        let url = departure.url.as_ref().or_else(|| self.target());
+        let url = departure.url.as_deref().or_else(|| self.target());
         match result {
             Ok(response)
                 if url.is_some_and(|url| is_redirected(url, &departure.method, &response)) =>
@@ -290,7 +273,7 @@ impl Attempt<'_> {
             if !still_inside(&entry.base, request.url()) {
                 return Err(unsent("`prepare` moved the URL away from the provider's base URL"));
             }
-            url = Some(request.url().clone());
+            url = Some(Box::new(request.url().clone()));
         }
         Ok(Departure { method: request.method().clone(), url })
     }
@@ -316,7 +299,8 @@ impl Attempt<'_> {
         Ok(value)
     }
 
-    fn target(&self) -> Option<&Url> {
+    /// The URL at the provider, if there is a safe one.
+    pub(super) fn target(&self) -> Option<&Url> {
         let Inner { scope, strip, .. } = self.chain;
         self.address.target(self.provider, self.entry(), strip, scope)
     }

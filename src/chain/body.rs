@@ -1,28 +1,29 @@
 //! Bodies on their way out and on their way in: what is needed to send a request twice, and what is
 //! read of a response that failed.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker, ready};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Version};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::BodyExt;
-use reqwest::{Body, Request, Response};
+use reqwest::{Body, Request, Response, Url};
 use tokio::time::{Sleep, sleep_until};
 
-use super::address::Address;
 use super::now;
 use crate::health::after;
 use crate::message;
 use crate::report::Report;
 
 /// The caller's request as it came, but for its URL, for the attempts after the first.
+#[derive(Clone)]
 pub(super) struct Pristine {
     method: Method,
     /// A list, since a map takes two allocations where this takes one.
@@ -50,12 +51,15 @@ impl Pristine {
         }
     }
 
-    pub(super) fn request(&self, address: &Address) -> Request {
-        let mut request = Request::new(self.method.clone(), address.caller().clone());
-        for (name, value) in &self.headers {
-            request.headers_mut().append(name, value.clone());
+    /// A request to this URL that is otherwise as it came.
+    pub(super) fn into_request(self, url: Url) -> Request {
+        let mut request = Request::new(self.method, url);
+        let mut headers = HeaderMap::with_capacity(self.headers.len());
+        for (name, value) in self.headers {
+            headers.append(name, value);
         }
-        *request.body_mut() = self.body.clone().map(Body::from);
+        *request.headers_mut() = headers;
+        *request.body_mut() = self.body.map(Body::from);
         *request.version_mut() = self.version;
         if self.timeout.is_some() {
             *request.timeout_mut() = self.timeout;
@@ -201,7 +205,8 @@ impl Drains {
             body: response.into(),
             read: Vec::new(),
             legible,
-            timeout: Box::pin(sleep_until(after(now(), Drain::LONGEST).into())),
+            until: after(now(), Drain::LONGEST),
+            timer: None,
         });
     }
 
@@ -231,9 +236,23 @@ pub(super) struct Drained {
 }
 
 impl Drained {
-    pub(super) fn message(&self, secrets: &[String]) -> Option<Box<str>> {
-        self.legible.then(|| message::of_body(&self.read, self.complete, secrets)).flatten()
+    pub(super) fn message<'s>(
+        &self,
+        secrets: impl FnOnce() -> Cow<'s, [String]>,
+    ) -> Option<Box<str>> {
+        let says_something = self.legible && !self.read.is_empty();
+        says_something.then(|| message::of_body(&self.read, self.complete, &secrets())).flatten()
     }
+}
+
+/// Polls a timer that is made when it is first needed: what is ready at once needs none.
+pub(super) fn poll_timer(
+    timer: &mut Option<Pin<Box<Sleep>>>,
+    until: Option<Instant>,
+    context: &mut Context<'_>,
+) -> Poll<()> {
+    let Some(until) = until else { return Poll::Pending };
+    timer.get_or_insert_with(|| Box::pin(sleep_until(until.into()))).as_mut().poll(context)
 }
 
 struct Drain {
@@ -241,7 +260,8 @@ struct Drain {
     body: Body,
     read: Vec<u8>,
     legible: bool,
-    timeout: Pin<Box<Sleep>>,
+    until: Instant,
+    timer: Option<Pin<Box<Sleep>>>,
 }
 
 impl Drain {
@@ -252,15 +272,16 @@ impl Drain {
 
     /// Ready when there is nothing more to read; `true` at the end of the body.
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<bool> {
-        if self.timeout.as_mut().poll(context).is_ready() {
-            return Poll::Ready(false);
-        }
-        // A body that is always ready would otherwise outlast its timeout.
+        // A body that is always ready would otherwise never be asked for the time.
         for _ in 0..Self::MOST_FRAMES {
-            match ready!(Pin::new(&mut self.body).poll_frame(context)) {
-                None => return Poll::Ready(true),
-                Some(Err(_)) => return Poll::Ready(false),
-                Some(Ok(frame)) => {
+            match Pin::new(&mut self.body).poll_frame(context) {
+                Poll::Pending => {
+                    let timer = &mut self.timer;
+                    return poll_timer(timer, Some(self.until), context).map(|()| false);
+                }
+                Poll::Ready(None) => return Poll::Ready(true),
+                Poll::Ready(Some(Err(_))) => return Poll::Ready(false),
+                Poll::Ready(Some(Ok(frame))) => {
                     let data = frame.into_data().unwrap_or_default();
                     if self.read.len() + data.len() > Self::LARGEST {
                         return Poll::Ready(false);

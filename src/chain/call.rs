@@ -1,6 +1,7 @@
 //! One claimed request's state: its run, its report, the attempts that are under way, and what must
 //! happen however it ends, also when its caller drops it.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::task::Context;
 use std::time::{Duration, Instant};
@@ -291,10 +292,9 @@ impl<'a> Call<'a> {
         if self.drains.is_empty() {
             return true;
         }
-        let secrets = self.secrets();
-        let report = &mut self.report;
-        self.drains.poll(context, |drained| {
-            report.set_message(drained.attempt, drained.message(&secrets));
+        let Self { chain, own_secrets, report, drains, .. } = self;
+        drains.poll(context, |drained| {
+            report.set_message(drained.attempt, drained.message(|| chain.secrets(own_secrets)));
         });
         self.drains.is_empty()
     }
@@ -423,13 +423,10 @@ impl<'a> Call<'a> {
         self.finished = true;
         let chain = self.chain;
         let now = self.now;
-        if !self.drains.is_empty() {
-            let secrets = self.secrets();
-            let report = &mut self.report;
-            self.drains.give_up(|drained| {
-                report.set_message(drained.attempt, drained.message(&secrets));
-            });
-        }
+        let Self { own_secrets, report, drains, .. } = self;
+        drains.give_up(|drained| {
+            report.set_message(drained.attempt, drained.message(|| chain.secrets(own_secrets)));
+        });
         let served = ending == Ending::Served;
         self.report.finish(served, now.saturating_duration_since(self.started));
         if self.counted.is_none() {
@@ -440,8 +437,12 @@ impl<'a> Call<'a> {
             self.emit(&Event::Exhausted { report: &self.report });
         }
         let counted = self.counted.take();
-        let added_latency =
-            served.then(|| self.served_sent?.checked_duration_since(self.first_sent?)).flatten();
+        let added_latency = match self.begun {
+            ..=1 => served.then_some(Duration::ZERO),
+            _ => {
+                served.then(|| self.served_sent?.checked_duration_since(self.first_sent?)).flatten()
+            }
+        };
         let switch_ratio = counted.as_ref().and_then(|counted| counted.ratio);
         if self.is_watched {
             self.emit(&Event::Finished { report: &self.report, added_latency, switch_ratio });
@@ -548,8 +549,8 @@ impl<'a> Call<'a> {
         self.trace.within(|| self.chain.observer.emit(event));
     }
 
-    fn secrets(&self) -> Vec<String> {
-        [self.own_secrets.clone(), self.chain.secrets()].concat()
+    fn secrets(&self) -> Cow<'a, [String]> {
+        self.chain.secrets(&self.own_secrets)
     }
 }
 

@@ -1,23 +1,23 @@
 //! The driver: does what a [`Run`](crate::run::Run) decides for one claimed request, from its
 //! arrival to the answer that its caller gets.
 
-use std::pin::{Pin, pin};
+use std::future::ready;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::task::Poll;
-use std::time::Instant;
 
 use http::Extensions;
 use http::header::UPGRADE;
 use reqwest::{Body, Request, Response};
 use reqwest_middleware::{Error, Next as Rest};
-use tokio::time::{Sleep, sleep_until, timeout_at};
+use tokio::time::timeout_at;
 
 use super::Inner;
 use super::address::Address;
-use super::attempt::{Attempt, Sent};
-use super::body::{Pristine, Streamed, is_replayable, read_stream};
-use super::call::{Call, Ending, Next, Verdicted};
+use super::attempt::{Attempt, Departure, Sent};
+use super::body::{Pristine, Streamed, is_replayable, poll_timer, read_stream};
+use super::call::{Call, Ending, Next, Order, Verdicted};
 use super::race::{Finish, Race};
 use crate::error::{Cause, Exhausted};
 use crate::observe::Trace;
@@ -26,60 +26,119 @@ use crate::verdict::{Reason, Verdict};
 
 /// Sends a claimed request to one provider after the other until one serves it.
 ///
-/// What nearly every request needs, a first attempt that is answered, is done here; everything else
-/// is boxed apart, since a future is as large as all that it may wait for.
-pub(super) async fn drive<'a>(
+/// What nearly every request needs, a first attempt that is answered, has a small future of its own:
+/// all that needs no waiting is done before it is made, and everything else is boxed apart.
+pub(super) fn drive<'a>(
     chain: &'a Arc<Inner>,
-    address: &'a Address,
+    address: Arc<Address>,
     mut request: Request,
     extensions: &'a mut Extensions,
     next: Rest<'a>,
-) -> reqwest_middleware::Result<Response> {
+) -> Answer<'a> {
     let mut call = Call::begin(chain, &request);
-    if let Err(cause) = call.admit(address, &request, extensions) {
-        return Err(call.fail(cause, extensions));
+    if let Err(cause) = call.admit(&address, &request, extensions) {
+        return Box::pin(ready(Err(call.fail(cause, extensions))));
     }
     if !chain.is_plain || !is_replayable(&request) {
-        return Box::pin(drive_any(call, address, request, extensions, next)).await;
+        return Box::pin(drive_any(call, address, request, extensions, next));
     }
     let upgrade_asked = request.headers().contains_key(UPGRADE);
-    let order = match call.next() {
-        Next::Send(order) => order,
-        _ => return Err(call.fail_unasked(extensions)),
+    let Next::Send(order) = call.next() else {
+        return Box::pin(ready(Err(call.fail_unasked(extensions))));
     };
     let pristine = (!order.last).then(|| Pristine::of(&mut request));
-    let trace = call.take_off(&order, address, &request);
-    let attempt = Attempt { chain, provider: order.provider, address };
-    let own = Own::lend(extensions);
-    let sent = match attempt.readdress(&mut request) {
-        Ok(departure) => {
-            let answer = next.clone().run(request, own.extensions);
-            match answer_in_time(answer, &trace, order.until).await {
-                Some(result) => attempt.receive(&departure, result),
-                None => Sent::TimedOut { departed: true },
-            }
-        }
-        Err(sent) => sent,
-    };
-    let Verdicted { index, verdict, next: following } =
-        call.land(order.flight, &sent, &trace, upgrade_asked);
-    if verdict == Verdict::Accept {
-        own.keep();
-        return serve(&mut call, sent, order.flight, extensions);
+    let trace = call.take_off(&order, &address, &request);
+    let first = First { call, address, next, order, pristine, trace, upgrade_asked };
+    match first.attempt().readdress(&mut request) {
+        Ok(departure) => first.send(request, departure, extensions),
+        Err(sent) => match first.settle(sent, extensions.clone(), extensions) {
+            Ok(result) => Box::pin(ready(result)),
+            Err(rest) => rest,
+        },
     }
-    let landed = Landed { index, flight: order.flight, sent, own: own.take_back() };
-    let race = Race {
-        chain,
-        address,
-        next,
-        extensions: extensions.clone(),
-        upgrade_asked,
-        stream_failed: None,
-        request: None,
-        pristine,
-    };
-    drop(trace);
-    Box::pin(finish(call, race, Some(landed), following, extensions)).await
+}
+
+/// What a middleware returns.
+pub(super) type Answer<'a> =
+    Pin<Box<dyn Future<Output = reqwest_middleware::Result<Response>> + Send + 'a>>;
+
+/// A request's first attempt, where it has nothing to wait for but its answer.
+struct First<'a> {
+    call: Call<'a>,
+    address: Arc<Address>,
+    next: Rest<'a>,
+    order: Order,
+    pristine: Option<Pristine>,
+    trace: Trace,
+    upgrade_asked: bool,
+}
+
+impl<'a> First<'a> {
+    /// An `async` block and no `async fn`, which would hold all that it was given twice.
+    fn send(
+        self,
+        request: Request,
+        departure: Departure,
+        extensions: &'a mut Extensions,
+    ) -> Answer<'a> {
+        Box::pin(async move {
+            let own = Own::lend(extensions);
+            let answer = {
+                let mut answer = self.next.clone().run(request, own.extensions);
+                let mut timer = None;
+                let in_time = std::future::poll_fn(|context| {
+                    match self.trace.within(|| answer.as_mut().poll(context)) {
+                        Poll::Ready(answer) => Poll::Ready(Some(answer)),
+                        Poll::Pending => {
+                            poll_timer(&mut timer, Some(self.order.until), context).map(|()| None)
+                        }
+                    }
+                });
+                in_time.await
+            };
+            let own = own.take_back();
+            let sent = match answer {
+                Some(result) => self.attempt().receive(&departure, result),
+                None => Sent::TimedOut { departed: true },
+            };
+            match self.settle(sent, own, extensions) {
+                Ok(result) => result,
+                Err(rest) => rest.await,
+            }
+        })
+    }
+
+    fn attempt(&self) -> Attempt<'_> {
+        Attempt { chain: self.call.chain(), provider: self.order.provider, address: &self.address }
+    }
+
+    /// Gives the caller the answer, or what there is still to be done for one.
+    fn settle(
+        mut self,
+        sent: Sent,
+        own: Extensions,
+        extensions: &'a mut Extensions,
+    ) -> Result<reqwest_middleware::Result<Response>, Answer<'a>> {
+        let flight = self.order.flight;
+        let Verdicted { index, verdict, next } =
+            self.call.land(flight, &sent, &self.trace, self.upgrade_asked);
+        if verdict == Verdict::Accept {
+            hand_back(extensions, own);
+            return Ok(serve(&mut self.call, sent, flight, extensions));
+        }
+        let race = Race {
+            chain: self.call.chain(),
+            address: self.address,
+            next: self.next,
+            extensions: extensions.clone(),
+            upgrade_asked: self.upgrade_asked,
+            stream_failed: None,
+            request: None,
+            pristine: self.pristine,
+        };
+        let landed = Landed { index, flight, sent, own };
+        Err(finish(self.call, race, Some(landed), next, extensions))
+    }
 }
 
 /// An attempt that landed, while it may still be the last.
@@ -90,30 +149,8 @@ pub(super) struct Landed {
     pub(super) own: Extensions,
 }
 
-/// Waits for an attempt's answer until its time is up.
-async fn answer_in_time<T>(
-    mut answer: Pin<Box<dyn Future<Output = T> + Send + '_>>,
-    trace: &Trace,
-    until: Instant,
-) -> Option<T> {
-    let mut timer = pin!(None::<Sleep>);
-    std::future::poll_fn(|context| {
-        if let Poll::Ready(answer) = trace.within(|| answer.as_mut().poll(context)) {
-            return Poll::Ready(Some(answer));
-        }
-        // An attempt that is answered at once needs no timer.
-        if timer.is_none() {
-            timer.set(Some(sleep_until(until.into())));
-        }
-        match timer.as_mut().as_pin_mut() {
-            Some(timer) => timer.poll(context).map(|()| None),
-            None => Poll::Pending,
-        }
-    })
-    .await
-}
-
-/// The caller's extensions, lent to an attempt as its own: they are as before unless it serves.
+/// The caller's extensions, lent to an attempt as its own. They are as before when it is over, also
+/// when it is dropped.
 struct Own<'a> {
     extensions: &'a mut Extensions,
     before: Option<Extensions>,
@@ -127,19 +164,9 @@ impl<'a> Own<'a> {
         Self { extensions, before }
     }
 
-    /// The attempt served.
-    fn keep(mut self) {
-        if let Some(route) = self.before.take().and_then(|mut before| before.remove::<Route>()) {
-            self.extensions.insert(route);
-        }
-    }
-
-    /// The attempt failed: gives out what it has made of them.
+    /// What the attempt has made of them.
     fn take_back(mut self) -> Extensions {
-        match self.before.take() {
-            Some(before) => std::mem::replace(self.extensions, before),
-            None => Extensions::new(),
-        }
+        std::mem::replace(self.extensions, self.before.take().unwrap_or_default())
     }
 }
 
@@ -154,9 +181,9 @@ impl Drop for Own<'_> {
 /// As [`drive`], for requests and chains that may have more to wait for than an answer.
 async fn drive_any<'a>(
     mut call: Call<'a>,
-    address: &'a Address,
+    address: Arc<Address>,
     mut request: Request,
-    extensions: &mut Extensions,
+    extensions: &'a mut Extensions,
     next: Rest<'a>,
 ) -> reqwest_middleware::Result<Response> {
     let mut stream_failed = None;
@@ -185,26 +212,30 @@ async fn drive_any<'a>(
 }
 
 /// Runs what is left of a race, and gives the caller what came of it.
-async fn finish<'a>(
+fn finish<'a>(
     mut call: Call<'a>,
-    race: Race<'a>,
+    mut race: Race<'a>,
     landed: Option<Landed>,
     next: Next,
-    extensions: &mut Extensions,
-) -> reqwest_middleware::Result<Response> {
-    match race.run(&mut call, landed, next).await {
-        Finish::Served(landed) => {
-            hand_back(extensions, landed.own);
-            serve(&mut call, landed.sent, landed.flight, extensions)
+    extensions: &'a mut Extensions,
+) -> Answer<'a> {
+    Box::pin(async move {
+        match race.run(&mut call, landed, next).await {
+            Finish::Served(landed) => {
+                hand_back(extensions, landed.own);
+                serve(&mut call, landed.sent, landed.flight, extensions)
+            }
+            Finish::Exhausted(Some(landed)) => {
+                Box::pin(exhaust(&mut call, landed, extensions)).await
+            }
+            Finish::Exhausted(None) => Err(call.fail_unasked(extensions)),
+            Finish::CallerFailed(error) => {
+                call.abandon(Reason::Other);
+                call.finish(Ending::CallersFault, extensions);
+                Err(error)
+            }
         }
-        Finish::Exhausted(Some(landed)) => exhaust(&mut call, landed, extensions).await,
-        Finish::Exhausted(None) => Err(call.fail_unasked(extensions)),
-        Finish::CallerFailed(error) => {
-            call.abandon(Reason::Other);
-            call.finish(Ending::CallersFault, extensions);
-            Err(error)
-        }
-    }
+    })
 }
 
 /// Why a streamed body could not be read.

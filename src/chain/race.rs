@@ -3,19 +3,19 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Instant;
 
 use http::Extensions;
 use reqwest::Request;
 use reqwest_middleware::Next as Rest;
-use tokio::time::{Sleep, sleep_until};
+use tokio::time::Sleep;
 
 use super::Inner;
 use super::address::Address;
 use super::attempt::{Attempt, Sent, Trail};
-use super::body::Pristine;
+use super::body::{Pristine, poll_timer};
 use super::call::{Call, Next, Order, Verdicted};
 use super::drive::Landed;
 #[cfg(feature = "json")]
@@ -27,7 +27,7 @@ use crate::verdict::Verdict;
 /// What every attempt of a request has in common.
 pub(super) struct Race<'a> {
     pub(super) chain: &'a Arc<Inner>,
-    pub(super) address: &'a Address,
+    pub(super) address: Arc<Address>,
     pub(super) next: Rest<'a>,
     /// The caller's own extensions: each attempt gets a copy.
     pub(super) extensions: Extensions,
@@ -52,7 +52,7 @@ impl<'a> Race<'a> {
     /// Does what the call's run decides, until an attempt serves or nobody is left. `landed` has
     /// failed already.
     pub(super) async fn run(
-        mut self,
+        &mut self,
         call: &mut Call<'a>,
         mut landed: Option<Landed>,
         mut next: Next,
@@ -118,31 +118,54 @@ impl<'a> Race<'a> {
         }
     }
 
+    fn attempt(&self, provider: usize) -> Attempt<'_> {
+        Attempt { chain: self.chain, provider, address: &self.address }
+    }
+
     /// Begins an attempt.
     fn launch(&mut self, call: &mut Call<'a>, order: &Order) -> Option<Flying<'a>> {
-        let request = match self.request.take() {
+        let mut request = match self.request.take() {
             Some(mut request) => {
                 self.pristine = (!order.last).then(|| Pristine::of(&mut request));
                 request
             }
-            None => self.pristine.as_ref()?.request(self.address),
+            None => {
+                let last = order.last.then(|| self.pristine.take()).flatten();
+                let pristine = last.or_else(|| self.pristine.clone())?;
+                // It is the provider's in the end, and a URL takes long to copy twice.
+                let attempt = self.attempt(order.provider);
+                let url = attempt.target();
+                pristine.into_request(url.unwrap_or_else(|| self.address.caller()).clone())
+            }
         };
-        let trace = call.take_off(order, self.address, &request);
+        let trace = call.take_off(order, &self.address, &request);
         let mut own = self.extensions.clone();
         // It is for this chain, and names that another one does not know.
         own.remove::<Route>();
         #[cfg(feature = "json")]
         let asked = self.chain.inspect.as_ref().map(|_| inspect::Asked::of(&request));
         let trail = Arc::new(Trail::default());
-        let attempt =
-            Attempt { chain: self.chain, provider: order.provider, address: self.address };
+        let (chain, provider) = (self.chain, order.provider);
         let (next, stream_failed) = (self.next.clone(), self.stream_failed.clone());
+        // An `async` block, since an `async fn` would hold all that it is given twice.
         let future = Box::pin({
-            let trail = trail.clone();
+            let (address, trail) = (self.address.clone(), trail.clone());
             async move {
-                let stream_failed = stream_failed.as_deref();
-                let sent = attempt.send(request, &mut own, next, &trail, stream_failed).await;
-                (sent, own)
+                let attempt = Attempt { chain, provider, address: &address };
+                let sent = match attempt.readdress_with_token(&mut request, &trail).await {
+                    Ok(departure) => {
+                        trail.depart();
+                        let result = next.run(request, &mut own).await;
+                        attempt.receive(&departure, result)
+                    }
+                    Err(sent) => sent,
+                };
+                match (sent, stream_failed) {
+                    (Sent::Failed(error), Some(flag)) if flag.load(Ordering::Relaxed) => {
+                        (Sent::CallerFailed(error), own)
+                    }
+                    (sent, _) => (sent, own),
+                }
             }
         });
         Some(Flying {
@@ -230,16 +253,6 @@ async fn wait(
         poll_timer(&mut timer, until, context).map(|()| None)
     })
     .await
-}
-
-/// What is answered at once needs no timer, so it is made late.
-fn poll_timer(
-    timer: &mut Option<Pin<Box<Sleep>>>,
-    until: Option<Instant>,
-    context: &mut Context<'_>,
-) -> Poll<()> {
-    let Some(until) = until else { return Poll::Pending };
-    timer.get_or_insert_with(|| Box::pin(sleep_until(until.into()))).as_mut().poll(context)
 }
 
 /// Leaves a failed attempt behind: what it said is read once now, for the log, and then beside the

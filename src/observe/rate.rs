@@ -7,6 +7,7 @@
 
 use std::time::{Duration, Instant};
 
+use crate::health::Ticks;
 use crate::verdict::Reason;
 
 /// The switch rate's limits, as shares of requests.
@@ -34,7 +35,7 @@ impl RateLimits {
 #[derive(Debug)]
 pub(crate) struct SwitchRate {
     limits: RateLimits,
-    origin: Instant,
+    ticks: Ticks,
     buckets: [Bucket; BUCKETS as usize],
     /// Requests and switched ones of the recent buckets, as of the last request's tick.
     totals: (u64, u64),
@@ -54,7 +55,7 @@ impl SwitchRate {
     pub(crate) fn new(limits: RateLimits, now: Instant) -> Self {
         Self {
             limits,
-            origin: now,
+            ticks: Ticks::new(now, WINDOW / BUCKETS as u32),
             buckets: Default::default(),
             totals: (0, 0),
             last_tick: 0,
@@ -72,7 +73,7 @@ impl SwitchRate {
         reason: Option<Reason>,
         now: Instant,
     ) -> Option<Crossing> {
-        let tick = self.tick(now);
+        let tick = self.ticks.at(now);
         let at = (tick % BUCKETS) as usize;
         let bucket = &mut self.buckets[at];
         if bucket.tick != tick {
@@ -108,7 +109,7 @@ impl SwitchRate {
     /// The share of the last 5 minutes' requests that the first provider did not serve. `None`
     /// below 20 requests, which say little.
     pub(crate) fn ratio(&self, now: Instant) -> Option<f64> {
-        share(self.recent_totals(self.tick(now)))
+        share(self.recent_totals(self.ticks.of(now)))
     }
 
     /// The ratio as of the last request.
@@ -126,7 +127,7 @@ impl SwitchRate {
 
     fn most_frequent(&self, now: Instant) -> Option<Reason> {
         let mut counts: Vec<(Reason, u64)> = Vec::new();
-        for (reason, count) in self.recent(self.tick(now)).flat_map(|bucket| &bucket.reasons) {
+        for (reason, count) in self.recent(self.ticks.of(now)).flat_map(|bucket| &bucket.reasons) {
             match counts.iter_mut().find(|(known, _)| known == reason) {
                 Some((_, known)) => *known += u64::from(*count),
                 None => counts.push((*reason, u64::from(*count))),
@@ -143,10 +144,6 @@ impl SwitchRate {
 
     fn recent(&self, tick: u64) -> impl Iterator<Item = &Bucket> {
         self.buckets.iter().filter(move |bucket| tick.abs_diff(bucket.tick) < BUCKETS)
-    }
-
-    fn tick(&self, now: Instant) -> u64 {
-        now.saturating_duration_since(self.origin).as_secs() / (WINDOW.as_secs() / BUCKETS)
     }
 }
 

@@ -112,7 +112,7 @@ impl Entry {
 
     /// Takes off a copy's headers what is not for this provider, then puts on its own.
     pub(crate) fn dress(&self, headers: &mut HeaderMap, strip: &StripList, keep_caller_auth: bool) {
-        strip_headers(headers, &strip.headers, &self.strip, keep_caller_auth);
+        strip_headers(headers, strip, &self.strip, keep_caller_auth);
         for (name, value) in &self.headers {
             headers.insert(name, value.clone());
         }

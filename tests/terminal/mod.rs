@@ -301,6 +301,8 @@ pub enum Told {
     Cooling(String),
     Panicked(&'static str),
     Exhausted,
+    /// Who was silent, who is asked beside it, and for how many milliseconds it was.
+    Hedged(String, String, u128),
     /// The reasons of all attempts, with their providers.
     Finished(Vec<(String, String)>),
 }
@@ -320,6 +322,9 @@ impl Told {
             Event::CoolingDown { provider, .. } => Self::Cooling((*provider).to_owned()),
             Event::CallbackPanicked { callback, .. } => Self::Panicked(callback),
             Event::Exhausted { .. } => Self::Exhausted,
+            Event::HedgeSent { from, to, waited, .. } => {
+                Self::Hedged((*from).to_owned(), (*to).to_owned(), waited.as_millis())
+            }
             Event::Finished { report, .. } => Self::Finished(
                 report
                     .attempts()

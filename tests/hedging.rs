@@ -1,0 +1,403 @@
+//! A second provider beside a silent one: when it is asked, who serves, and what it costs.
+
+mod terminal;
+
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+use http::Extensions;
+use reqwest::{Body, Request, Response};
+use reqwest_failover::{
+    Ambiguous, Breaker, FailoverError, Hedge, Provider, ProviderChain, ProviderChainBuilder,
+    Reason, Report, Route, State,
+};
+use reqwest_middleware::{ClientBuilder, Middleware, Next, Result};
+use terminal::{Does, Told, World, lock, ms, provider, secs};
+use tokio::time::{Instant, sleep};
+
+fn hedged(chain: ProviderChainBuilder) -> ProviderChainBuilder {
+    chain.hedge(Hedge::after(ms(40)).max_extra(1.0))
+}
+
+fn stalled() -> Does {
+    Does::status(200).after(secs(2))
+}
+
+async fn ask(world: &World) -> (Response, Report, std::time::Duration) {
+    let begun = Instant::now();
+    let response = world.post().send().await.unwrap();
+    let report = Report::of(&response).unwrap().clone();
+    (response, report, begun.elapsed())
+}
+
+fn attempts(report: &Report) -> Vec<(&str, Reason, bool)> {
+    report
+        .attempts()
+        .iter()
+        .map(|attempt| (attempt.provider(), attempt.reason(), attempt.maybe_processed()))
+        .collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_next_provider_serves_what_the_first_is_silent_about() {
+    let world = World::with([("a", stalled()), ("b", Does::status(201).after(ms(20)))], hedged);
+    let (response, report, took) = ask(&world).await;
+    assert_eq!((response.status().as_u16(), took), (201, ms(60)));
+    assert_eq!(report.served_by(), Some("b"));
+    assert_eq!(attempts(&report), [("a", Reason::Abandoned, true), ("b", Reason::Ok, false)]);
+    assert_eq!(report.attempts()[0].elapsed(), ms(60));
+    assert_eq!(report.attempts()[1].elapsed(), ms(20));
+    assert_eq!(report.elapsed(), ms(60));
+    assert_eq!(
+        report.to_string(),
+        "a failed (abandoned) in 60 ms (maybe processed) → b 201 in 20 ms"
+    );
+    let own = |name: &str| name.to_owned();
+    assert_eq!(
+        world.told(),
+        [
+            Told::Started(own("a")),
+            Told::Hedged(own("a"), own("b"), 40),
+            Told::Started(own("b")),
+            Told::Ended(own("a"), own("abandoned")),
+            Told::Ended(own("b"), own("ok")),
+            Told::Finished(vec![(own("a"), own("abandoned")), (own("b"), own("ok"))]),
+        ]
+    );
+    assert_eq!(world.chain.snapshot().switched(), 1);
+    for name in ["a", "b"] {
+        assert_eq!(
+            (world.of_provider(name).in_flight(), world.of_provider(name).failures()),
+            (0, 0)
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_first_provider_serves_if_it_answers_first() {
+    let world = World::with([("a", Does::status(200).after(ms(50))), ("b", stalled())], hedged);
+    let (_, report, took) = ask(&world).await;
+    assert_eq!(took, ms(50));
+    assert_eq!(attempts(&report), [("b", Reason::Abandoned, true), ("a", Reason::Ok, false)]);
+    assert_eq!(report.served_by(), Some("a"));
+    let snapshot = world.chain.snapshot();
+    assert_eq!((snapshot.switched(), snapshot.requests()), (0, 1));
+    assert_eq!(world.of_provider("b").in_flight(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_is_asked_beside_a_provider_that_answers_soon_enough() {
+    let world = World::with([("a", Does::status(200).after(ms(39))), ("b", stalled())], hedged);
+    for _ in 0..20 {
+        assert_eq!(world.ask().await, "a");
+    }
+    assert_eq!(world.asked("b"), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hedge_that_fails_leaves_the_first_in_peace_and_launches_the_next() {
+    let world = World::with(
+        [("a", stalled()), ("b", Does::status(500).after(ms(5))), ("c", Does::status(200))],
+        hedged,
+    );
+    let (_, report, took) = ask(&world).await;
+    assert_eq!(took, ms(45));
+    assert_eq!(
+        attempts(&report),
+        [
+            ("b", Reason::ServerError, false),
+            ("a", Reason::Abandoned, true),
+            ("c", Reason::Ok, false)
+        ]
+    );
+
+    let world = World::with([("a", stalled()), ("b", Does::status(500).after(ms(5)))], hedged);
+    let (_, report, took) = ask(&world).await;
+    assert_eq!(took, secs(2));
+    assert_eq!(attempts(&report), [("b", Reason::ServerError, false), ("a", Reason::Ok, false)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_first_that_fails_beside_its_hedge_leaves_the_answer_to_it() {
+    let world = World::with(
+        [("a", Does::status(500).after(ms(50))), ("b", Does::status(200).after(ms(100)))],
+        hedged,
+    );
+    let (_, report, took) = ask(&world).await;
+    assert_eq!(took, ms(140));
+    assert_eq!(attempts(&report), [("a", Reason::ServerError, false), ("b", Reason::Ok, false)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_last_to_land_is_handed_on_if_both_fail() {
+    let world = World::with(
+        [("a", Does::status(500).after(ms(60))), ("b", Does::status(502).after(ms(5)))],
+        hedged,
+    );
+    let (response, report, took) = ask(&world).await;
+    assert_eq!((response.status().as_u16(), took), (500, ms(60)));
+    assert_eq!(
+        attempts(&report),
+        [("b", Reason::ServerError, false), ("a", Reason::ServerError, false)]
+    );
+    assert_eq!(report.served_by(), None);
+    assert_eq!(world.chain.snapshot().exhausted(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn both_time_out_each_at_its_own_time() {
+    let world = World::with([("a", Does::hang()), ("b", Does::hang())], |chain| {
+        hedged(chain).attempt_timeout(ms(100)).total_timeout(secs(1))
+    });
+    let begun = Instant::now();
+    let error = world.post().send().await.unwrap_err();
+    assert_eq!(begun.elapsed(), ms(140));
+    let failed = FailoverError::find(&error).unwrap();
+    assert_eq!(
+        attempts(failed.report()),
+        [("a", Reason::Timeout, true), ("b", Reason::Timeout, true)]
+    );
+    assert_eq!(world.of_provider("a").failures(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_total_timeout_ends_both() {
+    let world = World::with([("a", Does::hang()), ("b", Does::hang())], |chain| {
+        hedged(chain).total_timeout(ms(90))
+    });
+    let begun = Instant::now();
+    let error = world.post().send().await.unwrap_err();
+    assert_eq!(begun.elapsed(), ms(90));
+    assert!(FailoverError::find(&error).unwrap().is_timeout());
+    assert_eq!(["a", "b"].map(|name| world.of_provider(name).in_flight()), [0, 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_can_be_sent_once_is_never_hedged() {
+    let world = World::with([("a", stalled()), ("b", Does::status(200))], hedged);
+    let stream = futures_util::stream::iter([Ok::<_, std::io::Error>("x")]);
+    let response =
+        world.client.post(terminal::URL).body(Body::wrap_stream(stream)).send().await.unwrap();
+    let report = Report::of(&response).unwrap();
+    assert_eq!(attempts(report), [("a", Reason::Ok, false)]);
+    assert_eq!(world.asked("b"), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_idempotent_requests_are_hedged_under_idempotent_only() {
+    let world = World::with([("a", stalled()), ("b", Does::status(200))], |chain| {
+        hedged(chain).ambiguous(Ambiguous::IdempotentOnly)
+    });
+    assert_eq!(world.ask().await, "a");
+    assert_eq!(world.asked("b"), 0);
+    let response = world.client.get(terminal::URL).send().await.unwrap();
+    assert_eq!(Report::of(&response).unwrap().served_by(), Some("b"));
+    let response = world.post().header("idempotency-key", "1").send().await.unwrap();
+    assert_eq!(Report::of(&response).unwrap().served_by(), Some("b"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_route_without_failover_and_a_single_attempt_are_not_hedged() {
+    let world = World::with([("a", stalled()), ("b", Does::status(200))], hedged);
+    let response = world.post().with_extension(Route::no_failover()).send().await.unwrap();
+    assert_eq!(Report::of(&response).unwrap().served_by(), Some("a"));
+    let world = World::with([("a", stalled()), ("b", Does::status(200))], |chain| {
+        hedged(chain).max_attempts(1)
+    });
+    assert_eq!(world.ask().await, "a");
+    assert_eq!(world.asked("b"), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_provider_whose_breaker_is_open_is_no_hedge() {
+    let world = World::with([("a", stalled()), ("b", Does::status(200))], hedged);
+    world.break_it("b").await;
+    let asked = world.asked("b");
+    assert_eq!(world.ask().await, "a");
+    assert_eq!(world.asked("b"), asked);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_request_in_twenty_is_hedged_at_most() {
+    let world = World::with([("a", stalled()), ("b", Does::status(200))], |chain| {
+        chain.hedge(Hedge::after(ms(40))).no_breaker()
+    });
+    for _ in 0..100 {
+        world.ask().await;
+    }
+    assert_eq!(world.asked("b"), 5);
+    assert_eq!(world.of_provider("a").in_flight(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn five_overtaken_in_a_row_open_the_breaker() {
+    let world = World::with([("a", stalled()), ("b", Does::status(200))], hedged);
+    for _ in 0..5 {
+        assert_eq!(world.state("a"), State::Closed);
+        assert_eq!(world.ask().await, "b");
+    }
+    assert!(matches!(world.state("a"), State::Open { .. }));
+    assert!(world.told().contains(&Told::Opened("a".to_owned(), 1)));
+    assert_eq!(world.of_provider("a").failures(), 0);
+    assert_eq!(world.ask().await, "b");
+    assert_eq!(world.asked("a"), 5);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_adaptive_hedge_learns_what_is_usual_first() {
+    let world =
+        World::with([("a", Does::status(200).after(ms(10))), ("b", Does::status(200))], |chain| {
+            chain.hedge(Hedge::adaptive().max_extra(1.0))
+        });
+    world.tell("a", stalled());
+    assert_eq!(world.ask().await, "a", "nothing is known yet");
+    world.tell("a", Does::status(200).after(ms(10)));
+    for _ in 0..30 {
+        assert_eq!(world.ask().await, "a");
+    }
+    world.tell("a", stalled());
+    let (_, report, took) = ask(&world).await;
+    assert_eq!((report.served_by(), took), (Some("b"), ms(20)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_caller_that_gives_up_drops_both() {
+    let world = World::with([("a", Does::hang()), ("b", Does::hang())], hedged);
+    let abandoned = tokio::time::timeout(ms(60), world.post().send()).await;
+    assert!(abandoned.is_err());
+    assert_eq!(["a", "b"].map(|name| world.of_provider(name).in_flight()), [0, 0]);
+    let ended: Vec<_> =
+        world.told().into_iter().filter(|told| matches!(told, Told::Ended(..))).collect();
+    let own = |name: &str| Told::Ended(name.to_owned(), "abandoned".to_owned());
+    assert_eq!(ended, [own("a"), own("b")]);
+    assert_eq!(world.state("a"), State::Closed);
+}
+
+/// Polls a request k times and drops it, k + 1, until it is ready.
+#[tokio::test(start_paused = true)]
+async fn wherever_a_race_is_dropped_nothing_stays_in_flight() {
+    for (a, b) in [
+        (Does::status(500).after(ms(50)), Does::status(200).after(ms(50)).yields(2)),
+        (Does::hang(), Does::status(500).yields(3)),
+        (Does::status(200).after(ms(41)).yields(1), Does::hang()),
+    ] {
+        for polls in 0..40 {
+            let world = World::with([("a", a.clone()), ("b", b.clone())], |chain| {
+                hedged(chain).attempt_timeout(ms(70)).total_timeout(ms(300))
+            });
+            let mut request = Box::pin(world.post().send());
+            for _ in 0..polls {
+                if futures_util::poll!(&mut request).is_ready() {
+                    break;
+                }
+                sleep(ms(7)).await;
+            }
+            drop(request);
+            for name in ["a", "b"] {
+                let provider = world.of_provider(name);
+                assert_eq!(provider.in_flight(), 0, "{name} after {polls} polls");
+            }
+            let told = world.told();
+            let count = |wanted: fn(&Told) -> bool| told.iter().filter(|told| wanted(told)).count();
+            let started = count(|told| matches!(told, Told::Started(_)));
+            assert_eq!(started, count(|told| matches!(told, Told::Ended(..))), "{told:?}");
+            assert_eq!(count(|told| matches!(told, Told::Finished(_))), 1.min(polls), "{told:?}");
+        }
+    }
+}
+
+/// Leaves a note in the extensions for each request that it sees.
+#[derive(Clone, Default)]
+struct Notes(Arc<Mutex<Vec<String>>>);
+
+#[derive(Clone, Debug, PartialEq)]
+struct Note(String);
+
+#[async_trait]
+impl Middleware for Notes {
+    async fn handle(
+        &self,
+        request: Request,
+        extensions: &mut Extensions,
+        next: Next<'_>,
+    ) -> Result<Response> {
+        let host = request.url().host_str().unwrap().to_owned();
+        let key = request.headers()["authorization"].to_str().unwrap().to_owned();
+        assert_eq!(extensions.get::<Note>(), Some(&Note("caller".to_owned())));
+        extensions.insert(Note(host.clone()));
+        lock(&self.0).push(format!("{host} {key}"));
+        if host == "a.test" {
+            sleep(secs(2)).await;
+        }
+        let _ = next;
+        Ok(http::Response::new("").into())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_has_its_own_key_and_extensions_and_only_the_winners_come_back() {
+    let chain = hedged(ProviderChain::of([provider("a"), provider("b")])).build().unwrap();
+    let notes = Notes::default();
+    let client = ClientBuilder::new(reqwest::Client::builder().no_proxy().build().unwrap())
+        .with(chain)
+        .with(notes.clone())
+        .build();
+    let mut extensions = Extensions::new();
+    extensions.insert(Note("caller".to_owned()));
+    let request = client.get("https://a.test/v1/x").build().unwrap();
+    client.execute_with_extensions(request, &mut extensions).await.unwrap();
+    assert_eq!(extensions.get::<Note>(), Some(&Note("b.test".to_owned())));
+    assert_eq!(*lock(&notes.0), ["a.test Bearer key-of-a", "b.test Bearer key-of-b"]);
+}
+
+/// Headers at once are no answer where a response is looked into: its first content is.
+#[cfg(feature = "json")]
+#[tokio::test(start_paused = true)]
+async fn an_event_stream_that_says_nothing_is_overtaken() {
+    let events = |body: fn() -> Body| {
+        Does::answer(200, &[("content-type", "text/event-stream".to_owned())], body)
+    };
+    let content = || {
+        const DELTA: &str =
+            "data: {\"choices\":[{\"delta\":{\"content\":\"b\"}}]}\n\ndata: [DONE]\n\n";
+        Body::from(DELTA)
+    };
+    let world = World::with(
+        [("a", events(terminal::silence)), ("b", events(content).after(ms(20)))],
+        |chain| hedged(chain).inspect(reqwest_failover::Inspect::errors_in_success()),
+    );
+    let (response, report, took) = ask(&world).await;
+    assert_eq!(took, ms(60));
+    assert_eq!(attempts(&report), [("a", Reason::Abandoned, true), ("b", Reason::Ok, false)]);
+    assert!(response.text().await.unwrap().contains("\"b\""));
+    assert_eq!(["a", "b"].map(|name| world.of_provider(name).in_flight()), [0, 0]);
+    assert_eq!(world.of_provider("b").served(), 1);
+}
+
+#[test]
+fn settings_that_cannot_be_meant_are_config_errors() {
+    let build = |hedge| {
+        ProviderChain::of([Provider::openai("key")]).attempt_timeout(secs(1)).hedge(hedge).build()
+    };
+    for wrong in [
+        Hedge::after(ms(0)),
+        Hedge::after(secs(1)),
+        Hedge::adaptive().max_extra(0.0),
+        Hedge::adaptive().max_extra(-1.0),
+        Hedge::adaptive().max_extra(1.5),
+    ] {
+        assert!(build(wrong).unwrap_err().to_string().starts_with("hedge: "));
+    }
+    assert!(build(Hedge::after(ms(999))).is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_provider_stays_closed_where_nothing_counts() {
+    let world = World::with([("a", stalled()), ("b", Does::status(200))], |chain| {
+        hedged(chain).breaker(Breaker::default().consecutive(1000))
+    });
+    for _ in 0..100 {
+        assert_eq!(world.ask().await, "b");
+    }
+    assert_eq!(world.state("a"), State::Closed, "no share of overtaken requests opens a breaker");
+}

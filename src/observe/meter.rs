@@ -118,6 +118,13 @@ impl Meter {
                     Label::from_static_parts("reason", from.reason().as_str()),
                 ],
             ),
+            Event::HedgeSent { from, to, .. } => count(
+                HEDGES,
+                vec![
+                    Label::new("from", (*from).to_owned()),
+                    Label::new("to", (*to).to_owned()),
+                ],
+            ),
             Event::Exhausted { .. } => count(EXHAUSTED, Vec::new()),
             Event::Unclaimed { .. } => count(UNCLAIMED, Vec::new()),
             Event::StreamBroken { provider } => {
@@ -183,6 +190,7 @@ impl Keys {
 const REQUESTS: &str = "failover_requests_total";
 const ATTEMPTS: &str = "failover_attempts_total";
 const SWITCHES: &str = "failover_switches_total";
+const HEDGES: &str = "failover_hedges_total";
 const EXHAUSTED: &str = "failover_exhausted_total";
 const MAYBE_PROCESSED: &str = "failover_maybe_processed_total";
 const NOT_REPLAYABLE: &str = "failover_not_replayable_total";
@@ -229,6 +237,7 @@ fn describe(recorder: &dyn Recorder) {
         ),
         (ATTEMPTS, "Attempts that ended, by provider and reason"),
         (SWITCHES, "Requests that went on from one provider to another, by the reason"),
+        (HEDGES, "Requests for which a second provider was asked beside a silent one"),
         (EXHAUSTED, "Requests that no provider served"),
         (
             MAYBE_PROCESSED,

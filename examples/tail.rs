@@ -4,10 +4,11 @@
 //! cargo run --release --example tail
 //! ```
 //!
-//! Everything happens in virtual time, so a quarter of an hour of traffic takes seconds, and every
-//! run prints the same. 100 requests a second; answers take 20 ms in the median (log-normal, σ
-//! 0.25); 2 %, 30 % and 100 % of the first provider's answers take 2 s instead. An extra call is one
-//! more than one per request. The picture goes to `target/tail.svg`.
+//! Everything happens in virtual time, so hours of traffic take seconds, and every run prints the
+//! same. Answers take 20 ms in the median (log-normal, σ 0.25); 2 %, 30 % and 100 % of the first
+//! provider's answers take 2 s instead. Requests are sent one after the other, and then 100 a second,
+//! however many are under way. An extra call is one more than one per request. The picture, of the
+//! requests one after the other, goes to `target/tail.svg`.
 
 use std::error::Error;
 use std::path::PathBuf;
@@ -18,8 +19,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use http::Extensions;
 use reqwest::{Request, Response};
-use reqwest_failover::{Hedge, Provider, ProviderChain, ProviderChainBuilder};
+use reqwest_failover::{Breaker, Hedge, Provider, ProviderChain, ProviderChainBuilder};
 use reqwest_middleware::{ClientBuilder, ClientWithMiddleware, Middleware, Next};
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
 
 #[path = "tail_support/curves.rs"]
@@ -33,13 +35,23 @@ const STALL: Duration = Duration::from_secs(2);
 const STALLED: [f64; 3] = [0.02, 0.30, 1.0];
 
 fn main() -> Result<(), Box<dyn Error>> {
-    println!("{:<30} {:>8} {:>8} {:>8} {:>8} {:>8}", "", "stalled", "p50", "p99", "p99.9", "extra");
+    let measured = table(Load::OneAfterTheOther)?;
+    table(Load::Steady)?;
+    let path = target_directory()?.join("tail.svg");
+    std::fs::write(&path, curves::svg(&STALLED, &measured)?)?;
+    println!("the picture: {}", path.display());
+    Ok(())
+}
+
+fn table(load: Load) -> Result<Vec<(&'static str, f64, Tail)>, Box<dyn Error>> {
+    println!("{}", load.name());
+    println!("{:<34} {:>8} {:>8} {:>8} {:>8} {:>8}", "", "stalled", "p50", "p99", "p99.9", "extra");
     let mut measured = Vec::new();
     for strategy in Strategy::ALL {
         for stalled in STALLED {
-            let tail = simulate(strategy, stalled)?;
+            let tail = simulate(strategy, load, stalled)?;
             println!(
-                "{:<30} {:>6.0} % {:>5} ms {:>5} ms {:>5} ms {:>6.1} %",
+                "{:<34} {:>6.0} % {:>5} ms {:>5} ms {:>5} ms {:>6.1} %",
                 strategy.name(),
                 stalled * 100.0,
                 tail.quantile(0.5).as_millis(),
@@ -50,10 +62,24 @@ fn main() -> Result<(), Box<dyn Error>> {
             measured.push((strategy.name(), stalled, tail));
         }
     }
-    let path = target_directory()?.join("tail.svg");
-    std::fs::write(&path, curves::svg(&STALLED, &measured)?)?;
-    println!("\nthe picture: {}", path.display());
-    Ok(())
+    println!();
+    Ok(measured)
+}
+
+/// When requests are sent.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Load {
+    OneAfterTheOther,
+    Steady,
+}
+
+impl Load {
+    fn name(self) -> &'static str {
+        match self {
+            Self::OneAfterTheOther => "one request after the other",
+            Self::Steady => "100 requests a second",
+        }
+    }
 }
 
 /// What is done about a provider that stalls.
@@ -63,17 +89,19 @@ enum Strategy {
     Timeout,
     Fixed,
     Adaptive,
+    Strict,
 }
 
 impl Strategy {
-    const ALL: [Self; 4] = [Self::Plain, Self::Timeout, Self::Fixed, Self::Adaptive];
+    const ALL: [Self; 5] = [Self::Plain, Self::Timeout, Self::Fixed, Self::Adaptive, Self::Strict];
 
     fn name(self) -> &'static str {
         match self {
             Self::Plain => "plain",
             Self::Timeout => "timeout 500 ms",
             Self::Fixed => "hedge after 40 ms",
-            Self::Adaptive => "adaptive, breaker, 500 ms",
+            Self::Adaptive => "adaptive, 500 ms, breaker",
+            Self::Strict => "adaptive, 500 ms, breaker at 20 %",
         }
     }
 
@@ -84,6 +112,10 @@ impl Strategy {
             Self::Timeout => chain.no_breaker().attempt_timeout(limit),
             Self::Fixed => chain.no_breaker().hedge(Hedge::after(Duration::from_millis(40))),
             Self::Adaptive => chain.attempt_timeout(limit).hedge(Hedge::adaptive()),
+            Self::Strict => chain
+                .attempt_timeout(limit)
+                .hedge(Hedge::adaptive())
+                .breaker(Breaker::default().ratio(0.2, 20)),
         }
     }
 }
@@ -102,7 +134,7 @@ impl Tail {
     }
 }
 
-fn simulate(strategy: Strategy, stalled: f64) -> Result<Tail, Box<dyn Error>> {
+fn simulate(strategy: Strategy, load: Load, stalled: f64) -> Result<Tail, Box<dyn Error>> {
     // The breaker's jitter, too, comes from here.
     fastrand::seed(7);
     let chain = strategy.set(ProviderChain::of([
@@ -114,31 +146,37 @@ fn simulate(strategy: Strategy, stalled: f64) -> Result<Tail, Box<dyn Error>> {
         ClientBuilder::new(UNUSED.clone()).with(chain.build()?).with(providers.clone()).build();
     let virtual_time =
         tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build()?;
-    let mut sorted = virtual_time.block_on(ask_all(client));
+    let mut sorted = virtual_time.block_on(ask_all(client, load));
     sorted.sort_unstable();
     let calls = providers.calls.load(Ordering::Relaxed) as f64;
     Ok(Tail { extra: calls / f64::from(REQUESTS) - 1.0, sorted })
 }
 
-/// Sends every request at its time, however many are under way.
-async fn ask_all(client: ClientWithMiddleware) -> Vec<Duration> {
+/// Sends every request at its time, and tells how long each took.
+async fn ask_all(client: ClientWithMiddleware, load: Load) -> Vec<Duration> {
     let begun = Instant::now();
-    let mut asked = Vec::with_capacity(REQUESTS as usize);
+    let mut asked = JoinSet::new();
+    let mut took = Vec::with_capacity(REQUESTS as usize);
     for number in 0..REQUESTS {
-        sleep_until(begun + number * BETWEEN_REQUESTS).await;
-        let client = client.clone();
-        asked.push(tokio::spawn(async move {
-            let begun = Instant::now();
-            let response = client.post("https://first.test/v1/chat/completions").send().await;
-            assert!(response.is_ok_and(|response| response.status() == 200));
-            begun.elapsed()
-        }));
+        if load == Load::Steady {
+            sleep_until(begun + number * BETWEEN_REQUESTS).await;
+        }
+        asked.spawn(ask(client.clone()));
+        if load == Load::OneAfterTheOther {
+            took.extend(asked.join_next().await);
+        }
     }
-    let mut took = Vec::with_capacity(asked.len());
-    for asked in asked {
-        took.push(asked.await.expect("a request ends well"));
+    while let Some(asked) = asked.join_next().await {
+        took.push(asked);
     }
-    took
+    took.into_iter().map(|asked| asked.expect("a request ends well")).collect()
+}
+
+async fn ask(client: ClientWithMiddleware) -> Duration {
+    let begun = Instant::now();
+    let response = client.post("https://first.test/v1/chat/completions").send().await;
+    assert!(response.is_ok_and(|response| response.status() == 200));
+    begun.elapsed()
 }
 
 /// The client below the providers, where nothing arrives. It is slow to make.

@@ -49,7 +49,7 @@ impl Hedge {
     }
 
     /// The most hedges, as a share of the chain's requests. Default 0.05; above 0 and at most 1.
-    /// What quiet times leave unused is kept, up to what 1,000 requests earn.
+    /// What quiet times leave unused is kept, up to what 10,000 requests earn.
     pub fn max_extra(mut self, share: f64) -> Self {
         self.max_extra = share;
         self
@@ -101,7 +101,7 @@ impl Hedging {
 
     /// A request begins.
     pub(crate) fn earn(&mut self) {
-        let most = (1000 * self.earned_per_request).max(ONE);
+        let most = (10_000 * self.earned_per_request).max(ONE);
         self.earned = (self.earned + self.earned_per_request).min(most);
     }
 
@@ -183,11 +183,11 @@ mod tests {
     }
 
     #[test]
-    fn quiet_times_are_kept_up_to_what_a_thousand_requests_earn() {
-        for (share, kept) in [(0.05, 50), (0.0001, 1), (1.0, 1000)] {
+    fn quiet_times_are_kept_up_to_what_ten_thousand_requests_earn() {
+        for (share, kept) in [(0.05, 500), (0.00001, 1), (1.0, 10_000)] {
             let mut hedging = Hedging::new(&Hedge::after(MS).max_extra(share), 1);
             (0..100_000).for_each(|_| hedging.earn());
-            let spent = (0..2000).filter(|_| hedging.spend()).count();
+            let spent = (0..20_000).filter(|_| hedging.spend()).count();
             assert_eq!(spent, kept, "{share}");
         }
     }

@@ -120,10 +120,7 @@ impl Meter {
             ),
             Event::HedgeSent { from, to, .. } => count(
                 HEDGES,
-                vec![
-                    Label::new("from", (*from).to_owned()),
-                    Label::new("to", (*to).to_owned()),
-                ],
+                vec![Label::new("from", (*from).to_owned()), Label::new("to", (*to).to_owned())],
             ),
             Event::Exhausted { .. } => count(EXHAUSTED, Vec::new()),
             Event::Unclaimed { .. } => count(UNCLAIMED, Vec::new()),

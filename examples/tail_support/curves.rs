@@ -73,5 +73,10 @@ const SIZE: (u32, u32) = (1500, 480);
 const GRID: RGBColor = RGBColor(200, 200, 200);
 
 // Colors that are told apart also by the color-blind (Okabe and Ito).
-const COLORS: [RGBColor; 4] =
-    [RGBColor(150, 150, 150), RGBColor(230, 159, 0), RGBColor(0, 114, 178), RGBColor(0, 158, 115)];
+const COLORS: [RGBColor; 5] = [
+    RGBColor(150, 150, 150),
+    RGBColor(230, 159, 0),
+    RGBColor(0, 114, 178),
+    RGBColor(0, 158, 115),
+    RGBColor(204, 121, 167),
+];

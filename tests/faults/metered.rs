@@ -1,0 +1,39 @@
+//! What the metrics say of a cell: as much as its reports, and no key.
+
+use metrics_util::debugging::DebuggingRecorder;
+use reqwest_failover::{Attempt, Report};
+
+use crate::cell::{Cell, NAMES, Observed};
+use crate::checks::Checks;
+use crate::readings::Readings;
+use crate::support::canary::holds_key;
+
+pub(crate) fn check(
+    checks: &mut Checks,
+    cell: &Cell,
+    observed: &Observed,
+    recorder: &DebuggingRecorder,
+) {
+    let readings = Readings::take(&recorder.snapshotter());
+    let text = format!("{readings:?}");
+    for key in observed.sightings.keys() {
+        checks.that(!holds_key(&text, key), || format!("{key} is in the metrics: {text}"));
+    }
+    let reports = [&observed.faulty.report, &observed.healed.report];
+    let attempts = || reports.iter().copied().flatten().flat_map(Report::attempts);
+    let before = if cell.kind.reused { NAMES.len() } else { 0 };
+    let ambiguous = |attempt: &&Attempt| attempt.maybe_processed();
+    let unserved = |report: &&&Option<Report>| {
+        report.as_ref().is_some_and(|report| report.served_by().is_none())
+    };
+    for (name, wanted) in [
+        ("failover_requests_total", before + reports.len()),
+        ("failover_attempts_total", before + attempts().count()),
+        ("failover_maybe_processed_total", attempts().filter(ambiguous).count()),
+        ("failover_exhausted_total", reports.iter().filter(unserved).count()),
+        ("failover_unclaimed_total", 0),
+    ] {
+        let counted = readings.total(name);
+        checks.that(counted == wanted as u64, || format!("{name} is {counted}, not {wanted}"));
+    }
+}

@@ -1,0 +1,105 @@
+//! The forms of credentials: what a provider is given, and what a caller puts on a request.
+
+use std::convert::Infallible;
+
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use reqwest::header::HeaderValue;
+use reqwest_failover::Provider;
+use reqwest_middleware::RequestBuilder;
+
+/// In the first ones every provider has a key of its own in that form. In the others each has a
+/// bearer key, and the credential is the caller's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Form {
+    Bearer,
+    Basic,
+    HeaderKey,
+    QueryKey,
+    BearerFrom,
+    /// `forward_caller_auth`, at the last provider.
+    Forwarded,
+    CallersAuthorization,
+    CallersApiKey,
+    CallersCookie,
+    CallersSensitiveHeader,
+    CallersQueryKey,
+}
+
+impl Form {
+    pub(crate) const EACH: [Self; 11] = [
+        Self::Bearer,
+        Self::Basic,
+        Self::HeaderKey,
+        Self::QueryKey,
+        Self::BearerFrom,
+        Self::Forwarded,
+        Self::CallersAuthorization,
+        Self::CallersApiKey,
+        Self::CallersCookie,
+        Self::CallersSensitiveHeader,
+        Self::CallersQueryKey,
+    ];
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Bearer => "bearer",
+            Self::Basic => "basic",
+            Self::HeaderKey => "header_key",
+            Self::QueryKey => "query_key",
+            Self::BearerFrom => "bearer_from",
+            Self::Forwarded => "forward_caller_auth",
+            Self::CallersAuthorization => "caller's authorization",
+            Self::CallersApiKey => "caller's x-api-key",
+            Self::CallersCookie => "caller's cookie",
+            Self::CallersSensitiveHeader => "caller's sensitive header",
+            Self::CallersQueryKey => "caller's query key",
+        }
+    }
+
+    /// Gives a provider its key. `last`: it is the last one of the chain.
+    pub(crate) fn dress(self, provider: Provider, key: &str, last: bool) -> Provider {
+        match self {
+            Self::Basic => provider.basic("me", key),
+            Self::HeaderKey => provider.header_key("x-vendor-key", key),
+            Self::QueryKey => provider.query_key("vendor_key", key),
+            Self::BearerFrom => {
+                let key = key.to_owned();
+                provider.bearer_from(move || {
+                    let key = key.clone();
+                    async move { Ok::<_, Infallible>(key) }
+                })
+            }
+            Self::Forwarded if last => provider.forward_caller_auth(),
+            _ => provider.bearer(key),
+        }
+    }
+
+    /// The URL with the caller's credential, where it is in the query.
+    pub(crate) fn url(self, url: String, key: &str) -> String {
+        match self {
+            Self::CallersQueryKey | Self::Forwarded => {
+                format!("{url}?key={}", utf8_percent_encode(key, NON_ALPHANUMERIC))
+            }
+            _ => url,
+        }
+    }
+
+    /// Puts the caller's credential on a request, where it is in a header.
+    pub(crate) fn sign(self, request: RequestBuilder, key: &str) -> RequestBuilder {
+        match self {
+            Self::CallersAuthorization => request.header("authorization", format!("Bearer {key}")),
+            Self::CallersApiKey => request.header("x-api-key", key),
+            Self::CallersCookie => request.header("cookie", format!("session={key}")),
+            Self::CallersSensitiveHeader => {
+                let mut value = HeaderValue::from_str(key).expect("a header's value");
+                value.set_sensitive(true);
+                request.header("x-mine", value)
+            }
+            Self::Forwarded => request
+                .header("authorization", format!("Bearer {key}"))
+                .header("x-api-key", key)
+                .header("cookie", format!("session={key}")),
+            _ => request,
+        }
+    }
+}

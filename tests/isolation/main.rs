@@ -1,0 +1,52 @@
+//! The key-isolation table: which key arrived at which server, for every form of credential and
+//! everything that moves a request about.
+//!
+//! `cargo test --test isolation -- --nocapture` prints it.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod below;
+mod forms;
+mod scenarios;
+mod table;
+mod world;
+
+use forms::Form;
+use scenarios::SCENARIOS;
+use table::Table;
+use world::{PLACES, World};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_key_arrives_at_a_server_that_it_is_not_for() {
+    let beyond = below::table().await;
+    println!("\nWhat is done below every middleware, and what no layer can prevent:\n");
+    println!("{beyond}");
+    println!(
+        "{} combinations below the layer, {} keys at a foreign server, as is documented\n",
+        beyond.combinations(),
+        beyond.foreign()
+    );
+
+    let mut table = Table::default();
+    for form in Form::EACH {
+        for scenario in SCENARIOS {
+            let world = World::of(form, scenario).await;
+            scenario.play(&world).await;
+            table.add(world.into_row(form.name(), scenario));
+        }
+    }
+    println!("What the chain is answerable for:\n\n{table}");
+    let line = format!(
+        "{} combinations, {} keys at a foreign server",
+        table.combinations(),
+        table.foreign()
+    );
+    println!("{line}");
+    let wrong = [table.wrong(), beyond.wrong()].concat();
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    assert_eq!(table.foreign(), 0);
+    assert_eq!(table.combinations(), Form::EACH.len() * SCENARIOS.len() * PLACES.len());
+    let readme = include_str!("../../README.md");
+    assert!(readme.contains(&line), "README.md should say: {line}");
+}

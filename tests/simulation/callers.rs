@@ -1,0 +1,323 @@
+//! Who calls: at random moments, with requests of every kind, and not always to the end.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use fastrand::Rng;
+use http::Extensions;
+use http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue};
+use reqwest::{Body, Method, Request, Url};
+use reqwest_failover::{Ambiguous, Report, Route, State};
+use tokio::time::{Sleep, sleep};
+
+use crate::answers::pause;
+use crate::ledger::{Call, index, states};
+use crate::outcomes::{check_dropped, check_outcome};
+use crate::settings::{NAMES, Settings, chance, ms, pick};
+use crate::world::{CALLERS_KEY, World, body_of, now};
+
+/// What one call is to be.
+pub(crate) struct Plan {
+    id: u64,
+    method: Method,
+    body: Kind,
+    keyed: bool,
+    route: Way,
+    cut: Cut,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    None,
+    Bytes,
+    /// A stream of known length.
+    Declared,
+    Stream,
+}
+
+/// Where a request may go.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) enum Way {
+    Any,
+    Only(Vec<usize>),
+    Skip(Vec<usize>),
+    First(Vec<usize>),
+    Once,
+}
+
+/// When the caller gives up.
+#[derive(Clone, Copy)]
+enum Cut {
+    Never,
+    After(Duration),
+    Polls(u32),
+}
+
+impl Plan {
+    pub(crate) fn draw(id: u64, settings: &Settings, rng: &mut Rng) -> Self {
+        let method = pick(rng, &["GET", "POST", "POST", "PUT"]);
+        let bodies = [Kind::Bytes, Kind::Bytes, Kind::Bytes, Kind::Declared, Kind::Stream];
+        let cut = match chance(rng, settings.dropped) {
+            false => Cut::Never,
+            true if rng.bool() => Cut::Polls(rng.u32(..6)),
+            true => Cut::After(ms(pick(rng, &[0, 1, 5, 50, 1_000, 30_000]))),
+        };
+        Self {
+            id,
+            method: method.parse().unwrap(),
+            body: if method == "GET" { Kind::None } else { pick(rng, &bodies) },
+            keyed: chance(rng, 20),
+            route: Way::draw(settings.providers.len(), rng),
+            cut,
+        }
+    }
+
+    /// A request that some provider must answer when all are well.
+    pub(crate) fn plain(id: u64, route: Way) -> Self {
+        let (method, body) = (Method::POST, Kind::Bytes);
+        Self { id, method, body, keyed: false, route, cut: Cut::Never }
+    }
+
+    fn request(&self) -> Request {
+        let url = Url::parse("https://caller.test/v1/chat/completions").unwrap();
+        let mut request = Request::new(self.method.clone(), url);
+        let headers = request.headers_mut();
+        headers.insert("x-call", HeaderValue::from(self.id));
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        let own = format!("Bearer {CALLERS_KEY}");
+        headers.insert(AUTHORIZATION, HeaderValue::from_str(&own).unwrap());
+        if self.keyed {
+            headers.insert("idempotency-key", HeaderValue::from(self.id));
+        }
+        let body = body_of(self.id);
+        if self.body == Kind::Declared {
+            headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
+        }
+        *request.body_mut() = match self.body {
+            Kind::None => None,
+            Kind::Bytes => Some(body.into()),
+            Kind::Declared | Kind::Stream => {
+                let pieces: Vec<_> =
+                    body.as_bytes().chunks(4).map(Bytes::copy_from_slice).collect();
+                let pieces = pieces.into_iter().map(Ok::<_, std::io::Error>);
+                Some(Body::wrap_stream(futures_util::stream::iter(pieces)))
+            }
+        };
+        request
+    }
+
+    fn extensions(&self) -> Extensions {
+        let names = |providers: &[usize]| {
+            providers.iter().map(|provider| NAMES[*provider]).collect::<Vec<_>>()
+        };
+        let mut extensions = Extensions::new();
+        match &self.route {
+            Way::Any => None,
+            Way::Only(providers) => extensions.insert(Route::only(names(providers))),
+            Way::Skip(providers) => extensions.insert(Route::skip(names(providers))),
+            Way::First(providers) => extensions.insert(Route::order(names(providers))),
+            Way::Once => extensions.insert(Route::no_failover()),
+        };
+        extensions
+    }
+
+    /// What is known of the call when it begins.
+    fn call(&self, world: &World) -> Call {
+        let snapshot = world.chain.snapshot();
+        let states = states(&snapshot);
+        let order = snapshot.providers().iter().map(|provider| index(provider.name())).collect();
+        let order = self.route.order(order);
+        let settings = &world.settings;
+        let max_attempts = match self.route {
+            Way::Once => 1,
+            _ => settings.max_attempts.unwrap_or(usize::MAX),
+        };
+        let usable = order.iter().filter(|at| states[**at] != State::Isolated).count();
+        let replayable = match self.body {
+            Kind::None | Kind::Bytes => true,
+            // Nobody keeps a copy for nobody.
+            Kind::Declared => max_attempts > 1 && usable > 1,
+            Kind::Stream => false,
+        };
+        Call {
+            order,
+            max_attempts,
+            replayable,
+            idempotent: settings.ambiguous == Ambiguous::FailOver
+                || self.keyed
+                || self.method != Method::POST,
+            begun: now(),
+            hopeless: usable == 0,
+            entries: Vec::new(),
+            dropped: false,
+            started: 0,
+            finished: 0,
+            reports: Vec::new(),
+        }
+    }
+}
+
+impl Way {
+    fn draw(providers: usize, rng: &mut Rng) -> Self {
+        let mut some: Vec<usize> = (0..providers).collect();
+        rng.shuffle(&mut some);
+        some.truncate(1 + rng.usize(..providers));
+        match rng.u8(..20) {
+            0 => Self::Only(some),
+            1 if some.len() < providers => Self::Skip(some),
+            2 => Self::First(some),
+            3 => Self::Once,
+            _ => Self::Any,
+        }
+    }
+
+    pub(crate) fn only(provider: usize) -> Self {
+        Self::Only(vec![provider])
+    }
+
+    fn order(&self, order: Vec<usize>) -> Vec<usize> {
+        let is_in = |some: &[usize], provider: &usize| some.contains(provider);
+        match self {
+            Self::Any | Self::Once => order,
+            Self::Only(some) => order.into_iter().filter(|at| is_in(some, at)).collect(),
+            Self::Skip(some) => order.into_iter().filter(|at| !is_in(some, at)).collect(),
+            Self::First(some) => {
+                let rest = order.into_iter().filter(|at| !is_in(some, at));
+                some.iter().copied().chain(rest).collect()
+            }
+        }
+    }
+}
+
+/// Makes the call, and checks all that came of it.
+pub(crate) async fn call(world: &Arc<World>, plan: Plan) {
+    let client = world.client.clone();
+    let (request, mut extensions) = (plan.request(), plan.extensions());
+    let (id, cut) = (plan.id, plan.cut);
+    let inner = Box::pin(async move {
+        let result = client.execute_with_extensions(request, &mut extensions).await;
+        (result, extensions)
+    });
+    let (timer, polls) = match cut {
+        Cut::Never => (None, None),
+        Cut::After(length) => (Some(Box::pin(sleep_for(length))), None),
+        Cut::Polls(polls) => (None, Some(polls)),
+    };
+    let caller =
+        Caller { world: world.clone(), plan, inner: Some(inner), begun: false, timer, polls };
+    let outcome = caller.await;
+    let now = now();
+    let Some(call) = world.ledger().calls.remove(&id) else { return };
+    let Some((mut result, extensions)) = outcome else {
+        return check_dropped(&mut world.ledger(), &world.settings, &call);
+    };
+    let said = match &mut result {
+        Ok(response) => response.chunk().await.ok().flatten(),
+        Err(_) => None,
+    };
+    let mut ledger = world.ledger();
+    ledger.current = id;
+    check_outcome(&mut ledger, &world.settings, &call, &result, &extensions, now);
+    if let (Ok(_), Some(said), Some(last)) = (&result, said, call.entries.last()) {
+        let expected = format!("call {id} at {}", NAMES[last.provider]);
+        ledger.check(*said == *expected.as_bytes(), || format!("is answered {said:?}"));
+    }
+}
+
+fn sleep_for(length: Duration) -> Sleep {
+    sleep(length)
+}
+
+/// A call as it is polled, until it ends or its caller gives up.
+struct Caller<F> {
+    world: Arc<World>,
+    plan: Plan,
+    inner: Option<Pin<Box<F>>>,
+    begun: bool,
+    timer: Option<Pin<Box<Sleep>>>,
+    polls: Option<u32>,
+}
+
+impl<F: Future> Future for Caller<F> {
+    type Output = Option<F::Output>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = &mut *self;
+        let id = this.plan.id;
+        let timed_out =
+            this.timer.as_mut().is_some_and(|timer| timer.as_mut().poll(context).is_ready());
+        if timed_out || this.polls == Some(0) {
+            let mut ledger = this.world.ledger();
+            ledger.current = id;
+            if let Some(call) = ledger.calls.get_mut(&id) {
+                call.dropped = true;
+            }
+            drop(ledger);
+            this.inner = None;
+            return Poll::Ready(None);
+        }
+        this.polls = this.polls.map(|polls| polls - 1);
+        if !std::mem::replace(&mut this.begun, true) {
+            let call = this.plan.call(&this.world);
+            let mut ledger = this.world.ledger();
+            ledger.requests += 1;
+            ledger.calls.insert(id, call);
+        }
+        this.world.ledger().current = id;
+        let Some(inner) = &mut this.inner else { return Poll::Ready(None) };
+        inner.as_mut().poll(context).map(Some)
+    }
+}
+
+/// One caller of many: calls until all calls are made.
+pub(crate) async fn keep_calling(world: Arc<World>, next: Arc<std::sync::atomic::AtomicU64>) {
+    loop {
+        let id = next.fetch_add(1, Ordering::Relaxed);
+        if id > world.settings.calls {
+            return;
+        }
+        let (plan, wait, stray) = {
+            let rng = &mut world.ledger().rng;
+            let plan = Plan::draw(id, &world.settings, rng);
+            (plan, rng.u64(..=world.settings.pause), chance(rng, 1))
+        };
+        pause(wait).await;
+        if stray {
+            pass_through(&world).await;
+        }
+        call(&world, plan).await;
+    }
+}
+
+/// A request that is none of the chain's business.
+async fn pass_through(world: &World) {
+    let own = format!("Bearer {CALLERS_KEY}");
+    let request = world.client.get("https://other.test/v1/x").header(AUTHORIZATION, own);
+    let answered = request.send().await.is_ok_and(|answer| Report::of(&answer).is_none());
+    world.ledger().check(answered, || "a stray request is not passed through".to_owned());
+}
+
+/// Isolates, restores and reorders providers, for as long as it is let.
+pub(crate) async fn steer(world: Arc<World>) {
+    loop {
+        let (wait, action, provider, mut order) = {
+            let rng = &mut world.ledger().rng;
+            let provider = rng.usize(..world.settings.providers.len());
+            let mut order = NAMES[..world.settings.providers.len()].to_vec();
+            rng.shuffle(&mut order);
+            (pick(rng, &[1, 50, 1_000, 20_000]), rng.u8(..4), provider, order)
+        };
+        pause(wait).await;
+        let name = NAMES[provider];
+        let done = match action {
+            0 => world.chain.isolate(name),
+            1 | 2 => world.chain.restore(name),
+            _ => world.chain.set_order(order.drain(..)),
+        };
+        world.ledger().check(done.is_ok(), || format!("{done:?}"));
+    }
+}

@@ -1,0 +1,207 @@
+//! Simulated worlds: providers that fail in every way, callers that come and go, and a clock that
+//! costs nothing. Each world is drawn from one number, and each call in it is held against what the
+//! providers themselves wrote down.
+//!
+//! `cargo test --test simulation` makes 50,000 calls; `FAILOVER_CALLS=1000000` makes a million.
+//! `FAILOVER_SEED=7 cargo test --test simulation one_seed -- --nocapture` shows one world.
+
+mod account;
+mod answers;
+mod callers;
+mod ledger;
+mod outcomes;
+mod settings;
+mod world;
+
+use std::panic::catch_unwind;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Instant;
+
+use callers::{Plan, Way, call, keep_calling, steer};
+use reqwest_failover::State;
+use world::World;
+
+/// What came of one world.
+struct Lived {
+    calls: u64,
+    attempts: u64,
+    digest: u64,
+    wrong: Option<String>,
+}
+
+impl Lived {
+    fn panicked() -> Self {
+        Self { calls: 0, attempts: 0, digest: 0, wrong: Some("a panic".to_owned()) }
+    }
+}
+
+/// Lives through the world of this seed.
+fn live(seed: u64, told: bool) -> Lived {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let world = World::new(seed, told);
+        run(&world).await;
+        check_rest(&world);
+        recover(&world).await;
+        check_counts(&world);
+        let ledger = world.ledger();
+        Lived {
+            calls: ledger.requests,
+            attempts: ledger.providers.iter().map(|provider| provider.attempts).sum(),
+            digest: ledger.digest,
+            wrong: ledger.wrong.clone(),
+        }
+    })
+}
+
+async fn run(world: &Arc<World>) {
+    let next = Arc::new(AtomicU64::new(1));
+    let steering = world.settings.steered.then(|| tokio::spawn(steer(world.clone())));
+    let callers: Vec<_> = (0..world.settings.callers)
+        .map(|_| tokio::spawn(keep_calling(world.clone(), next.clone())))
+        .collect();
+    for caller in callers {
+        caller.await.unwrap();
+    }
+    if let Some(steering) = steering {
+        steering.abort();
+    }
+}
+
+/// Nothing is left of the calls, and no provider is kept away for longer than it may be.
+fn check_rest(world: &World) {
+    let (snapshot, now) = (world.chain.snapshot(), world::now());
+    let longest = world.settings.longest_rest();
+    let mut ledger = world.ledger();
+    ledger.current = 0;
+    ledger.check_nothing_due();
+    for provider in snapshot.providers() {
+        let (name, state) = (provider.name(), provider.state());
+        let in_flight = provider.in_flight();
+        ledger.check(in_flight == 0, || format!("{in_flight} requests are still at {name}"));
+        ledger.check(state != State::Probing, || format!("the probe of {name} is stuck"));
+        if let State::Open { until } | State::CoolingDown { until } = state {
+            let rest = until.saturating_duration_since(now);
+            ledger.check(rest <= longest, || format!("{name} rests for {rest:?}"));
+        }
+    }
+}
+
+/// Every provider is well again: after the longest rest, one request each brings it back.
+async fn recover(world: &Arc<World>) {
+    world.shared.all_well.store(true, Ordering::Relaxed);
+    let providers = world.settings.providers.len();
+    for name in &settings::NAMES[..providers] {
+        world.chain.restore(name).unwrap();
+    }
+    answers::pause(world.settings.longest_rest().as_millis() as u64).await;
+    let before: u64 = served(world).iter().sum();
+    let first = world.settings.calls + 1;
+    for provider in 0..providers {
+        call(world, Plan::plain(first + provider as u64, Way::only(provider))).await;
+        let state = ledger::states(&world.chain.snapshot())[provider];
+        let name = settings::NAMES[provider];
+        world.ledger().check(state == State::Closed, || format!("{name} stays {state:?}"));
+    }
+    call(world, Plan::plain(first + providers as u64, Way::Any)).await;
+    let after: u64 = served(world).iter().sum();
+    let expected = providers as u64 + 1;
+    world.ledger().check(after - before == expected, || {
+        format!("{} of {expected} requests are served when all is well", after - before)
+    });
+}
+
+fn served(world: &World) -> Vec<u64> {
+    world.ledger().providers.iter().map(|provider| provider.served).collect()
+}
+
+/// The chain's counts are the ledger's.
+fn check_counts(world: &World) {
+    let snapshot = world.chain.snapshot();
+    let mut ledger = world.ledger();
+    ledger.current = 0;
+    let counted =
+        (snapshot.requests(), snapshot.switched(), snapshot.exhausted(), snapshot.unclaimed());
+    let kept = (ledger.requests, ledger.switched, ledger.exhausted, ledger.unclaimed);
+    ledger.check(counted == kept, || format!("counts {counted:?}, not {kept:?}"));
+    for provider in snapshot.providers() {
+        let own = &ledger.providers[ledger::index(provider.name())];
+        let counted =
+            (provider.attempts(), provider.served(), provider.failures(), provider.in_flight());
+        let kept = (own.attempts, own.served, own.failures, own.in_flight);
+        let name = provider.name();
+        ledger.check(counted == kept, || format!("{name} counts {counted:?}, not {kept:?}"));
+    }
+    let open = ledger.calls.len();
+    ledger.check(open == 0, || format!("{open} calls never ended"));
+}
+
+/// What is asked for from outside.
+fn asked(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|value| value.parse().expect("a number"))
+}
+
+fn replay(seed: u64) -> String {
+    format!("FAILOVER_SEED={seed} cargo test --test simulation one_seed -- --nocapture")
+}
+
+#[test]
+fn no_world_breaks_a_promise() {
+    let calls = asked("FAILOVER_CALLS").unwrap_or(50_000);
+    let (next, made) =
+        (AtomicU64::new(asked("FAILOVER_FIRST_SEED").unwrap_or(0)), AtomicU64::new(0));
+    let (seeds, attempts, failed) = (AtomicU64::new(0), AtomicU64::new(0), AtomicBool::new(false));
+    let begun = now();
+    let work = || {
+        while made.load(Ordering::Relaxed) < calls {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            let lived = catch_unwind(|| live(seed, false)).unwrap_or_else(|_| Lived::panicked());
+            seeds.fetch_add(1, Ordering::Relaxed);
+            made.fetch_add(lived.calls, Ordering::Relaxed);
+            attempts.fetch_add(lived.attempts, Ordering::Relaxed);
+            if let Some(wrong) = lived.wrong {
+                eprintln!("seed {seed}: {wrong}\n  {}", replay(seed));
+                failed.store(true, Ordering::Relaxed);
+                return;
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        let other = scope.spawn(work);
+        work();
+        other.join().unwrap();
+    });
+    let failed = usize::from(failed.into_inner());
+    println!(
+        "seeds {seeds:?}, calls {made:?}, attempts {attempts:?}, failed {failed} in {:.1} s",
+        begun.elapsed().as_secs_f64()
+    );
+    assert_eq!(failed, 0, "the commands above replay what failed");
+}
+
+#[test]
+fn the_same_seed_is_the_same_world() {
+    for seed in 0..20 {
+        let (once, again) = (live(seed, false), live(seed, false));
+        assert_eq!(once.digest, again.digest, "seed {seed}");
+        assert_eq!((once.calls, once.attempts), (again.calls, again.attempts));
+    }
+    assert_ne!(live(0, false).digest, live(1, false).digest);
+}
+
+/// The world of `FAILOVER_SEED`, told line by line.
+#[test]
+fn one_seed_can_be_looked_at() {
+    let seed = asked("FAILOVER_SEED");
+    let lived = live(seed.unwrap_or(0), seed.is_some());
+    assert_eq!(lived.wrong, None, "{}", replay(seed.unwrap_or(0)));
+}
+
+fn now() -> Instant {
+    Instant::now()
+}

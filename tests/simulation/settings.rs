@@ -1,0 +1,250 @@
+//! What a world is like, all of it drawn from its seed.
+
+use std::time::Duration;
+
+use fastrand::Rng;
+use reqwest_failover::{
+    Ambiguous, Breaker, Exhausted, Provider, ProviderChain, ProviderChainBuilder, Verdict,
+};
+
+pub(crate) const NAMES: [&str; 6] = ["p0", "p1", "p2", "p3", "p4", "p5"];
+
+/// Each provider's own, so that it can be looked for at every other one.
+pub(crate) const KEYS: [&str; 6] =
+    ["key-of-p0", "key-of-p1", "key-of-p2", "key-of-p3", "key-of-p4", "key-of-p5"];
+
+/// How long an attempt may take where nobody said so and another provider is left.
+pub(crate) const DEFAULT_ATTEMPT: Duration = Duration::from_secs(120);
+/// How much longer than its request a probe's lease lasts.
+pub(crate) const LEASE_MARGIN: Duration = Duration::from_secs(1);
+pub(crate) const LONGEST_COOLDOWN: Duration = Duration::from_secs(300);
+/// How long the bodies of failed answers may hold back a `FailoverError`.
+pub(crate) const LONGEST_DRAIN: Duration = Duration::from_millis(250);
+
+pub(crate) struct Settings {
+    pub(crate) providers: Vec<ProviderSettings>,
+    pub(crate) breaker: Option<BreakerSettings>,
+    pub(crate) max_attempts: Option<usize>,
+    pub(crate) attempt_timeout: Option<Duration>,
+    pub(crate) total_timeout: Duration,
+    pub(crate) ambiguous: Ambiguous,
+    pub(crate) exhausted: Exhausted,
+    pub(crate) transient: bool,
+    /// Whether somebody looks at every event.
+    pub(crate) watched: bool,
+    pub(crate) callers: usize,
+    pub(crate) calls: u64,
+    /// The longest pause between a caller's calls, in milliseconds.
+    pub(crate) pause: u64,
+    /// The share of the calls that are dropped on the way, in percent.
+    pub(crate) dropped: u8,
+    /// Whether providers are isolated, restored and reordered meanwhile.
+    pub(crate) steered: bool,
+}
+
+pub(crate) struct ProviderSettings {
+    pub(crate) attempt_timeout: Option<Duration>,
+    credential: Credential,
+    /// The length of each phase in milliseconds, and how the provider is meanwhile.
+    phases: Vec<(u64, Mood)>,
+}
+
+#[derive(Clone, Copy)]
+enum Credential {
+    Bearer,
+    Header,
+    Query,
+    Basic,
+}
+
+#[derive(Clone, Copy)]
+pub(crate) struct BreakerSettings {
+    pub(crate) consecutive: u32,
+    pub(crate) ratio: f64,
+    pub(crate) minimum: u32,
+    window: Duration,
+    pub(crate) first_break: Duration,
+    pub(crate) max_break: Duration,
+}
+
+/// How a provider is for a while.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mood {
+    Well,
+    /// Fails this share of its requests, in percent, each in a way of its own.
+    Brown(u8),
+    Dead,
+    Hanging,
+    Slow,
+    Limited,
+    Breaking,
+    Refusing,
+    Redirecting,
+    Locked,
+}
+
+impl Settings {
+    pub(crate) fn draw(rng: &mut Rng) -> Self {
+        let total_timeout = ms(pick(rng, &[300, 2_000, 20_000, 600_000]));
+        let attempt_timeout = chance(rng, 60).then(|| limit(rng, total_timeout));
+        let providers = 1 + rng.usize(..NAMES.len());
+        Self {
+            providers: (0..providers).map(|_| ProviderSettings::draw(rng, total_timeout)).collect(),
+            breaker: chance(rng, 90).then(|| BreakerSettings::draw(rng)),
+            max_attempts: chance(rng, 40).then(|| 1 + rng.usize(..4)),
+            attempt_timeout,
+            total_timeout,
+            ambiguous: pick(rng, &[Ambiguous::FailOver, Ambiguous::IdempotentOnly]),
+            exhausted: pick(rng, &[Exhausted::LastOutcome, Exhausted::Error]),
+            transient: chance(rng, 30),
+            watched: chance(rng, 75),
+            callers: pick(rng, &[1, 2, 4, 8, 16, 32, 64]),
+            calls: rng.u64(100..=400),
+            pause: pick(rng, &[0, 10, 300, 3_000, 30_000]),
+            dropped: pick(rng, &[0, 5, 30]),
+            steered: chance(rng, 50),
+        }
+    }
+
+    pub(crate) fn chain(&self) -> ProviderChainBuilder {
+        let providers = self.providers.iter().enumerate().map(|(at, own)| own.provider(at));
+        let mut chain = ProviderChain::of(providers)
+            .claim("https://caller.test/v1")
+            .total_timeout(self.total_timeout)
+            .ambiguous(self.ambiguous)
+            .on_exhausted(self.exhausted);
+        chain = match self.breaker {
+            Some(breaker) => chain.breaker(breaker.breaker()),
+            None => chain.no_breaker(),
+        };
+        if let Some(attempts) = self.max_attempts {
+            chain = chain.max_attempts(attempts);
+        }
+        if let Some(limit) = self.attempt_timeout {
+            chain = chain.attempt_timeout(limit);
+        }
+        if self.transient {
+            chain = chain.classify(Verdict::transient);
+        }
+        chain
+    }
+
+    /// The limit that somebody set for this provider's attempts.
+    pub(crate) fn explicit_limit(&self, provider: usize) -> Option<Duration> {
+        self.providers[provider].attempt_timeout.or(self.attempt_timeout)
+    }
+
+    pub(crate) fn longest_rest(&self) -> Duration {
+        self.breaker.map_or(Duration::ZERO, |breaker| breaker.max_break.max(LONGEST_COOLDOWN))
+    }
+}
+
+impl ProviderSettings {
+    fn draw(rng: &mut Rng, total: Duration) -> Self {
+        use Credential::{Basic, Bearer, Header, Query};
+        let phase = |rng: &mut Rng| (pick(rng, &[200, 3_000, 30_000, 200_000]), Mood::draw(rng));
+        Self {
+            attempt_timeout: chance(rng, 30).then(|| limit(rng, total)),
+            credential: pick(rng, &[Bearer, Header, Query, Basic]),
+            phases: (0..12).map(|_| phase(rng)).collect(),
+        }
+    }
+
+    fn provider(&self, at: usize) -> Provider {
+        let provider = Provider::new(NAMES[at], format!("https://{}.test/v1", NAMES[at]));
+        let provider = match self.credential {
+            Credential::Bearer => provider.bearer(KEYS[at]),
+            Credential::Header => provider.header_key("x-api-key", KEYS[at]),
+            Credential::Query => provider.query_key("key", KEYS[at]),
+            Credential::Basic => provider.basic(KEYS[at], "password"),
+        };
+        match self.attempt_timeout {
+            Some(limit) => provider.attempt_timeout(limit),
+            None => provider,
+        }
+    }
+
+    /// How the provider is after so long; its phases come round.
+    pub(crate) fn mood(&self, after: Duration) -> Mood {
+        let round: u64 = self.phases.iter().map(|(length, _)| length).sum();
+        let mut left = after.as_millis() as u64 % round;
+        for (length, mood) in &self.phases {
+            if left < *length {
+                return *mood;
+            }
+            left -= length;
+        }
+        unreachable!("what is left is less than a round")
+    }
+}
+
+impl BreakerSettings {
+    fn draw(rng: &mut Rng) -> Self {
+        let first_break = pick(rng, &[10, 500, 5_000, 30_000]);
+        Self {
+            consecutive: pick(rng, &[1, 2, 5, 20]),
+            ratio: pick(rng, &[0.1, 0.5, 1.0]),
+            minimum: pick(rng, &[1, 4, 10, 30]),
+            window: ms(pick(rng, &[100, 5_000, 60_000])),
+            first_break: ms(first_break),
+            max_break: ms(first_break * pick(rng, &[1, 3, 10])),
+        }
+    }
+
+    fn breaker(&self) -> Breaker {
+        Breaker::default()
+            .consecutive(self.consecutive)
+            .ratio(self.ratio, self.minimum)
+            .window(self.window)
+            .breaks(self.first_break, self.max_break)
+    }
+
+    /// The longest that the `number`th break in a row may be; jitter takes up to half of it.
+    pub(crate) fn break_length(&self, number: u32) -> Duration {
+        let doubled = (1..number).fold(self.first_break, |length, _| {
+            if length >= self.max_break { length } else { length * 2 }
+        });
+        doubled.min(self.max_break)
+    }
+
+    /// The fewest failures that can open it.
+    pub(crate) fn fewest_failures(&self) -> u64 {
+        let of_ratio = (self.ratio * f64::from(self.minimum)).ceil() as u64;
+        of_ratio.min(u64::from(self.consecutive)).max(1)
+    }
+}
+
+impl Mood {
+    fn draw(rng: &mut Rng) -> Self {
+        let share = rng.u8(1..100);
+        let moods = [
+            Self::Brown(share),
+            Self::Brown(share / 4),
+            Self::Dead,
+            Self::Hanging,
+            Self::Slow,
+            Self::Limited,
+            Self::Breaking,
+            Self::Refusing,
+            Self::Redirecting,
+            Self::Locked,
+        ];
+        if chance(rng, 30) { Self::Well } else { pick(rng, &moods) }
+    }
+}
+
+pub(crate) fn ms(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+pub(crate) fn chance(rng: &mut Rng, percent: u8) -> bool {
+    rng.u8(..100) < percent
+}
+
+pub(crate) fn pick<T: Copy>(rng: &mut Rng, from: &[T]) -> T {
+    from[rng.usize(..from.len())]
+}
+
+fn limit(rng: &mut Rng, total: Duration) -> Duration {
+    ms(pick(rng, &[20, 100, 1_000, 10_000])).min(total)
+}

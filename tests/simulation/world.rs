@@ -1,0 +1,283 @@
+//! A chain above simulated providers, on one thread and in virtual time.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use async_trait::async_trait;
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use fastrand::Rng;
+use http::Extensions;
+use http_body_util::BodyExt;
+use reqwest::{Request, Response};
+use reqwest_failover::{Event, ProviderChain};
+use reqwest_middleware::{ClientBuilder, ClientWithMiddleware, Middleware, Next, Result};
+
+use crate::answers::{Answer, Does, Price, pause};
+use crate::ledger::{Ledger, index};
+use crate::settings::{KEYS, LONGEST_COOLDOWN, Settings};
+
+/// The caller's own key, which no provider is to see.
+pub(crate) const CALLERS_KEY: &str = "key-of-the-caller";
+
+/// The client below the terminal, where nothing arrives. It is slow to make.
+static UNUSED: LazyLock<reqwest::Client> =
+    LazyLock::new(|| reqwest::Client::builder().no_proxy().build().unwrap());
+
+pub(crate) struct World {
+    pub(crate) settings: Settings,
+    pub(crate) chain: ProviderChain,
+    pub(crate) client: ClientWithMiddleware,
+    pub(crate) shared: Arc<Shared>,
+}
+
+/// What the callers, the providers and the observer have in common.
+pub(crate) struct Shared {
+    ledger: Mutex<Ledger>,
+    /// From now on every provider answers.
+    pub(crate) all_well: AtomicBool,
+    begun: Instant,
+}
+
+impl World {
+    pub(crate) fn new(seed: u64, told: bool) -> Arc<Self> {
+        // The chain draws its jitter from this.
+        fastrand::seed(seed);
+        let mut rng = Rng::with_seed(seed);
+        let settings = Settings::draw(&mut rng);
+        let begun = now();
+        let ledger = Ledger::new(rng, settings.providers.len(), begun, told);
+        let shared = Arc::new(Shared {
+            ledger: Mutex::new(ledger),
+            all_well: AtomicBool::new(false),
+            begun,
+        });
+        let mut builder = settings.chain();
+        if settings.watched {
+            let (seen, breaker) = (shared.clone(), settings.breaker);
+            builder = builder.observe(move |event| seen.see(event, breaker.as_ref()));
+        }
+        let chain = builder.build().expect("settings that are allowed");
+        Arc::new_cyclic(|world| {
+            let terminal = Terminal { world: world.clone() };
+            let client =
+                ClientBuilder::new(UNUSED.clone()).with(chain.clone()).with(terminal).build();
+            Self { settings, chain, client, shared }
+        })
+    }
+
+    pub(crate) fn ledger(&self) -> MutexGuard<'_, Ledger> {
+        self.shared.ledger()
+    }
+}
+
+impl Shared {
+    pub(crate) fn ledger(&self) -> MutexGuard<'_, Ledger> {
+        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Holds an event against the ledger.
+    fn see(&self, event: &Event<'_>, breaker: Option<&crate::settings::BreakerSettings>) {
+        let now = now();
+        let mut ledger = self.ledger();
+        let ledger = &mut *ledger;
+        ledger.note(|| format!("{:>9} {event:?}", ledger.since(now)));
+        let current = ledger.current;
+        let told = ledger.calls.get(&current).and_then(|call| call.entries.last());
+        let ended = told.map(|entry| (entry.provider, entry.is_probe, entry.end));
+        match event {
+            Event::AttemptStarted { number, .. } => {
+                let call = ledger.calls.get_mut(&current);
+                let expected = call.map(|call| {
+                    call.started += 1;
+                    call.started
+                });
+                ledger.check(expected == Some(*number), || {
+                    format!("tells of attempt {number}, not of {expected:?}")
+                });
+            }
+            Event::AttemptFinished { .. } => {
+                if let Some(call) = ledger.calls.get_mut(&current) {
+                    call.finished += 1;
+                }
+            }
+            Event::Finished { report, .. } => {
+                if let Some(call) = ledger.calls.get_mut(&current) {
+                    call.reports.push((*report).clone());
+                }
+            }
+            Event::BreakerProbing { provider, .. } => {
+                let account = &ledger.providers[index(provider)];
+                let (is_open, lease) = (account.is_open, account.lease);
+                ledger.check(is_open, || format!("probes {provider}, which is not open"));
+                let is_alone = lease.is_none_or(|lease| lease.until <= now);
+                ledger.check(is_alone, || format!("two requests probe {provider} at once"));
+            }
+            Event::BreakerOpened { provider, until, breaks, .. } => {
+                let Some(breaker) = breaker else { return };
+                let account = &mut ledger.providers[index(provider)];
+                let (was_open, failures) = (account.is_open, account.failed_since);
+                account.moved(true);
+                let by_probe = ended.is_some_and(|(own, probe, _)| own == index(provider) && probe);
+                ledger.check(
+                    if was_open { by_probe } else { failures >= breaker.fewest_failures() },
+                    || format!("{provider} opens (again: {was_open}) after {failures} failures"),
+                );
+                let length = until.saturating_duration_since(now);
+                let longest = breaker.break_length(*breaks);
+                ledger.check(length <= longest && length >= longest / 2, || {
+                    format!("the {breaks}th break of {provider} is {length:?}, not {longest:?}")
+                });
+            }
+            Event::BreakerClosed { provider, .. } => {
+                let account = &mut ledger.providers[index(provider)];
+                let was_open = account.is_open;
+                account.moved(false);
+                account.lease = None;
+                let price = ended.and_then(|(_, _, end)| end?.meaning).map(|meaning| meaning.price);
+                let is_back = ended.is_some_and(|(own, probe, _)| {
+                    own == index(provider)
+                        && (price == Some(Price::Accepted)
+                            || probe && price.is_some_and(|price| price != Price::Failure))
+                });
+                ledger.check(was_open && is_back, || format!("{provider} closes by {price:?}"));
+            }
+            Event::CoolingDown { provider, until, .. } => {
+                let length = until.saturating_duration_since(now);
+                let price = ended.and_then(|(_, _, end)| end?.meaning).map(|meaning| meaning.price);
+                let expected = match price {
+                    Some(Price::Cooldown(Some(hint))) => length == hint,
+                    Some(Price::Cooldown(None)) => {
+                        [5, 10, 20, 40, 80, 160, 300].contains(&length.as_secs())
+                    }
+                    _ => false,
+                };
+                ledger.check(expected && length <= LONGEST_COOLDOWN, || {
+                    format!("{provider} cools down for {length:?} by {price:?}")
+                });
+            }
+            Event::CallbackPanicked { callback, .. } => {
+                ledger.check(false, || format!("`{callback}` panicked"));
+            }
+            _ => {}
+        }
+    }
+}
+
+/// The providers: the innermost middleware.
+struct Terminal {
+    world: std::sync::Weak<World>,
+}
+
+#[async_trait]
+impl Middleware for Terminal {
+    async fn handle(&self, request: Request, _: &mut Extensions, _: Next<'_>) -> Result<Response> {
+        let world = self.world.upgrade().expect("a world outlives its calls");
+        let host =
+            request.url().host_str().unwrap_or_default().trim_end_matches(".test").to_owned();
+        let shown = keys_shown(&request);
+        if host == "other" {
+            let mut ledger = world.ledger();
+            ledger.unclaimed += 1;
+            ledger.check(shown == [CALLERS_KEY].into(), || {
+                format!("a request of nobody's shows {shown:?}")
+            });
+            return Ok(http::Response::new("passed through").into());
+        }
+        let provider = index(&host);
+        let id = request.headers().get("x-call").and_then(|id| id.to_str().ok()?.parse().ok());
+        let id: u64 = id.unwrap_or_default();
+        let answer = world.receive(id, provider);
+        world.ledger().check(shown == [KEYS[provider]].into(), || {
+            format!("the request to {host} shows {shown:?}")
+        });
+        let mut attempt = Attempt { world: &world, id, answer: None };
+        let url = request.url().clone();
+        world.check_request(id, request).await;
+        if answer.does == Does::Hang {
+            std::future::pending::<()>().await;
+        }
+        if answer.wait > 0 {
+            pause(answer.wait).await;
+        }
+        for _ in 0..answer.yields {
+            tokio::task::yield_now().await;
+        }
+        attempt.answer = Some(answer.does);
+        answer.give(url, "scripted", format!("call {id} at {host}"))
+    }
+}
+
+impl World {
+    /// Writes down that a request arrived, and says what becomes of it.
+    fn receive(&self, id: u64, provider: usize) -> Answer {
+        let (snapshot, now) = (self.chain.snapshot(), now());
+        let mut ledger = self.ledger();
+        ledger.begin(id, provider, &snapshot, &self.settings, now);
+        if self.shared.all_well.load(Ordering::Relaxed) {
+            return Answer::WELL;
+        }
+        let age = now.saturating_duration_since(self.shared.begun);
+        let mood = self.settings.providers[provider].mood(age);
+        Answer::draw(mood, &mut ledger.rng)
+    }
+
+    /// Everything but address and keys is as the caller gave it.
+    async fn check_request(&self, id: u64, request: Request) {
+        let path = request.url().path().to_owned();
+        let kind = request.headers().get("content-type").cloned();
+        let method = request.method().clone();
+        let mut request = request;
+        let body = match request.body_mut().take() {
+            Some(body) => match body.as_bytes() {
+                Some(bytes) => bytes::Bytes::copy_from_slice(bytes),
+                None => body.collect().await.map(|body| body.to_bytes()).unwrap_or_default(),
+            },
+            None => bytes::Bytes::new(),
+        };
+        let intact = path == "/v1/chat/completions"
+            && kind.is_some_and(|kind| kind == "application/json")
+            && (method == "GET" && body.is_empty() || *body == *body_of(id).as_bytes());
+        self.ledger().check(intact, || format!("{method} {path} with {body:?} is not intact"));
+    }
+}
+
+/// An attempt at a provider, which ends when it is answered or dropped.
+struct Attempt<'a> {
+    world: &'a World,
+    id: u64,
+    answer: Option<Does>,
+}
+
+impl Drop for Attempt<'_> {
+    fn drop(&mut self) {
+        // Of the same moment as the decision that follows.
+        let (snapshot, now) = (self.world.chain.snapshot(), now());
+        let settings = &self.world.settings;
+        self.world.ledger().end(self.id, self.answer, &snapshot, settings, now);
+    }
+}
+
+pub(crate) fn body_of(id: u64) -> String {
+    format!(r#"{{"call":{id}}}"#)
+}
+
+/// Whose keys are anywhere in a request's head.
+fn keys_shown(request: &Request) -> BTreeSet<&'static str> {
+    let mut text = request.url().to_string();
+    for value in request.headers().values() {
+        let value = String::from_utf8_lossy(value.as_bytes());
+        if let Some(basic) = value.strip_prefix("Basic ") {
+            let decoded = BASE64_STANDARD.decode(basic).unwrap_or_default();
+            text.push_str(&String::from_utf8_lossy(&decoded));
+        }
+        text.push_str(&value);
+    }
+    KEYS.into_iter().chain([CALLERS_KEY]).filter(|key| text.contains(key)).collect()
+}
+
+pub(crate) fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}

@@ -589,4 +589,6 @@ impl Window {
 }
 
 #[cfg(test)]
+mod interleavings;
+#[cfg(test)]
 mod tests;

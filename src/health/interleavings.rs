@@ -1,0 +1,278 @@
+//! Many threads at one board, in many orders: each holds the lock for one decision, as the driver
+//! does, and anything may happen before its next one. A failing order is printed as a schedule, to
+//! be given to `shuttle::replay` in place of the check that found it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use shuttle::rand::{Rng, thread_rng};
+use shuttle::sync::{Mutex, MutexGuard};
+use shuttle::thread;
+
+use super::*;
+use crate::run::{Ambiguous, Landing, Limits, Run, Step};
+use crate::verdict::{Fault, Verdict};
+
+const PROVIDERS: usize = 2;
+const CALLERS: usize = 3;
+const CALLS: usize = 6;
+const ATTEMPT: Duration = Duration::from_secs(2);
+const LONGEST_BREAK: Duration = Duration::from_secs(8);
+
+/// What the threads share: the board, a clock that they move, and a naive account of it all.
+struct Shared {
+    board: Board,
+    order: Arc<[usize]>,
+    now: Instant,
+    accounts: [Account; PROVIDERS],
+    tickets: u64,
+}
+
+/// What is known of one provider without asking its board.
+#[derive(Default)]
+struct Account {
+    /// The tickets that are out, and until when they may probe, where they may.
+    out: BTreeMap<u64, Option<Instant>>,
+    attempts: u64,
+    failures: u64,
+    served: u64,
+    isolated: bool,
+}
+
+/// The right to ask a provider, which comes back however its holder ends.
+struct Flight<'a> {
+    shared: &'a Mutex<Shared>,
+    /// The board's ticket and its number here.
+    ticket: Option<(Ticket, u64)>,
+}
+
+impl Shared {
+    fn new() -> Self {
+        let breaker =
+            Breaker::default().consecutive(2).breaks(Duration::from_secs(1), LONGEST_BREAK);
+        let now = start();
+        Self {
+            board: Board::new(PROVIDERS, Some(breaker), now, 7),
+            order: (0..PROVIDERS).collect(),
+            now,
+            accounts: Default::default(),
+            tickets: 0,
+        }
+    }
+
+    /// Takes a ticket that the board gave out into account.
+    fn take(&mut self, ticket: &Ticket, until: Instant) -> u64 {
+        self.tickets += 1;
+        let now = self.now;
+        let account = &mut self.accounts[ticket.provider];
+        assert!(!account.isolated, "an isolated provider is asked");
+        if ticket.is_probe() {
+            assert!(account.probes(now) == 0, "two probes at once");
+        }
+        account.attempts += 1;
+        account.out.insert(self.tickets, ticket.is_probe().then_some(until));
+        self.check();
+        self.tickets
+    }
+
+    /// Takes a ticket that came back, or a stream's good beginning, into account.
+    fn hear(&mut self, provider: usize, changes: Changes) {
+        if changes[0] == Some(Change::Closed) {
+            self.accounts[provider].out.values_mut().for_each(|probe| *probe = None);
+        }
+        self.check();
+    }
+
+    /// What the board says of itself is what is known.
+    fn check(&self) {
+        for (provider, account) in self.accounts.iter().enumerate() {
+            let counts = self.board.counts(provider);
+            assert_eq!(counts.in_flight, account.out.len() as u64, "in flight");
+            assert_eq!(counts.attempts, account.attempts, "attempts");
+            assert_eq!(counts.failures, account.failures, "failures");
+            assert_eq!(counts.served, account.served, "served");
+            let probes = account.probes(self.now);
+            assert!(probes <= 1, "one probe at most");
+            let state = self.board.state(provider, self.now);
+            if account.isolated {
+                assert_eq!(state, State::Isolated);
+            } else {
+                assert_eq!(state == State::Probing, probes == 1, "{state:?} with {probes} probes");
+            }
+        }
+    }
+}
+
+impl Account {
+    fn probes(&self, now: Instant) -> usize {
+        self.out.values().flatten().filter(|until| **until > now).count()
+    }
+}
+
+impl Drop for Flight<'_> {
+    fn drop(&mut self) {
+        let Some((ticket, number)) = self.ticket.take() else { return };
+        let mut shared = lock(self.shared);
+        shared.board.cancel(&ticket);
+        shared.accounts[ticket.provider].out.remove(&number);
+        shared.check();
+    }
+}
+
+/// One request after the other, each in the steps that the driver makes.
+fn keep_calling(shared: &Mutex<Shared>) {
+    for _ in 0..CALLS {
+        let (mut run, limits) = {
+            let shared = lock(shared);
+            let limits = limits();
+            (Run::new(shared.order.clone(), &limits, true, shared.now), limits)
+        };
+        while let Some(flight) = next(shared, &mut run, &limits) {
+            thread::yield_now();
+            if !finish(flight, &mut run, &limits) {
+                break;
+            }
+        }
+    }
+}
+
+fn limits() -> Limits {
+    Limits {
+        max_attempts: usize::MAX,
+        ambiguous: Ambiguous::FailOver,
+        total: Duration::from_secs(60),
+        hold: Duration::ZERO,
+        attempts: vec![Some(ATTEMPT); PROVIDERS],
+    }
+}
+
+fn next<'a>(shared: &'a Mutex<Shared>, run: &mut Run, limits: &Limits) -> Option<Flight<'a>> {
+    let mut locked = lock(shared);
+    let Shared { board, now, .. } = &mut *locked;
+    let Step::Send { ticket, until, .. } = run.step(limits, board, *now) else { return None };
+    let number = locked.take(&ticket, until + Duration::from_secs(1));
+    Some(Flight { shared, ticket: Some((ticket, number)) })
+}
+
+/// Ends an attempt in one of the ways in which attempts end; whether the run may go on.
+fn finish(mut flight: Flight<'_>, run: &mut Run, limits: &Limits) -> bool {
+    let failed = Verdict::FailOver(Fault::Failure);
+    let cooled = Verdict::FailOver(Fault::Cooldown(None));
+    let (verdict, status) = match thread_rng().gen_range(0..8) {
+        0 => return false,
+        1 => {
+            commit(&mut flight, run);
+            return false;
+        }
+        2 => (cooled, Some(429)),
+        3 => (Verdict::FailOver(Fault::None), Some(400)),
+        4 => (Verdict::FailOver(Fault::None), None),
+        5 | 6 => (failed, None),
+        _ => (Verdict::Accept, Some(200)),
+    };
+    let mut locked = lock(flight.shared);
+    let Some((ticket, number)) = flight.ticket.take() else { return false };
+    let provider = ticket.provider;
+    let account = &mut locked.accounts[provider];
+    account.out.remove(&number);
+    account.failures += u64::from(verdict == failed);
+    account.served += u64::from(verdict == Verdict::Accept);
+    let landing = Landing { verdict, ambiguous: false, status };
+    let Shared { board, now, .. } = &mut *locked;
+    let changes = run.land(ticket, landing, limits, board, *now);
+    locked.hear(provider, changes);
+    verdict != Verdict::Accept
+}
+
+/// Hands on a stream, of whose end the provider's health hears later, or never.
+fn commit(flight: &mut Flight<'_>, run: &mut Run) {
+    let mut locked = lock(flight.shared);
+    let Some((ticket, _)) = &flight.ticket else { return };
+    let provider = ticket.provider;
+    locked.accounts[provider].served += 1;
+    let Shared { board, now, .. } = &mut *locked;
+    let changes = run.commit(ticket, board, *now);
+    locked.hear(provider, changes);
+    drop(locked);
+    thread::yield_now();
+    if thread_rng().gen_bool(0.5) {
+        return;
+    }
+    let mut locked = lock(flight.shared);
+    let Some((ticket, number)) = flight.ticket.take() else { return };
+    let account = &mut locked.accounts[provider];
+    account.out.remove(&number);
+    account.failures += 1;
+    let Shared { board, now, .. } = &mut *locked;
+    let changes = board.land(ticket, News::Failure, *now);
+    locked.hear(provider, changes);
+}
+
+/// Lets time pass: now and then past the end of a break, or of a lease.
+fn pass_time(shared: &Mutex<Shared>) {
+    for _ in 0..CALLS {
+        let millis = [1, 300, 600, 1_000, 3_001][thread_rng().gen_range(0..5)];
+        lock(shared).now += Duration::from_millis(millis);
+        lock(shared).check();
+    }
+}
+
+/// Reorders, isolates and restores.
+fn steer(shared: &Mutex<Shared>) {
+    for _ in 0..CALLS {
+        let provider = thread_rng().gen_range(0..PROVIDERS);
+        let mut locked = lock(shared);
+        match thread_rng().gen_range(0..3) {
+            0 => locked.order = locked.order.iter().rev().copied().collect(),
+            action => {
+                let isolated = action == 1;
+                locked.board.isolate(provider, isolated);
+                locked.accounts[provider].isolated = isolated;
+            }
+        }
+        locked.check();
+    }
+}
+
+fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
+    shared.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+/// All threads at once; then, when all are well, one request each brings every provider back.
+fn scene() {
+    let shared = Arc::new(Mutex::new(Shared::new()));
+    let start = |work: fn(&Mutex<Shared>)| {
+        let shared = shared.clone();
+        thread::spawn(move || work(&shared))
+    };
+    let mut threads: Vec<_> = (0..CALLERS).map(|_| start(keep_calling)).collect();
+    threads.extend([start(pass_time), start(steer)]);
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+
+    let mut shared = lock(&shared);
+    let Shared { board, now, .. } = &mut *shared;
+    for provider in 0..PROVIDERS {
+        assert_eq!(board.counts(provider).in_flight, 0);
+        board.isolate(provider, false);
+        assert_ne!(board.state(provider, *now), State::Probing, "nobody probes");
+        *now += LONGEST_COOLDOWN.max(LONGEST_BREAK);
+        let ticket = board.admit(provider, *now, *now + ATTEMPT);
+        board.land(ticket, News::Success, *now);
+        assert_eq!(board.state(provider, *now), State::Closed);
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "virtual time has to begin somewhere")]
+fn start() -> Instant {
+    Instant::now()
+}
+
+#[test]
+fn no_random_order_of_threads_breaks_the_board() {
+    shuttle::check_random(scene, 3_000);
+}
+
+#[test]
+fn no_order_with_few_preemptions_breaks_the_board() {
+    shuttle::check_pct(scene, 3_000, 3);
+}

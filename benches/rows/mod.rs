@@ -174,7 +174,8 @@ impl Middleware for Terminal {
     }
 }
 
-struct Noop;
+/// Hands everything on.
+pub(crate) struct Noop;
 
 #[async_trait::async_trait]
 impl Middleware for Noop {
@@ -188,7 +189,8 @@ impl Middleware for Noop {
     }
 }
 
-struct OnlyOnce;
+/// Repeats nothing.
+pub(crate) struct OnlyOnce;
 
 #[async_trait::async_trait]
 impl Chainer for OnlyOnce {

@@ -64,6 +64,10 @@ impl Lab {
         self.land(ticket, news)
     }
 
+    fn commit(&mut self, stream: &Ticket) -> Option<Change> {
+        self.board.commit(stream, self.now)
+    }
+
     /// Answers with all of these, none of which may change anything.
     fn answer_unmoved(&mut self, all: impl IntoIterator<Item = News>) {
         for news in all {
@@ -610,6 +614,50 @@ fn a_429_out_of_turn_leaves_an_open_breaker_open_and_cools_down() {
     assert_eq!(lab.admission(), Admission::ProbeDue);
 }
 
+// Streams that have begun well, and whose end is still to come.
+
+#[test]
+fn a_stream_that_has_begun_closes_the_breaker_and_its_end_may_open_it_again() {
+    let (mut lab, probe) = Lab::probing();
+    assert_eq!(lab.commit(&probe), Some(Change::Closed));
+    assert_eq!((lab.admission(), lab.state()), (Admission::Admissible, State::Closed));
+    assert_eq!(lab.counts().in_flight, 1, "its end is still to come");
+    assert_eq!(lab.commit(&probe), None, "it closes what is open");
+    assert_eq!(lab.land(probe, News::Failure), UNMOVED, "it was sent before the breaker closed");
+    lab.open();
+}
+
+#[test]
+fn a_stream_that_has_begun_is_no_news_while_the_breaker_is_closed() {
+    let mut lab = Lab::new();
+    let stream = lab.ask();
+    lab.answer_unmoved([News::Failure; 4]);
+    assert_eq!(lab.commit(&stream), None);
+    break_of(lab.land(stream, News::Failure));
+}
+
+#[test]
+fn a_late_stream_from_before_the_break_does_not_end_it() {
+    let mut lab = Lab::new();
+    lab.answer_unmoved([News::Failure; 4]);
+    let (early, last) = (lab.ask(), lab.ask());
+    let (_, until) = break_of(lab.land(last, News::Failure));
+    let out_of_turn = lab.ask();
+    assert_eq!(lab.commit(&early), None);
+    assert_eq!(lab.state(), State::Open { until });
+    assert_eq!(lab.commit(&out_of_turn), Some(Change::Closed));
+}
+
+#[test]
+fn the_stream_that_was_sent_last_before_the_break_does_not_end_it() {
+    let mut lab = Lab::new();
+    lab.answer_unmoved([News::Failure; 4]);
+    let (first, last) = (lab.ask(), lab.ask());
+    let (_, until) = break_of(lab.land(first, News::Failure));
+    assert_eq!(lab.commit(&last), None);
+    assert_eq!(lab.state(), State::Open { until });
+}
+
 // Old news.
 
 #[test]
@@ -1017,6 +1065,13 @@ fn no_length_of_a_break_or_window_is_too_long() {
         assert_eq!(lab.answer(News::Success), CLOSED);
         lab.open();
     }
+}
+
+#[test]
+fn what_ends_too_late_for_the_clock_ends_in_thirty_years() {
+    let now = start();
+    assert_eq!(after(now, Duration::MAX) - now, SECOND * 946_080_000);
+    assert_eq!(after(end_of_time(), MOMENT), end_of_time());
 }
 
 #[test]

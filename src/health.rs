@@ -578,8 +578,11 @@ impl Window {
 
     fn is_bad(&self, rules: &Rules<'_>) -> bool {
         let tick = rules.tick;
-        let recent =
-            self.buckets.iter().filter(|bucket| tick - bucket.tick.min(tick) < BUCKETS as u64);
+        // Not yet a whole round of the buckets ago.
+        let recent = self
+            .buckets
+            .iter()
+            .filter(|bucket| tick.saturating_sub(bucket.tick) / BUCKETS as u64 == 0);
         let (requests, failures) = recent.fold((0u64, 0u64), |(requests, failures), bucket| {
             (requests + u64::from(bucket.requests), failures + u64::from(bucket.failures))
         });

@@ -606,6 +606,9 @@ fn a_429_out_of_turn_leaves_an_open_breaker_open_and_cools_down() {
     let (mut lab, until) = Lab::opened();
     assert_eq!(rest_of(lab.answer(News::Cooldown(None))), lab.now + SECOND * 5);
     assert_eq!(lab.state(), State::Open { until }, "the later of both ends is told");
+    let now = lab.now;
+    assert_eq!(rest_of(lab.answer(News::Cooldown(Some(until - now)))), until);
+    assert_eq!(lab.state(), State::Open { until }, "of two that end together, the break");
     let rest = rest_of(lab.answer(News::Cooldown(Some(SECOND * 200))));
     assert_eq!(lab.state(), State::CoolingDown { until: rest });
     lab.now = until;

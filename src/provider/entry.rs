@@ -565,6 +565,39 @@ mod tests {
         }
     }
 
+    #[cfg(feature = "json")]
+    #[test]
+    fn a_model_has_the_name_that_it_has_here_and_only_then_the_body_changes() {
+        let chain = checked([here().model("small", "vendor/small").model("large", "vendor/large")]);
+        let table = [
+            (r#"{"model": "small", "n": 1}"#, Some(r#"{"model": "vendor/small", "n": 1}"#)),
+            (r#"{"model": "large"}"#, Some(r#"{"model": "vendor/large"}"#)),
+            (r#"{"model": "other"}"#, None),
+            ("small", None),
+        ];
+        for (before, after) in table {
+            let mut request = Request::new(http::Method::POST, Url::parse("https://h").unwrap());
+            *request.body_mut() = Some(before.into());
+            request.headers_mut().insert(CONTENT_LENGTH, before.len().into());
+            chain.entries[0].rename_model(&mut request);
+            let body = request.body().unwrap().as_bytes().unwrap();
+            assert_eq!(body, after.unwrap_or(before).as_bytes());
+            assert_eq!(request.headers().contains_key(CONTENT_LENGTH), after.is_none(), "{before}");
+        }
+    }
+
+    #[cfg(feature = "json")]
+    #[test]
+    fn a_model_needs_two_names_and_is_renamed_once() {
+        for (from, to) in [("", "to"), ("from", ""), ("", "")] {
+            let error = refusal([here().model(from, to)]);
+            assert!(error.starts_with("provider `here`: model: must name two models"), "{error}");
+        }
+        let error = refusal([here().model("a", "x").model("b", "x").model("a", "y")]);
+        assert!(error.contains("model: `a` is renamed twice"), "{error}");
+        checked([here().model("a", "x").model("b", "x").model("x", "a")]);
+    }
+
     #[test]
     fn forwarded_auth_stays_at_home() {
         let chain = checked([

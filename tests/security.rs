@@ -1,0 +1,63 @@
+//! What SECURITY.md says beside what other tests hold: that these exist, and where this layer ends.
+
+mod support;
+
+use std::path::Path;
+
+use reqwest::header::{HeaderMap, HeaderValue};
+use reqwest_failover::{Provider, ProviderChain, harden};
+use reqwest_middleware::ClientBuilder;
+
+use support::canary::{assert_no_foreign_keys, canary};
+use support::{Answer, Server};
+
+/// What looks like `tests/keys.rs::a_test` in the page.
+fn named_tests() -> Vec<(&'static str, &'static str)> {
+    include_str!("../SECURITY.md").split('`').filter_map(|code| code.split_once(".rs::")).collect()
+}
+
+#[test]
+fn every_test_that_the_page_names_exists() {
+    let named = named_tests();
+    assert!(named.len() > 40, "{} are named", named.len());
+    for (file, test) in named {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(file).with_extension("rs");
+        let source =
+            std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{file}: {error}"));
+        let declared = format!("fn {test}()");
+        let before = source.split_once(&declared).map(|(before, _)| before.lines().rev());
+        let mut attributes = before.into_iter().flatten().take_while(|line| !line.is_empty());
+        assert!(
+            attributes.any(|line| line.contains("#[") && line.contains("test")),
+            "{file}.rs has no test {test}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_default_header_reaches_every_provider_and_replaces_no_credential() {
+    let servers =
+        [Server::start(Answer::error(500, "broken")).await, Server::start(Answer::ok()).await];
+    let keys = [canary("first"), canary("second")];
+    let chain = ProviderChain::of([
+        Provider::new("first", servers[0].base_url("/v1")).bearer(&keys[0]),
+        Provider::new("second", servers[1].base_url("/v1")).bearer(&keys[1]),
+    ]);
+    let everywhere = HeaderMap::from_iter(
+        [("authorization", "Bearer nobodys"), ("x-api-key", "everybodys")]
+            .map(|(name, value)| (name.parse().unwrap(), HeaderValue::from_static(value))),
+    );
+    let http = harden(reqwest::Client::builder()).default_headers(everywhere).no_proxy().build();
+    let client = ClientBuilder::new(http.unwrap()).with(chain.build().unwrap()).build();
+
+    let response = client.post(servers[0].base_url("/v1/models")).body("{}").send().await.unwrap();
+
+    assert_eq!(response.status(), 200);
+    for (server, key) in servers.iter().zip(&keys) {
+        let request = server.only_request();
+        assert_eq!(request.header("authorization"), Some(&*format!("Bearer {key}")));
+        assert_eq!(request.header("x-api-key"), Some("everybodys"));
+    }
+    let [first, second] = &keys;
+    assert_no_foreign_keys(&[(&servers[0], first), (&servers[1], second)], &[first, second]);
+}

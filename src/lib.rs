@@ -75,4 +75,6 @@ mod guides {
     #[cfg(feature = "json")]
     #[doc = include_str!("../docs/streams.md")]
     struct Streams;
+    #[doc = include_str!("../docs/testing.md")]
+    struct Testing;
 }

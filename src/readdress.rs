@@ -301,11 +301,13 @@ pub(crate) fn target_url(
     rewrite.append_to(&mut text, caller.query());
 
     let url = Url::parse(&text).ok()?;
-    let meant = match &text[path] {
-        "" => "/",
-        path => path,
-    };
-    (base.shares_origin(&url) && !has_userinfo(&url) && url.path() == meant).then_some(url)
+    is_as_meant(base, &url, &text[path]).then_some(url)
+}
+
+/// Whether the parser read the origin and path that were written, and nothing else before the query.
+fn is_as_meant(base: &Base, url: &Url, path: &str) -> bool {
+    let path = if path.is_empty() { "/" } else { path };
+    base.shares_origin(url) && !has_userinfo(url) && url.path() == path
 }
 
 /// Whether a URL that the user's `prepare` may have changed is still the provider's own.
@@ -640,6 +642,25 @@ mod tests {
     }
 
     #[test]
+    fn a_url_that_the_parser_read_otherwise_is_not_what_was_meant() {
+        let base = base("https://t/v1");
+        let table = [
+            ("https://t/v1/x?a#b", "/v1/x", true),
+            ("https://t:443/", "", true),
+            ("https://t/v1/y", "/v1/x", false),
+            ("https://t/x", "", false),
+            ("https://evil.example/v1/x", "/v1/x", false),
+            ("http://t/v1/x", "/v1/x", false),
+            ("https://t:8443/v1/x", "/v1/x", false),
+            ("https://me@t/v1/x", "/v1/x", false),
+            ("https://:pw@t/v1/x", "/v1/x", false),
+        ];
+        for (read, path, meant) in table {
+            assert_eq!(is_as_meant(&base, &url(read), path), meant, "{read}");
+        }
+    }
+
+    #[test]
     fn a_claim_is_of_no_use_for_another_url() {
         let caller = url("https://h/v1/chat");
         let claim = scope(&["https://h/v1"]).claim(&caller).unwrap();
@@ -807,6 +828,44 @@ mod tests {
         assert_eq!(kept.len(), callers_headers().keys_len() - 2);
         assert!(!kept.iter().any(|name| name == "host" || name == "x-own"));
         assert!(kept.iter().any(|name| name == "authorization"));
+    }
+
+    #[test]
+    fn what_the_caller_hands_over_is_found_whole_and_in_parts() {
+        let address = url("https://h/v1?KEY=in%20query&token=in+query+too&plain=visible");
+        let mut request = Request::new(http::Method::GET, address);
+        let mut sensitive = HeaderValue::from_static("marked");
+        sensitive.set_sensitive(true);
+        let headers = [
+            (AUTHORIZATION, HeaderValue::from_static("Bearer bare")),
+            (PROXY_AUTHORIZATION, HeaderValue::from_static("Basic dXNlcjpwYXNz")),
+            (COOKIE, HeaderValue::from_static("a=one; b=two=2")),
+            (HeaderName::from_static("x-marked"), sensitive),
+            (HeaderName::from_static("x-plain"), HeaderValue::from_static("visible=visible")),
+        ];
+        request.headers_mut().extend(headers);
+
+        let mut found = StripList::new([], ["token".to_owned()]).secrets_of(&request);
+
+        let mut expected = [
+            &["Bearer bare", "bare"][..],
+            &["Basic dXNlcjpwYXNz", "dXNlcjpwYXNz", "pass"],
+            &["a=one; b=two=2", "b=two=2", "one", "two=2"],
+            &["marked", "marked"],
+            &["in query", "in query too"],
+        ]
+        .concat();
+        found.sort();
+        expected.sort();
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn a_password_is_what_follows_the_user_if_it_is_anything() {
+        assert_eq!(password(" dXNlcjpwYTpzcw== ").as_deref(), Some("pa:ss"));
+        for none in ["dXNlcjo=", "dXNlcg==", "", "no base64", "/////w=="] {
+            assert_eq!(password(none), None, "{none}");
+        }
     }
 
     #[test]

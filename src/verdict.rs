@@ -475,6 +475,84 @@ mod tests {
     }
 
     #[test]
+    fn an_attempt_that_ran_out_of_time_is_ambiguous_only_if_it_was_sent() {
+        for sent in [false, true] {
+            let outcome = Outcome::timed_out("p", sent, Duration::ZERO);
+            assert!(outcome.is_timeout() && outcome.error().is_none());
+            assert_eq!(outcome.is_ambiguous(), sent);
+            assert_eq!(Verdict::standard(&outcome), Verdict::FailOver(Fault::Failure));
+            assert_eq!(Verdict::transient(&outcome), Verdict::FailOver(Fault::Failure));
+        }
+    }
+
+    #[cfg(feature = "json")]
+    #[test]
+    fn a_success_with_a_flaw_is_a_failure_with_the_status_that_it_had() {
+        let headers = headers(&[("x-a", "b")]);
+        for (reason, ambiguous) in
+            [(Reason::ErrorInSuccess, false), (Reason::Reset, true), (Reason::Timeout, true)]
+        {
+            let outcome = Outcome::flawed("p", reason, StatusCode::OK, &headers, Duration::ZERO);
+            assert_eq!((outcome.reason(), outcome.status()), (reason, Some(StatusCode::OK)));
+            assert_eq!(outcome.headers(), Some(&headers));
+            assert_eq!(outcome.is_ambiguous(), ambiguous, "{reason}");
+            assert_eq!(Verdict::standard(&outcome), Verdict::FailOver(Fault::Failure));
+            assert_eq!(Verdict::transient(&outcome), Verdict::FailOver(Fault::Failure));
+        }
+    }
+
+    #[test]
+    fn an_outcome_tells_what_came_of_the_attempt_and_shows_no_header() {
+        let headers = headers(&[("x-a", "canary"), ("retry-after", "7")]);
+        let error = std::io::Error::other("canary");
+        let took = Duration::from_millis(12);
+        let limited =
+            Outcome::answered("name", StatusCode::TOO_MANY_REQUESTS, &headers, false, took, wall);
+        assert_eq!((limited.provider(), limited.elapsed()), ("name", took));
+        assert_eq!(limited.status(), Some(StatusCode::TOO_MANY_REQUESTS));
+        assert_eq!(limited.headers(), Some(&headers));
+        assert_eq!(limited.retry_after(), Some(Duration::from_secs(7)));
+        assert!(limited.error().is_none() && !limited.is_timeout() && !limited.is_connect());
+
+        let refused = Outcome::failed("name", Reason::Connect, Some(&error), took);
+        assert!(refused.is_connect() && !refused.is_timeout());
+        assert_eq!((refused.status(), refused.headers()), (None, None));
+        assert_eq!(refused.error().unwrap().to_string(), "canary");
+        let unsent = Outcome::unsent("name", Reason::Credential, &error, took);
+        assert_eq!(unsent.error().unwrap().to_string(), "canary");
+        assert!(!unsent.is_connect());
+
+        let shown = format!("{limited:?} {refused:?}");
+        assert!(!shown.contains("canary"), "{shown}");
+        for part in ["name", "RateLimited", "429", "ambiguous: false", "7s", "12ms", "Connect"] {
+            assert!(shown.contains(part), "{part}: {shown}");
+        }
+    }
+
+    #[test]
+    fn every_reason_has_its_label() {
+        let table = [
+            (Reason::Ok, "ok"),
+            (Reason::ClientError, "client_error"),
+            (Reason::Auth, "auth"),
+            (Reason::RateLimited, "rate_limited"),
+            (Reason::ServerError, "server_error"),
+            (Reason::Redirected, "redirected"),
+            (Reason::Connect, "connect"),
+            (Reason::Timeout, "timeout"),
+            (Reason::Reset, "reset"),
+            (Reason::ErrorInSuccess, "error_in_success"),
+            (Reason::Credential, "credential"),
+            (Reason::Abandoned, "abandoned"),
+            (Reason::Other, "other"),
+        ];
+        for (reason, label) in table {
+            assert_eq!(reason.as_str(), label);
+            assert_eq!(format!("{reason:>18}"), format!("{label:>18}"));
+        }
+    }
+
+    #[test]
     fn every_form_of_hint_is_read_or_refused() {
         let second = Duration::from_secs(1);
         type Row = (&'static [(&'static str, &'static str)], Option<Duration>);

@@ -302,8 +302,43 @@ mod tests {
     fn is_never_longer_than_it_may_be() {
         for text in ["x", "é", "\u{1}", "𝄞"] {
             let message = body(&text.repeat(10_000)).unwrap();
-            assert!(message.len() <= LONGEST && message.ends_with('…'), "{text}");
+            assert!((2040..=2048).contains(&message.len()) && message.ends_with('…'), "{text}");
         }
+    }
+
+    #[test]
+    fn what_was_redacted_makes_room_for_what_follows_and_the_cut_shows_no_half_of_a_key() {
+        let key = "k".repeat(39) + "!";
+        let text = format!("{}{}{key}", key.repeat(100), "x".repeat(90));
+        let message = of_body(text.as_bytes(), true, &[key]).unwrap();
+        assert_eq!(*message, *format!("{}{}", "[redacted]".repeat(100), "x".repeat(90)));
+    }
+
+    #[test]
+    fn what_only_begins_like_a_key_is_shown() {
+        for (text, complete) in [
+            ("key: sk-s", true),
+            ("sk-other, and more", false),
+            ("s, and more", false),
+            ("&abcdefg", false),
+            ("%zzzzzzz", false),
+        ] {
+            let shown = of_body(text.as_bytes(), complete, &secrets());
+            assert_eq!(shown.as_deref(), Some(text));
+        }
+    }
+
+    #[test]
+    fn a_space_in_a_key_may_come_back_as_a_plus() {
+        assert_eq!(redact("<pass+word>", true, &["pass word".to_owned()]), "<[redacted]>");
+    }
+
+    #[test]
+    fn the_words_of_reqwests_errors_are_not_told_but_those_of_their_sources_are() {
+        let error = || reqwest::Client::new().get("canary").build().unwrap_err();
+        let wrapped = reqwest_middleware::Error::from(error());
+        let told = [of_error(&error(), &[]), of_error(&wrapped, &[])];
+        assert_eq!(told.map(String::from), ["relative URL without a base"; 2]);
     }
 
     #[test]

@@ -221,6 +221,18 @@ mod tests {
     }
 
     #[test]
+    fn is_a_timeout_by_its_last_attempt_or_as_a_whole() {
+        let mut late = failed();
+        assert!(!late.is_timeout());
+        late.report.push(Attempt { reason: Reason::Timeout, ..late.report.attempts()[1].clone() });
+        assert!(late.is_timeout() && !late.is_connect());
+        assert_eq!(late.report().attempts().len(), 3);
+        let never = FailoverError::new(Cause::NoTime, Report::new());
+        assert!(never.is_timeout() && !never.is_connect());
+        assert_eq!((never.last_status(), never.retry_after()), (None, None));
+    }
+
+    #[test]
     fn is_found_through_transparent_and_nested_errors() {
         #[derive(Debug, thiserror::Error)]
         #[error("retried 3 times")]
@@ -239,7 +251,9 @@ mod tests {
     fn a_config_error_names_the_provider_and_the_field() {
         let error = ConfigError::new(Some("a"), "base_url", "must be absolute");
         assert_eq!(error.to_string(), "provider `a`: base_url: must be absolute");
+        assert_eq!(error.provider(), Some("a"));
         let error = ConfigError::new(None, "max_attempts", "must be at least 1");
         assert_eq!(error.to_string(), "max_attempts: must be at least 1");
+        assert_eq!(error.provider(), None);
     }
 }

@@ -254,6 +254,52 @@ mod tests {
     }
 
     #[test]
+    fn an_attempt_tells_what_came_of_it() {
+        let mut report = Report::new();
+        assert_eq!(report.push(attempt("a", Some(302), Reason::Redirected, 7)), 0);
+        assert!(!report.is_maybe_processed());
+        report.set_message(0, Some("moved".into()));
+        let once = Attempt { not_replayable: true, ..attempt("b", None, Reason::Timeout, 9) };
+        assert_eq!(report.push(once), 1);
+        assert!(report.is_maybe_processed());
+        assert_eq!(report.push_before(Some(1), attempt("c", None, Reason::Connect, 1)), 1);
+        assert_eq!(report.push_before(None, attempt("d", Some(200), Reason::Ok, 1)), 3);
+        report.set_message(2, Some("late".into()));
+        report.set_message(9, Some("nobody's".into()));
+        report.finish(true, Duration::from_millis(11));
+
+        let told: Vec<_> = report
+            .attempts()
+            .iter()
+            .map(|attempt| {
+                let status = attempt.status().map(|status| status.as_u16());
+                (attempt.provider(), status, attempt.reason(), attempt.message())
+            })
+            .collect();
+        assert_eq!(
+            told,
+            [
+                ("a", Some(302), Reason::Redirected, Some("moved")),
+                ("c", None, Reason::Connect, None),
+                ("b", None, Reason::Timeout, Some("late")),
+                ("d", Some(200), Reason::Ok, None),
+            ]
+        );
+        let timed_out = &report.attempts()[2];
+        assert!(timed_out.maybe_processed() && timed_out.not_replayable());
+        assert_eq!(timed_out.elapsed(), Duration::from_millis(9));
+        let first = &report.attempts()[0];
+        assert!(!first.maybe_processed() && !first.not_replayable());
+        assert_eq!(first.to_string(), "a 302 (redirected) in 7 ms");
+        assert_eq!(report.elapsed(), Duration::from_millis(11));
+
+        let mut response = http::Response::new("");
+        response.extensions_mut().insert(report);
+        let response = Response::from(response);
+        assert_eq!(Report::of(&response).and_then(Report::served_by), Some("d"));
+    }
+
+    #[test]
     fn nobody_served_a_report_that_ends_in_failure() {
         let mut report = Report::new();
         report.push(attempt("a", Some(500), Reason::ServerError, 1));

@@ -1124,6 +1124,8 @@ enum Fact {
         at: Instant,
         failed: bool,
     },
+    /// A later attempt elsewhere answered first.
+    Overtaken,
     Opened {
         at: Instant,
         until: Instant,
@@ -1272,7 +1274,18 @@ impl Model {
         healed(level, closed, now)
     }
 
-    /// Whether what was noticed since the breaker closed opens it.
+    /// Whether the row of failures and silences since the breaker closed opens it.
+    fn is_row(&self) -> bool {
+        let since = self.moved().unwrap_or(0);
+        let noticed = self.facts[since..].iter().rev().filter_map(|fact| match *fact {
+            Fact::Noticed { failed, .. } => Some(failed),
+            Fact::Overtaken => Some(true),
+            _ => None,
+        });
+        noticed.take_while(|bad| *bad).count() >= self.settings.consecutive as usize
+    }
+
+    /// Whether the share of failures since the breaker closed opens it.
     fn is_bad(&self, now: Instant) -> bool {
         let since = self.moved().unwrap_or(0);
         let noticed: Vec<_> = self.facts[since..]
@@ -1282,15 +1295,13 @@ impl Model {
                 _ => None,
             })
             .collect();
-        let in_a_row = noticed.iter().rev().take_while(|(_, failed)| *failed).count();
         let tenth =
             |at: Instant| (at - self.began).as_nanos() / (self.settings.window / 10).as_nanos();
         let recent: Vec<_> =
             noticed.iter().filter(|(at, _)| tenth(*at) + 10 > tenth(now)).collect();
         let failed = recent.iter().filter(|(_, failed)| *failed).count();
-        in_a_row >= self.settings.consecutive as usize
-            || recent.len() >= self.settings.minimum as usize
-                && failed as f64 / recent.len() as f64 >= self.settings.ratio
+        recent.len() >= self.settings.minimum as usize
+            && failed as f64 / recent.len() as f64 >= self.settings.ratio
     }
 
     fn open(&mut self, now: Instant, change: Option<Change>) -> Result<(), TestCaseError> {
@@ -1310,6 +1321,21 @@ impl Model {
     fn close(&mut self, now: Instant, change: Option<Change>) -> Result<(), TestCaseError> {
         prop_assert_eq!(change, Some(Change::Closed));
         self.facts.push(Fact::Closed { at: now });
+        Ok(())
+    }
+
+    /// Checks what the good beginning of a stream changed, and takes it in.
+    fn commit(
+        &mut self,
+        ticket: usize,
+        now: Instant,
+        change: Option<Change>,
+    ) -> Result<(), TestCaseError> {
+        let asked = self.last(|it| matches!(it, Fact::Asked { ticket: it, .. } if *it == ticket));
+        match self.break_end() {
+            Some(_) if asked > self.moved() => self.close(now, change)?,
+            _ => prop_assert_eq!(change, None),
+        }
         Ok(())
     }
 
@@ -1338,14 +1364,21 @@ impl Model {
             }
             (None, News::Failure) if standing != Standing::WhileCooling => {
                 self.facts.push(Fact::Noticed { at: now, failed: true });
-                match self.is_bad(now) {
+                match self.is_row() || self.is_bad(now) {
+                    true => self.open(now, breaker)?,
+                    false => prop_assert_eq!(breaker, None),
+                }
+            }
+            (None, News::Overtaken) if standing != Standing::WhileCooling => {
+                self.facts.push(Fact::Overtaken);
+                match self.is_row() {
                     true => self.open(now, breaker)?,
                     false => prop_assert_eq!(breaker, None),
                 }
             }
             (None, _) => prop_assert_eq!(breaker, None),
             (Some(_), News::Success) => self.close(now, breaker)?,
-            (Some(_), News::Failure) if probes => self.open(now, breaker)?,
+            (Some(_), News::Failure | News::Overtaken) if probes => self.open(now, breaker)?,
             (Some(_), _) if probes => self.close(now, breaker)?,
             (Some(_), _) => prop_assert_eq!(breaker, None),
         }
@@ -1383,6 +1416,8 @@ enum Deed {
     Ask,
     /// Lands the outstanding ticket of this number, wrapped around.
     Land(usize, News),
+    /// The outstanding ticket of this number is a stream that has begun well.
+    Commit(usize),
     /// That many requests, at once.
     Burst(usize, News),
     Cancel(usize),
@@ -1425,11 +1460,12 @@ impl Dice {
     }
 
     fn news(&mut self) -> News {
-        match self.below(11) {
+        match self.below(12) {
             0..4 => News::Failure,
             4..7 => News::Success,
             7 => News::Neutral,
             8 => News::Nothing,
+            9 => News::Overtaken,
             _ => News::Cooldown(match self.below(5) {
                 0 | 1 => None,
                 2 | 3 => Some(Duration::from_millis(self.below(400_000))),
@@ -1439,7 +1475,7 @@ impl Dice {
     }
 
     fn deed(&mut self) -> Deed {
-        match self.below(23) {
+        match self.below(24) {
             0..5 => Deed::Ask,
             5..11 => Deed::Land(self.below(8) as usize, self.news()),
             11..14 => Deed::Burst(1 + self.below(6) as usize, self.news()),
@@ -1451,6 +1487,7 @@ impl Dice {
                 ])))
             }
             19..22 => Deed::PassUntilDue,
+            22 => Deed::Commit(self.below(8) as usize),
             _ => Deed::Isolate(self.below(3) == 0),
         }
     }
@@ -1527,7 +1564,8 @@ impl World {
         let Some((number, ticket)) = self.take(provider, number) else { return Ok(()) };
         let changes = self.board.land(ticket, news, self.now);
         let opened = matches!(changes[0], Some(Change::Opened { .. }));
-        prop_assert!(!opened || news == News::Failure, "only a failure opens");
+        let bad = matches!(news, News::Failure | News::Overtaken);
+        prop_assert!(!opened || bad, "only a failure opens, and silence");
         self.models[provider].land(number, news, self.now, changes)
     }
 
@@ -1535,6 +1573,14 @@ impl World {
         match deed {
             Deed::Ask => self.ask(provider)?,
             Deed::Land(number, news) => self.land(provider, number, news)?,
+            Deed::Commit(number) => {
+                let out = &self.out[provider];
+                let Some((number, ticket)) = out.get(number % out.len().max(1)) else {
+                    return Ok(());
+                };
+                let change = self.board.commit(ticket, self.now);
+                self.models[provider].commit(*number, self.now, change)?;
+            }
             Deed::Burst(requests, news) => {
                 (0..requests).try_for_each(|_| self.ask(provider))?;
                 let newest = self.out[provider].len().saturating_sub(requests);

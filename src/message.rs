@@ -329,6 +329,20 @@ mod tests {
     }
 
     #[test]
+    fn a_secret_is_known_behind_every_entity() {
+        let secrets = ["a&b<c>d'e\"f".to_owned()];
+        let echoed = "<a&amp;b&lt;c&gt;d&apos;e&quot;f>";
+        assert_eq!(redact(echoed, true, &secrets), "<[redacted]>");
+    }
+
+    #[test]
+    fn a_message_is_shown_whole_while_there_is_room_for_the_mark_of_a_cut() {
+        let shown = |length: usize| body(&"x".repeat(length)).unwrap();
+        assert_eq!(*shown(2045), *"x".repeat(2045));
+        assert_eq!(*shown(2046), *format!("{}…", "x".repeat(2045)));
+    }
+
+    #[test]
     fn a_space_in_a_key_may_come_back_as_a_plus() {
         assert_eq!(redact("<pass+word>", true, &["pass word".to_owned()]), "<[redacted]>");
     }

@@ -1,7 +1,8 @@
-//! Instructions and allocations per request and layer, in one run: the figures that hold on a noisy
-//! machine. Needs valgrind (Debian: `apt-get install valgrind`).
+//! Instructions per request and layer, in one run: the figure that holds on a noisy machine. Needs
+//! valgrind (Debian: `apt-get install valgrind`).
 //!
-//! `cargo bench --bench instructions` prints the table.
+//! `cargo bench --bench instructions` prints the table; with `-- --check` it fails where a row has
+//! grown past its budget. Allocations are counted in `tests/allocations.rs`.
 
 mod rows;
 
@@ -12,6 +13,19 @@ use rows::{Bench, Row};
 const REQUESTS: u64 = 500;
 const BODY: usize = 1024;
 
+/// What each row was last measured to cost more than the no-op layer.
+const MEASURED: [(Row, f64); 7] = [
+    (Row::Ours, 6205.0),
+    (Row::Options, 0.0),
+    (Row::FailoverOnce, 0.0),
+    (Row::BreakerOpen, 0.0),
+    (Row::OneUsable, 0.0),
+    (Row::Ten, 0.0),
+    (Row::Hundred, 0.0),
+];
+/// How much more than that is put up with: compilers and dependencies differ a little.
+const SLACK: f64 = 0.03;
+
 fn main() {
     let arguments: Vec<String> = std::env::args().collect();
     match arguments.iter().position(|argument| argument == "--row") {
@@ -19,7 +33,12 @@ fn main() {
             let row = Row::of_name(&arguments[at + 1]).expect("a row's name");
             run(row, arguments[at + 2].parse().unwrap(), arguments[at + 3].parse().unwrap());
         }
-        None => table(),
+        None => {
+            let over = table();
+            if arguments.iter().any(|argument| argument == "--check") {
+                check(&over);
+            }
+        }
     }
 }
 
@@ -33,29 +52,42 @@ fn run(row: Row, body: usize, requests: u64) {
     });
 }
 
-fn table() {
-    let figures: Vec<(Row, f64, f64)> =
-        Row::ALL.map(|row| (row, instructions(row, BODY), allocations(row))).into();
-    let noop = *figures.iter().find(|(row, ..)| *row == Row::Noop).unwrap();
-    println!("{:<26} {:>13} {:>12} {:>7}", "per request", "instructions", "over no-op", "allocs");
-    for (row, instructions, allocations) in &figures {
+/// Prints every row, and returns what each costs more than the no-op layer.
+fn table() -> Vec<(Row, f64)> {
+    let figures = Row::ALL.map(|row| (row, instructions(row, BODY)));
+    let of = |wanted| figures.iter().find(|(row, _)| *row == wanted).unwrap().1;
+    let [noop, retry, chain] = [Row::Noop, Row::Retry, Row::Chain].map(of);
+    println!(
+        "{:<26} {:>12} {:>10} {:>8} {:>10} {:>10}",
+        "per request", "instructions", "over no-op", "/ no-op", "/ retry", "/ chain"
+    );
+    for (row, count) in figures {
         println!(
-            "{:<26} {:>13.0} {:>+12.0} {:>+7.1}",
+            "{:<26} {count:>12.0} {:>+10.0} {:>8.2} {:>10.2} {:>10.2}",
             row.name(),
-            instructions,
-            instructions - noop.1,
-            allocations - noop.2
+            count - noop,
+            count / noop,
+            count / retry,
+            count / chain,
         );
     }
     for body in [100 * 1024, 1024 * 1024] {
-        let grown = instructions(Row::Ours, body) - instructions(Row::Noop, body);
-        println!(
-            "{:<26} {:>13} {:>+12.0}",
-            format!("defaults, {} KiB body", body / 1024),
-            "",
-            grown
-        );
+        let over = instructions(Row::Ours, body) - instructions(Row::Noop, body);
+        println!("{:<39} {over:>+10.0}", format!("defaults, {} KiB body", body / 1024));
     }
+    figures.map(|(row, count)| (row, count - noop)).into()
+}
+
+/// Fails where a row costs more than it did.
+fn check(over: &[(Row, f64)]) {
+    let grown = MEASURED.iter().filter_map(|(row, measured)| {
+        let now = over.iter().find(|(other, _)| other == row)?.1;
+        (now > measured * (1.0 + SLACK))
+            .then(|| format!("{}: {now:+.0}, last measured {measured:+.0}", row.name()))
+    });
+    let grown: Vec<_> = grown.collect();
+    assert!(grown.is_empty(), "more instructions than before:\n{}", grown.join("\n"));
+    println!("no row costs more than {:.0} % over what was measured", SLACK * 100.0);
 }
 
 /// Instructions of one request: the difference between two runs leaves out everything else.
@@ -73,22 +105,6 @@ fn instructions(row: Row, body: usize) -> f64 {
         count.trim().lines().next().unwrap().trim().parse().unwrap()
     };
     (counted(2 * REQUESTS) - counted(REQUESTS)) / REQUESTS as f64
-}
-
-fn allocations(row: Row) -> f64 {
-    block_on(async {
-        let bench = Bench::new(row, BODY).await;
-        let requests = 100;
-        let counted = allocation_counter::measure(|| {
-            futures_util::future::FutureExt::now_or_never(async {
-                for _ in 0..requests {
-                    bench.send().await;
-                }
-            })
-            .expect("the terminal answers at once");
-        });
-        counted.count_total as f64 / f64::from(requests)
-    })
 }
 
 fn block_on<T>(future: impl Future<Output = T>) -> T {

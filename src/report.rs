@@ -180,7 +180,8 @@ impl Attempt {
     }
 
     /// Whether this attempt failed and the provider may have processed, and billed, the request all
-    /// the same: a timeout or a reset after it was sent, 504 and 524, or a redirect that was followed.
+    /// the same: a timeout or a reset after it was sent, 504 and 524, a redirect that was followed, or
+    /// an attempt that was dropped because another one, with [`Hedge`](crate::Hedge), was faster.
     pub fn maybe_processed(&self) -> bool {
         self.maybe_processed
     }

@@ -124,7 +124,8 @@ pub enum Reason {
     ErrorInSuccess,
     /// The credential source failed, or its token was malformed. Nothing was sent.
     Credential,
-    /// The attempt was dropped before it had an outcome, because the caller dropped the request.
+    /// The attempt was dropped before it had an outcome: the caller dropped the request, or a hedge or
+    /// the attempt that it was sent beside was faster.
     Abandoned,
     /// Anything else: an error of unknown kind, `prepare` that failed, a status outside 100–599.
     Other,

@@ -13,7 +13,7 @@ use http::Extensions;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder};
 use metrics_util::debugging::DebuggingRecorder;
 use reqwest::{Body, Request, Response};
-use reqwest_failover::{Provider, ProviderChain, Reason};
+use reqwest_failover::{Hedge, Provider, ProviderChain, ProviderChainBuilder, Reason};
 use reqwest_middleware::{ClientBuilder, Middleware, Next, Result};
 use serde_json::Value;
 
@@ -23,7 +23,6 @@ const GUIDE: &str = include_str!("../docs/observability.md");
 const DASHBOARD: &str = include_str!("../docs/grafana.json");
 
 /// Fails a few times in different ways, and then no more.
-#[derive(Default)]
 struct Recovering(AtomicUsize);
 
 #[async_trait]
@@ -41,13 +40,20 @@ impl Middleware for Recovering {
 
 /// Has everything happen that is counted.
 async fn everything() {
-    let chain = ProviderChain::of([
-        Provider::new("cometapi", "https://cometapi.test/v1").bearer("key-a"),
-        Provider::new("openai", "https://openai.test/v1").bearer("key-b"),
-    ]);
-    let chain = chain.attempt_timeout(Duration::from_secs(5)).build().unwrap();
-    let client =
-        ClientBuilder::new(reqwest::Client::new()).with(chain).with(Recovering::default()).build();
+    let chain = || {
+        ProviderChain::of([
+            Provider::new("cometapi", "https://cometapi.test/v1").bearer("key-a"),
+            Provider::new("openai", "https://openai.test/v1").bearer("key-b"),
+        ])
+    };
+    let client = |chain: ProviderChainBuilder, asked| {
+        let chain = chain.attempt_timeout(Duration::from_secs(5)).build().unwrap();
+        let recovering = Recovering(AtomicUsize::new(asked));
+        ClientBuilder::new(reqwest::Client::new()).with(chain).with(recovering).build()
+    };
+    let hedged = client(chain().hedge(Hedge::after(Duration::from_secs(1)).max_extra(1.0)), 3);
+    hedged.get("https://openai.test/v1/files").send().await.expect("the second one's answer");
+    let client = client(chain(), 0);
     let url = "https://openai.test/v1/files";
     client.get(url).send().await.expect("what the last provider answered");
     client.get("https://elsewhere.test/").send().await.expect("passed through");
@@ -96,7 +102,7 @@ fn every_metric_is_in_the_guide_with_its_kind_unit_and_labels() {
         let names = rest.split(',').filter_map(|label| Some(label.split_once('=')?.0));
         labels.entry(name).or_default().extend(names.map(|name| format!("`{name}`")));
     }
-    assert_eq!(readings.described.len(), 12, "{:#?}", readings.described);
+    assert_eq!(readings.described.len(), 13, "{:#?}", readings.described);
     for (name, (kind, unit, text)) in &readings.described {
         assert!(!text.is_empty(), "{name} has no description");
         let begins = format!("| `{name}` |");

@@ -81,35 +81,35 @@ impl<'a> Race<'a> {
             if let Some(landed) = landed.take() {
                 leave(call, landed, None).await;
             }
-            let Some((at, sent)) = wait(call, &mut flying, until).await else {
+            let Some((at, (sent, own))) = wait(call, &mut flying, until).await else {
                 call.tick();
                 next = call.next();
                 continue;
             };
-            let attempt = flying.swap_remove(at);
-            if let Some(token) = attempt.trail.token() {
+            if let Some(token) = flying[at].trail.token() {
                 call.hide(token.clone());
             }
-            let (sent, own) = sent;
             #[cfg(feature = "json")]
-            let sent = match (sent, attempt.asked) {
+            let sent = match (sent, flying[at].asked.take()) {
                 (Sent::Response(response), Some(asked)) => {
-                    flying.push(attempt.look_into(response, asked, own, call));
+                    flying[at].look_into(response, asked, own, call);
                     next = call.next();
                     continue;
                 }
                 (sent, _) => sent,
             };
+            let (flight, trace) = flying.swap_remove(at).ground();
             if let Sent::CallerFailed(error) = sent {
                 return Finish::CallerFailed(error);
             }
-            let winner = call.sequence(attempt.flight);
+            let winner = call.sequence(flight);
             let Verdicted { index, verdict, next: following } =
-                call.land(attempt.flight, &sent, &attempt.trace, self.upgrade_asked);
-            let landing = Landed { index, flight: attempt.flight, sent, own };
+                call.land(flight, &sent, &trace, self.upgrade_asked);
+            let landing = Landed { index, flight, sent, own };
             if verdict == Verdict::Accept {
                 for loser in flying {
-                    call.lose(loser.flight, winner.unwrap_or(0), loser.trail.has_departed());
+                    let departed = loser.trail.has_departed();
+                    call.lose(loser.ground().0, winner.unwrap_or(0), departed);
                 }
                 return Finish::Served(landing);
             }
@@ -196,6 +196,11 @@ struct Flying<'a> {
 }
 
 impl Flying<'_> {
+    /// Drops what it holds, so that it is free before anybody is told. Returns its flight and span.
+    fn ground(self) -> (usize, Trace) {
+        (self.flight, self.trace)
+    }
+
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<(Sent, Extensions)> {
         let future = &mut self.future;
         if let Poll::Ready(landed) = self.trace.within(|| future.as_mut().poll(context)) {
@@ -213,15 +218,15 @@ impl<'a> Flying<'a> {
     /// Looks for an error inside the response. This is no part of the attempt's time, which ends
     /// with the headers.
     fn look_into(
-        self,
+        &mut self,
         response: reqwest::Response,
         asked: inspect::Asked,
         own: Extensions,
         call: &mut Call<'a>,
-    ) -> Self {
+    ) {
         let (since, deadline) = (call.tick(), call.deadline());
         let chain = call.chain();
-        let future = Box::pin(async move {
+        self.future = Box::pin(async move {
             let sent = match &chain.inspect {
                 Some(settings) => match inspect(response, asked, settings, since, deadline).await {
                     Inspected::Pass(response) => Sent::Response(response),
@@ -232,7 +237,7 @@ impl<'a> Flying<'a> {
             };
             (sent, own)
         });
-        Self { future, asked: None, until: None, timer: None, ..self }
+        (self.until, self.timer) = (None, None);
     }
 }
 

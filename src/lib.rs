@@ -72,6 +72,8 @@ mod guides {
     // docs/recipes.md needs the clients that it is about: it is a doctest of `clients`.
     #[doc = include_str!("../docs/observability.md")]
     struct Observability;
+    #[doc = include_str!("../docs/performance.md")]
+    struct Performance;
     #[cfg(feature = "json")]
     #[doc = include_str!("../docs/streams.md")]
     struct Streams;

@@ -25,7 +25,7 @@ pub(super) fn kinds() -> Vec<Kind> {
     ];
     let failed = status(500, Reason::ServerError, Cost::Failure);
     let broken = served(BodyEnd::Broken);
-    let flood = || vec![Again(empty_data().repeat(100), ms(1))];
+    let flood = || vec![Again(empty_data().repeat(20), ms(1))];
     vec![
         reset("REFUSED_STREAM", Code::REFUSED_STREAM),
         reset("CANCEL", Code::CANCEL),

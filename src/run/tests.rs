@@ -1178,6 +1178,43 @@ proptest! {
     }
 }
 
+// Streams that have begun well, and whose end is still to come.
+
+#[test]
+fn a_run_ends_with_a_stream_that_has_begun_and_its_provider_has_served() {
+    let mut lab = Lab::of(2);
+    let mut run = lab.run();
+    let stream = lab.send(&mut run);
+    assert_eq!(run.commit(&stream.ticket, &mut lab.board, lab.now), Changes::default());
+    assert!(lab.step(&mut run).is_none(), "nobody else is asked");
+    assert_eq!((lab.counts(0).served, lab.counts(0).in_flight), (1, 1));
+    lab.board.land(stream.ticket, News::Failure, lab.now);
+    assert_eq!((lab.counts(0).in_flight, lab.counts(0).failures), (0, 1));
+}
+
+#[test]
+fn a_probe_that_begins_to_stream_closes_the_breaker() {
+    let mut lab = Lab::of(1);
+    lab.now = lab.open(0);
+    let mut run = lab.run();
+    let probe = lab.send(&mut run);
+    let changes = run.commit(&probe.ticket, &mut lab.board, lab.now);
+    assert_eq!(changes, [Some(Change::Closed), None]);
+    assert_eq!(lab.state(0), State::Closed);
+}
+
+#[test]
+fn a_stream_that_has_begun_beside_another_attempt_waits_for_that_one_only() {
+    let mut lab = Lab::hedging(3, 5);
+    let mut run = lab.run();
+    let slow = lab.send(&mut run);
+    let hedge = lab.hedge(&mut run);
+    run.commit(&hedge, &mut lab.board, lab.now);
+    lab.assert_never_hedges(&mut run);
+    run.lose(slow.ticket, hedge.sequence(), &mut lab.board, lab.now);
+    assert!(matches!(lab.raw_step(&mut run), Step::Done));
+}
+
 // Hedging: a second provider beside a silent one.
 
 const SILENCE: Duration = Duration::from_millis(40);
@@ -1398,6 +1435,18 @@ fn a_hedge_that_comes_too_late_is_no_news() {
     }
     assert_eq!(lab.state(1), State::Closed);
     assert_eq!(lab.counts(1).in_flight, 0);
+}
+
+#[test]
+fn nobody_is_overtaken_by_itself() {
+    let mut lab = Lab::hedging(2, 100);
+    for _ in 0..20 {
+        let mut run = lab.run();
+        let sent = lab.send(&mut run);
+        let own = sent.ticket.sequence();
+        assert_eq!(run.lose(sent.ticket, own, &mut lab.board, lab.now), Changes::default());
+    }
+    assert_eq!(lab.state(0), State::Closed);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! What a server does to a connection in place of answering as it should: bytes, pauses and ends.
 
 use std::io;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -146,20 +147,21 @@ async fn sink<S: AsyncRead + Unpin>(io: &mut S) -> End {
     End::Fin
 }
 
-/// A gzip stream that begins well and inflates to 258 bytes for every 13 bits. Without an end.
-pub(crate) fn gzip_bomb(inflated: usize) -> Vec<u8> {
-    let mut bytes = vec![0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255];
-    let mut bits = Bits::default();
-    // A block with the fixed codes, not the last one; the letter `a`.
-    bits.push_low_first(0b010, 3);
-    bits.push_high_first(0b1001_0001, 8);
-    for _ in 0..inflated / 258 {
-        // "The last byte 258 times": a length and a distance.
-        bits.push_high_first(0b1100_0101, 8);
-        bits.push_high_first(0, 5);
-    }
-    bytes.extend(bits.bytes);
-    bytes
+/// A gzip stream without an end that inflates to 64 MiB: 258 bytes for every 13 bits.
+pub(crate) fn gzip_bomb() -> &'static [u8] {
+    static BOMB: LazyLock<Vec<u8>> = LazyLock::new(|| {
+        let mut bits = Bits::default();
+        // A block with the fixed codes, not the last one; the letter `a`.
+        bits.push_low_first(0b010, 3);
+        bits.push_high_first(0b1001_0001, 8);
+        for _ in 0..(64 << 20) / 258 {
+            // "The last byte 258 times": a length and a distance.
+            bits.push_high_first(0b1100_0101, 8);
+            bits.push_high_first(0, 5);
+        }
+        [&[0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255], &*bits.bytes].concat()
+    });
+    &BOMB
 }
 
 #[derive(Default)]

@@ -43,7 +43,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-fn table(load: Load) -> Result<Vec<(&'static str, f64, Tail)>, Box<dyn Error>> {
+fn table(load: Load) -> Result<Vec<Measured>, Box<dyn Error>> {
     println!("{}", load.name());
     println!("{:<34} {:>8} {:>8} {:>8} {:>8} {:>8}", "", "stalled", "p50", "p99", "p99.9", "extra");
     let mut measured = Vec::new();
@@ -59,7 +59,7 @@ fn table(load: Load) -> Result<Vec<(&'static str, f64, Tail)>, Box<dyn Error>> {
                 tail.quantile(0.999).as_millis(),
                 tail.extra * 100.0,
             );
-            measured.push((strategy.name(), stalled, tail));
+            measured.push(Measured { strategy: strategy.name(), stalled, tail });
         }
     }
     println!();
@@ -118,6 +118,13 @@ impl Strategy {
                 .breaker(Breaker::default().ratio(0.2, 20)),
         }
     }
+}
+
+/// What came of a strategy.
+pub(crate) struct Measured {
+    strategy: &'static str,
+    stalled: f64,
+    tail: Tail,
 }
 
 /// How long requests took, and how many calls more than one they needed.

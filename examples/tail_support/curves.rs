@@ -4,20 +4,17 @@ use std::error::Error;
 
 use plotters::prelude::*;
 
-use super::Tail;
+use super::{Measured, Tail};
 
-pub(crate) fn svg(
-    stalled: &[f64],
-    measured: &[(&'static str, f64, Tail)],
-) -> Result<String, Box<dyn Error>> {
+pub(crate) fn svg(stalled: &[f64], measured: &[Measured]) -> Result<String, Box<dyn Error>> {
     let mut svg = String::new();
     {
         let page = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
         page.fill(&WHITE)?;
         let panels = page.split_evenly((1, stalled.len()));
         for (panel, stalled) in panels.iter().zip(stalled) {
-            let tails = measured.iter().filter(|(_, share, _)| share == stalled);
-            draw(panel, *stalled, tails.map(|(name, _, tail)| (*name, tail)))?;
+            let of_panel = measured.iter().filter(|measured| measured.stalled == *stalled);
+            draw(panel, *stalled, of_panel)?;
         }
         page.present()?;
     }
@@ -27,7 +24,7 @@ pub(crate) fn svg(
 fn draw<'t>(
     panel: &DrawingArea<SVGBackend<'_>, plotters::coord::Shift>,
     stalled: f64,
-    tails: impl Iterator<Item = (&'static str, &'t Tail)>,
+    measured: impl Iterator<Item = &'t Measured>,
 ) -> Result<(), Box<dyn Error>> {
     let title = format!("{:.0} % of the first provider's answers stall", stalled * 100.0);
     let mut chart = ChartBuilder::on(panel)
@@ -44,10 +41,10 @@ fn draw<'t>(
         .y_label_formatter(&|share: &f64| format!("{} %", share * 100.0))
         .light_line_style(WHITE)
         .draw()?;
-    for ((name, tail), color) in tails.zip(COLORS) {
+    for (Measured { strategy, tail, .. }, color) in measured.zip(COLORS) {
         chart
             .draw_series(LineSeries::new(points(tail), color.stroke_width(2)))?
-            .label(name)
+            .label(*strategy)
             .legend(move |(x, y)| {
                 PathElement::new(vec![(x, y), (x + 18, y)], color.stroke_width(3))
             });

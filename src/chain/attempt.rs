@@ -41,9 +41,15 @@ pub(super) enum Sent {
         departed: bool,
     },
     /// The credential source or `prepare` failed.
-    Unsent(Reason, BoxError),
+    Unsent(Unsent),
     /// The caller's own body broke off: nobody can do anything about that.
     CallerFailed(Error),
+}
+
+/// Why a request was not sent.
+pub(super) struct Unsent {
+    reason: Reason,
+    error: BoxError,
 }
 
 impl Sent {
@@ -129,7 +135,9 @@ impl Sent {
                 Outcome::failed(provider, reason_of(error), Some(error), elapsed)
             }
             Self::TimedOut { departed } => Outcome::timed_out(provider, *departed, elapsed),
-            Self::Unsent(reason, error) => Outcome::unsent(provider, *reason, &**error, elapsed),
+            Self::Unsent(Unsent { reason, error }) => {
+                Outcome::unsent(provider, *reason, &**error, elapsed)
+            }
             Self::Redirected(_) | Self::CallerFailed(_) => return None,
         })
     }
@@ -140,7 +148,7 @@ impl Sent {
         if matches!(self, Self::Flawed(..)) {
             return true;
         }
-        matches!(self, Self::Failed(_) | Self::CallerFailed(_) | Self::Unsent(..))
+        matches!(self, Self::Failed(_) | Self::CallerFailed(_) | Self::Unsent(_))
     }
 
     /// What went wrong, where it is known already. `secrets` must not be shown.
@@ -152,7 +160,7 @@ impl Sent {
             Self::Failed(error) | Self::CallerFailed(error) => {
                 Some(message::of_error(held_by(error), &secrets()))
             }
-            Self::Unsent(_, error) => Some(message::of_error(&**error, &secrets())),
+            Self::Unsent(unsent) => Some(message::of_error(&*unsent.error, &secrets())),
             #[cfg(feature = "json")]
             Self::Flawed(response, Flaw::Error(said)) if Report::of(response).is_none() => {
                 message::of_body(said, true, &secrets())
@@ -204,7 +212,7 @@ pub(super) struct Departure {
 
 impl Attempt<'_> {
     /// Makes the request the provider's own, for a provider without a source of tokens.
-    pub(super) fn readdress(&self, request: &mut Request) -> Result<Departure, Sent> {
+    pub(super) fn readdress(&self, request: &mut Request) -> Result<Departure, Unsent> {
         self.dress(request)?;
         self.prepare(request)
     }
@@ -214,7 +222,7 @@ impl Attempt<'_> {
         &self,
         request: &mut Request,
         trail: &Trail,
-    ) -> Result<Departure, Sent> {
+    ) -> Result<Departure, Unsent> {
         let Some(source) = &self.entry().source else { return self.readdress(request) };
         self.dress(request)?;
         let token = Box::pin(self.token(source, trail)).await?;
@@ -244,7 +252,7 @@ impl Attempt<'_> {
     }
 
     /// Gives the request the provider's URL, headers and credential.
-    fn dress(&self, request: &mut Request) -> Result<(), Sent> {
+    fn dress(&self, request: &mut Request) -> Result<(), Unsent> {
         let Inner { scope, strip, .. } = self.chain;
         let entry = self.entry();
         let target = self
@@ -259,7 +267,7 @@ impl Attempt<'_> {
     }
 
     /// Gives the model its name at the provider, and `prepare` its word.
-    fn prepare(&self, request: &mut Request) -> Result<Departure, Sent> {
+    fn prepare(&self, request: &mut Request) -> Result<Departure, Unsent> {
         let entry = self.entry();
         #[cfg(feature = "json")]
         entry.rename_model(request);
@@ -267,7 +275,7 @@ impl Attempt<'_> {
         if let Some(prepare) = &entry.prepare {
             match self.chain.observer.guard("prepare", || prepare(request)) {
                 Some(Ok(())) => {}
-                Some(Err(error)) => return Err(Sent::Unsent(Reason::Other, error)),
+                Some(Err(error)) => return Err(Unsent { reason: Reason::Other, error }),
                 None => return Err(unsent("`prepare` panicked")),
             }
             if !still_inside(&entry.base, request.url()) {
@@ -279,8 +287,12 @@ impl Attempt<'_> {
     }
 
     /// Asks the entry's source of tokens.
-    async fn token(&self, source: &TokenSource, trail: &Trail) -> Result<http::HeaderValue, Sent> {
-        let failed = |error: BoxError| Sent::Unsent(Reason::Credential, error);
+    async fn token(
+        &self,
+        source: &TokenSource,
+        trail: &Trail,
+    ) -> Result<http::HeaderValue, Unsent> {
+        let failed = |error: BoxError| Unsent { reason: Reason::Credential, error };
         let panicked = || {
             self.chain.observer.emit(&Event::CallbackPanicked { callback: "bearer_from" });
             failed("`bearer_from` panicked".into())
@@ -310,8 +322,8 @@ impl Attempt<'_> {
     }
 }
 
-fn unsent(problem: &str) -> Sent {
-    Sent::Unsent(Reason::Other, problem.into())
+fn unsent(problem: &str) -> Unsent {
+    Unsent { reason: Reason::Other, error: problem.into() }
 }
 
 /// Whether a response came from elsewhere: a redirect was followed below this layer, which may turn

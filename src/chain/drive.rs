@@ -51,10 +51,13 @@ pub(super) fn drive<'a>(
     let first = First { call, address, next, order, pristine, trace, upgrade_asked };
     match first.attempt().readdress(&mut request) {
         Ok(departure) => first.send(request, departure, extensions),
-        Err(sent) => match first.settle(sent, extensions.clone(), extensions) {
-            Ok(result) => Box::pin(ready(result)),
-            Err(rest) => rest,
-        },
+        Err(unsent) => {
+            let own = extensions.clone();
+            match first.settle(Sent::Unsent(unsent), own, extensions) {
+                Ok(result) => Box::pin(ready(result)),
+                Err(rest) => rest,
+            }
+        }
     }
 }
 
@@ -266,6 +269,7 @@ async fn make_replayable(
 }
 
 /// Hands the accepted response to the caller.
+#[cfg_attr(not(feature = "json"), expect(unused_variables, reason = "only streams stay in flight"))]
 fn serve(
     call: &mut Call<'_>,
     sent: Sent,

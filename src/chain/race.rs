@@ -158,7 +158,7 @@ impl<'a> Race<'a> {
                         let result = next.run(request, &mut own).await;
                         attempt.receive(&departure, result)
                     }
-                    Err(sent) => sent,
+                    Err(unsent) => Sent::Unsent(unsent),
                 };
                 match (sent, stream_failed) {
                     (Sent::Failed(error), Some(flag)) if flag.load(Ordering::Relaxed) => {

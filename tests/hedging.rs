@@ -5,14 +5,15 @@ mod terminal;
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
+use futures_util::FutureExt;
 use http::Extensions;
 use reqwest::{Body, Request, Response};
 use reqwest_failover::{
     Ambiguous, Breaker, FailoverError, Hedge, Provider, ProviderChain, ProviderChainBuilder,
-    Reason, Report, Route, State,
+    Reason, Report, Route, State, Verdict,
 };
 use reqwest_middleware::{ClientBuilder, Middleware, Next, Result};
-use terminal::{Does, Told, World, lock, ms, provider, secs};
+use terminal::{Does, Told, World, keyless, lock, ms, provider, secs, sleep_until};
 use tokio::time::{Instant, sleep};
 
 fn hedged(chain: ProviderChainBuilder) -> ProviderChainBuilder {
@@ -304,6 +305,80 @@ async fn wherever_a_race_is_dropped_nothing_stays_in_flight() {
             assert_eq!(count(|told| matches!(told, Told::Finished(_))), 1.min(polls), "{told:?}");
         }
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_error_that_is_accepted_overtakes_nobody() {
+    let world = World::with([("a", Does::hang()), ("b", Does::fail())], |chain| {
+        hedged(chain).classify(|_| Verdict::Accept)
+    });
+    for _ in 0..5 {
+        world.post().send().await.unwrap_err();
+    }
+    assert_eq!(world.state("a"), State::Closed, "nobody answered before it");
+    assert_eq!(["a", "b"].map(|name| world.of_provider(name).in_flight()), [0, 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_beside_another_attempt_leaves_nothing_in_flight() {
+    for (a, b) in [
+        (Does::hang(), Does::panic().after(ms(3))),
+        (Does::panic().after(ms(50)), Does::hang()),
+        (Does::hang(), Does::panic()),
+    ] {
+        let world = World::with([("a", a), ("b", b)], hedged);
+        let asked = std::panic::AssertUnwindSafe(world.post().send());
+        assert!(asked.catch_unwind().await.is_err());
+        assert_eq!(["a", "b"].map(|name| world.of_provider(name).in_flight()), [0, 0]);
+        assert_eq!(["a", "b"].map(|name| world.state(name)), [State::Closed; 2]);
+        let ended = world.told().into_iter().filter(|told| matches!(told, Told::Ended(..)));
+        assert_eq!(ended.count(), 2);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hedge_that_never_leaves_is_not_processed() {
+    let hanging = || keyless("b").bearer_from(std::future::pending::<std::io::Result<String>>);
+    let world = World::of_providers(
+        vec![provider("a"), hanging()],
+        [("a", Does::status(200).after(ms(90))), ("b", Does::status(200))],
+        hedged,
+    );
+    let response = world.post().send().await.unwrap();
+    let report = Report::of(&response).unwrap();
+    assert_eq!(report.served_by(), Some("a"));
+    let lost = &report.attempts()[0];
+    assert_eq!((lost.provider(), lost.reason()), ("b", Reason::Abandoned));
+    assert!(!lost.maybe_processed());
+    assert_eq!(world.of_provider("b").in_flight(), 0);
+    assert_eq!(world.asked("b"), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hedge_that_cannot_be_prepared_makes_way_for_the_next() {
+    let panics = |_: &mut Request| -> std::io::Result<()> { panic!("scripted") };
+    let world = World::of_providers(
+        vec![provider("a"), provider("b").prepare(panics), provider("c")],
+        [("a", Does::hang()), ("b", Does::status(200)), ("c", Does::status(200))],
+        hedged,
+    );
+    assert_eq!(world.ask().await, "c");
+    assert!(world.told().contains(&Told::Panicked("prepare")));
+    assert_eq!(["a", "b", "c"].map(|name| world.of_provider(name).in_flight()), [0; 3]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_probe_that_is_overtaken_breaks_for_longer_and_gives_its_lease_back() {
+    let world = World::with([("a", Does::hang()), ("b", Does::status(200))], hedged);
+    let until = world.break_it("a").await;
+    sleep_until(until).await;
+    world.told();
+    assert_eq!(world.ask().await, "b");
+    let told = world.told();
+    assert!(told.contains(&Told::Probing("a".to_owned())), "{told:?}");
+    assert!(told.contains(&Told::Opened("a".to_owned(), 2)), "{told:?}");
+    assert!(matches!(world.state("a"), State::Open { .. }));
+    assert_eq!(world.of_provider("a").in_flight(), 0);
 }
 
 /// Leaves a note in the extensions for each request that it sees.

@@ -102,7 +102,8 @@ impl<'a> Race<'a> {
             if let Sent::CallerFailed(error) = sent {
                 return Finish::CallerFailed(error);
             }
-            let winner = call.sequence(flight);
+            // An error that is accepted ends the race, but is no answer to be overtaken by.
+            let winner = sent.status().and_then(|_| call.sequence(flight));
             let Verdicted { index, verdict, next: following } =
                 call.land(flight, &sent, &trace, self.upgrade_asked);
             let landing = Landed { index, flight, sent, own };

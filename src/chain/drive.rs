@@ -126,8 +126,7 @@ impl<'a> First<'a> {
         let Verdicted { index, verdict, next } =
             self.call.land(flight, &sent, &self.trace, self.upgrade_asked);
         if verdict == Verdict::Accept {
-            hand_back(extensions, own);
-            return Ok(serve(&mut self.call, sent, flight, extensions));
+            return Ok(serve(&mut self.call, sent, own, flight, extensions));
         }
         let race = Race {
             chain: self.call.chain(),
@@ -224,9 +223,8 @@ fn finish<'a>(
 ) -> Answer<'a> {
     Box::pin(async move {
         match race.run(&mut call, landed, next).await {
-            Finish::Served(landed) => {
-                hand_back(extensions, landed.own);
-                serve(&mut call, landed.sent, landed.flight, extensions)
+            Finish::Served(Landed { sent, own, flight, .. }) => {
+                serve(&mut call, sent, own, flight, extensions)
             }
             Finish::Exhausted(Some(landed)) => {
                 Box::pin(exhaust(&mut call, landed, extensions)).await
@@ -273,6 +271,7 @@ async fn make_replayable(
 fn serve(
     call: &mut Call<'_>,
     sent: Sent,
+    own: Extensions,
     flight: usize,
     extensions: &mut Extensions,
 ) -> reqwest_middleware::Result<Response> {
@@ -285,6 +284,7 @@ fn serve(
     let Some(Ok(mut response)) = result else {
         return Err(call.fail(Cause::NothingAccepted, extensions));
     };
+    hand_back(extensions, own);
     let report = call.finish(Ending::Served, extensions);
     response.extensions_mut().insert(report);
     Ok(response)

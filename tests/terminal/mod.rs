@@ -90,6 +90,11 @@ impl World {
         lock(&self.terminal.0).scripts.insert(name.to_owned(), does).unwrap()
     }
 
+    /// What answers, for a client with other layers.
+    pub fn terminal(&self) -> impl Middleware {
+        self.terminal.clone()
+    }
+
     pub fn post(&self) -> RequestBuilder {
         self.client.post(URL).body("{}")
     }

@@ -1,0 +1,246 @@
+//! What the driver's short way for plain requests and its general one have in common: everything
+//! that can be seen of them.
+
+mod terminal;
+
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures_util::FutureExt;
+use http::Extensions;
+use reqwest::{Body, Request, Response};
+use reqwest_failover::{
+    Exhausted, Fault, Hedge, Outcome, Provider, ProviderChainBuilder, Report, Route, Verdict,
+};
+use reqwest_middleware::{ClientBuilder, ClientWithMiddleware, Middleware, Next, Result};
+use terminal::{Does, Told, World, keyless, ms, provider, secs};
+
+/// A hedge that nobody waits for: it takes a chain off the short way, and does nothing else.
+fn general(chain: ProviderChainBuilder) -> ProviderChainBuilder {
+    chain.hedge(Hedge::after(secs(30)))
+}
+
+fn plain(chain: ProviderChainBuilder) -> ProviderChainBuilder {
+    chain
+}
+
+#[derive(Clone, Debug, PartialEq)]
+struct Note(String);
+
+fn note(of: &str) -> Note {
+    Note(of.to_owned())
+}
+
+/// Leaves a note of the provider that is asked, before it does and tells anything.
+struct Scribe;
+
+#[async_trait]
+impl Middleware for Scribe {
+    async fn handle(
+        &self,
+        request: Request,
+        extensions: &mut Extensions,
+        next: Next<'_>,
+    ) -> Result<Response> {
+        assert_eq!(extensions.get(), Some(&note("caller")), "another attempt's");
+        assert!(extensions.get::<Route>().is_none());
+        extensions.insert(note(request.url().host_str().unwrap()));
+        next.run(request, extensions).await
+    }
+}
+
+/// All that can be seen of one request.
+#[derive(Debug, PartialEq)]
+struct Seen {
+    answer: std::result::Result<(u16, String), String>,
+    panicked: bool,
+    report: Option<String>,
+    messages: Vec<Option<String>>,
+    note: Option<Note>,
+    has_route: bool,
+    told: Vec<Told>,
+    counts: Vec<(u64, u64, u64, u64)>,
+    totals: [u64; 3],
+    took: Duration,
+}
+
+type Way = fn(ProviderChainBuilder) -> ProviderChainBuilder;
+
+async fn see(way: Way, case: &Case, limit: Option<Duration>) -> Seen {
+    let world = World::of_providers((case.providers)(), (case.does)(), |chain| {
+        way((case.settings)(chain.attempt_timeout(secs(40)).total_timeout(secs(60))))
+    });
+    let client = with_scribe(&world);
+    let mut extensions = Extensions::new();
+    extensions.insert(note("caller"));
+    extensions.insert(Route::order(["a", "b"]));
+    let begun = tokio::time::Instant::now();
+    let request = client.post(terminal::URL).body("{}").build().unwrap();
+    let asked = client.execute_with_extensions(request, &mut extensions);
+    let asked = std::panic::AssertUnwindSafe(asked).catch_unwind();
+    let result = tokio::time::timeout(limit.unwrap_or(Duration::MAX), asked).await;
+    let took = begun.elapsed();
+    let panicked = matches!(result, Ok(Err(_)));
+    let answer = match result {
+        Ok(Ok(Ok(response))) => {
+            let status = response.status().as_u16();
+            Ok((status, response.text().await.unwrap_or_else(|_| "broken".to_owned())))
+        }
+        Ok(Ok(Err(error))) => Err(error.to_string()),
+        _ => Err("none".to_owned()),
+    };
+    let report = Report::from_extensions(&extensions);
+    let attempts = report.iter().flat_map(|report| report.attempts());
+    let snapshot = world.chain.snapshot();
+    Seen {
+        answer,
+        panicked,
+        messages: attempts.map(|attempt| attempt.message().map(str::to_owned)).collect(),
+        report: report.map(ToString::to_string),
+        note: extensions.get().cloned(),
+        has_route: extensions.get::<Route>().is_some(),
+        told: world.told(),
+        counts: ["a", "b"]
+            .map(|name| world.of_provider(name))
+            .map(|of| (of.attempts(), of.served(), of.failures(), of.in_flight()))
+            .into(),
+        totals: [snapshot.requests(), snapshot.switched(), snapshot.exhausted()],
+        took,
+    }
+}
+
+fn with_scribe(world: &World) -> ClientWithMiddleware {
+    above_unused().with(world.chain.clone()).with(Scribe).with(world.terminal()).build()
+}
+
+/// Layers above a client where nothing arrives, which is slow to make.
+fn above_unused() -> ClientBuilder {
+    static UNUSED: LazyLock<reqwest::Client> =
+        LazyLock::new(|| reqwest::Client::builder().no_proxy().build().unwrap());
+    ClientBuilder::new(UNUSED.clone())
+}
+
+struct Case {
+    name: &'static str,
+    providers: fn() -> Vec<Provider>,
+    does: fn() -> [(&'static str, Does); 2],
+    settings: Way,
+}
+
+const TWO: fn() -> Vec<Provider> = || vec![provider("a"), provider("b")];
+const DEFAULT: Way = |chain| chain;
+
+fn says(status: u16) -> Does {
+    Does::answer(status, &[], || Body::from(r#"{"error":{"message":"for key-of-a: no"}}"#))
+}
+
+fn cases() -> Vec<Case> {
+    let two = |name, does, settings| Case { name, providers: TWO, does, settings };
+    let accepting: Way = |chain| chain.classify(|_| Verdict::Accept);
+    vec![
+        two("served", || [("a", says(200)), ("b", says(200))], DEFAULT),
+        two("switched", || [("a", says(500)), ("b", says(200).after(ms(9)))], DEFAULT),
+        two("refused", || [("a", Does::fail()), ("b", says(201))], DEFAULT),
+        two("exhausted", || [("a", says(401)), ("b", says(503).after(ms(9)))], DEFAULT),
+        two("exhausted by errors", || [("a", says(500)), ("b", Does::fail())], DEFAULT),
+        two(
+            "exhausted, and told",
+            || [("a", says(500)), ("b", says(429))],
+            |chain| chain.on_exhausted(Exhausted::Error),
+        ),
+        two("late", || [("a", Does::hang()), ("b", says(200))], DEFAULT),
+        two("too late", || [("a", Does::hang()), ("b", Does::hang())], DEFAULT),
+        two("accepted", || [("a", says(500).after(ms(3))), ("b", says(200))], accepting),
+        two("nothing accepted", || [("a", Does::fail()), ("b", says(200))], accepting),
+        two("nothing accepted late", || [("a", Does::hang()), ("b", says(200))], accepting),
+        two("a panic", || [("a", Does::panic()), ("b", says(200))], DEFAULT),
+        two("a late panic", || [("a", says(500)), ("b", Does::panic().after(ms(2)))], DEFAULT),
+        two("once", || [("a", says(500)), ("b", says(200))], |chain| chain.max_attempts(1)),
+        two(
+            "a closure that panics",
+            || [("a", says(500)), ("b", says(200))],
+            |chain| chain.classify(|_: &Outcome<'_>| -> Verdict { panic!("scripted") }),
+        ),
+        two(
+            "no fault",
+            || [("a", says(200)), ("b", says(200))],
+            |chain| {
+                chain.classify(|outcome| match outcome.provider() {
+                    "a" => Verdict::FailOver(Fault::None),
+                    _ => Verdict::Accept,
+                })
+            },
+        ),
+        Case {
+            name: "unsent",
+            providers: || {
+                let fails = |_: &mut Request| Err(std::io::Error::other("key-of-a"));
+                vec![provider("a").prepare(fails), provider("b")]
+            },
+            does: || [("a", says(200)), ("b", says(200))],
+            settings: DEFAULT,
+        },
+        Case {
+            name: "nothing sent",
+            providers: || {
+                let panics = |_: &mut Request| -> std::io::Result<()> { panic!("scripted") };
+                let moves = |request: &mut Request| {
+                    request.url_mut().set_host(Some("evil.test")).map_err(std::io::Error::other)
+                };
+                vec![provider("a").prepare(panics), provider("b").prepare(moves)]
+            },
+            does: || [("a", says(200)), ("b", says(200))],
+            settings: DEFAULT,
+        },
+        Case {
+            name: "keys in the query",
+            providers: || {
+                ["a", "b"]
+                    .map(|name| keyless(name).query_key("key", format!("key-of-{name}")))
+                    .into()
+            },
+            does: || [("a", says(500)), ("b", says(200))],
+            settings: DEFAULT,
+        },
+    ]
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_plain_request_is_seen_to_go_the_general_way() {
+    for case in cases() {
+        let short = see(plain, &case, None).await;
+        assert_eq!(short, see(general, &case, None).await, "{}", case.name);
+        assert!(short.has_route, "{}", case.name);
+        assert!(short.counts.iter().all(|counts| counts.3 == 0), "{}: {short:?}", case.name);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_plain_request_is_dropped_as_any_other() {
+    for case in cases() {
+        for limit in [ms(0), ms(1), ms(5), secs(39), secs(41)] {
+            let short = see(plain, &case, Some(limit)).await;
+            let context = format!("{} after {limit:?}", case.name);
+            assert_eq!(short, see(general, &case, Some(limit)).await, "{context}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_callers_extensions_outlast_an_error_that_is_accepted() {
+    for way in [plain, general] {
+        for does in [Does::fail(), Does::hang()] {
+            let world = World::with([("a", does), ("b", says(200))], |chain| {
+                way(chain.classify(|_| Verdict::Accept).attempt_timeout(secs(40)))
+            });
+            let client = with_scribe(&world);
+            let mut extensions = Extensions::new();
+            extensions.insert(note("caller"));
+            let request = client.post(terminal::URL).body("{}").build().unwrap();
+            client.execute_with_extensions(request, &mut extensions).await.unwrap_err();
+            assert_eq!(extensions.get(), Some(&note("caller")), "no attempt served");
+            assert!(Report::from_extensions(&extensions).is_some());
+        }
+    }
+}

@@ -3,18 +3,20 @@
 
 mod terminal;
 
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use http::Extensions;
 use reqwest::{Body, Request, Response};
 use reqwest_failover::{
-    Exhausted, Fault, Hedge, Outcome, Provider, ProviderChainBuilder, Report, Route, Verdict,
+    Exhausted, Fault, Hedge, Outcome, Provider, ProviderChain, ProviderChainBuilder, Report, Route,
+    Verdict,
 };
 use reqwest_middleware::{ClientBuilder, ClientWithMiddleware, Middleware, Next, Result};
-use terminal::{Does, Told, World, keyless, ms, provider, secs};
+use terminal::{Does, Told, World, keyless, lock, ms, provider, secs};
 
 /// A hedge that nobody waits for: it takes a chain off the short way, and does nothing else.
 fn general(chain: ProviderChainBuilder) -> ProviderChainBuilder {
@@ -241,6 +243,166 @@ async fn the_callers_extensions_outlast_an_error_that_is_accepted() {
             client.execute_with_extensions(request, &mut extensions).await.unwrap_err();
             assert_eq!(extensions.get(), Some(&note("caller")), "no attempt served");
             assert!(Report::from_extensions(&extensions).is_some());
+        }
+    }
+}
+
+// Layers around the chain.
+
+type Answer<'a> = BoxFuture<'a, Result<Response>>;
+
+/// A layer that does this with the answer of those below it.
+struct Outer(fn(Answer<'_>) -> Answer<'_>);
+
+#[async_trait]
+impl Middleware for Outer {
+    async fn handle(
+        &self,
+        request: Request,
+        extensions: &mut Extensions,
+        next: Next<'_>,
+    ) -> Result<Response> {
+        (self.0)(next.run(request, extensions)).await
+    }
+}
+
+tokio::task_local! {
+    static TENANT: &'static str;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_an_outer_layer_sets_for_its_task_is_there_for_every_closure() {
+    for way in [plain, general] {
+        let checked = |name: &str| {
+            provider(name).prepare(|_| TENANT.try_with(|_| ()).map_err(std::io::Error::other))
+        };
+        let world = World::of_providers(
+            vec![checked("a"), checked("b")],
+            [("a", says(200)), ("b", says(200))],
+            |chain| way(chain.route(|_| TENANT.try_with(|name| Route::only([*name])).ok())),
+        );
+        let client = above_unused()
+            .with(Outer(|rest| Box::pin(TENANT.scope("b", rest))))
+            .with(world.chain.clone())
+            .with(world.terminal())
+            .build();
+        let response = client.post(terminal::URL).body("{}").send().await;
+        assert_eq!(terminal::served_by(response), "b");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_an_outer_layer_never_polls_never_was() {
+    for way in [plain, general] {
+        let world = World::with([("a", says(200)), ("b", says(200))], way);
+        let answer = |rest: Answer<'_>| {
+            drop(rest);
+            async { Ok(http::Response::new("").into()) }.boxed()
+        };
+        let client = above_unused().with(Outer(answer)).with(world.chain.clone()).build();
+        client.post(terminal::URL).body("{}").send().await.unwrap();
+        assert_eq!(world.told(), []);
+        assert_eq!((world.chain.snapshot().requests(), world.of_provider("a").attempts()), (0, 0));
+    }
+}
+
+#[cfg(feature = "tracing")]
+mod traced {
+    use std::sync::Once;
+
+    use tracing::{Instrument, Span, info_span};
+    use tracing_subscriber::Registry;
+    use tracing_subscriber::registry::LookupSpan;
+
+    use super::*;
+
+    fn listen() {
+        static INSTALLED: Once = Once::new();
+        INSTALLED.call_once(|| {
+            tracing::subscriber::set_global_default(tracing_subscriber::registry()).unwrap();
+        });
+    }
+
+    /// The spans that this is within, the inmost first.
+    fn scope() -> Vec<&'static str> {
+        Span::current()
+            .with_subscriber(|(id, subscriber)| {
+                let registry = subscriber.downcast_ref::<Registry>().unwrap();
+                registry.span(id).unwrap().scope().map(|span| span.name()).collect()
+            })
+            .unwrap_or_default()
+    }
+
+    type Scopes = Arc<Mutex<Vec<Vec<&'static str>>>>;
+
+    /// A layer that begins to work when it is called, as one may that is no `async fn`.
+    #[derive(Clone, Default)]
+    struct Eager(Scopes);
+
+    impl Middleware for Eager {
+        fn handle<'s, 'e, 'n, 'f>(
+            &'s self,
+            request: Request,
+            extensions: &'e mut Extensions,
+            next: Next<'n>,
+        ) -> Answer<'f>
+        where
+            's: 'f,
+            'e: 'f,
+            'n: 'f,
+            Self: 'f,
+        {
+            lock(&self.0).push(scope());
+            next.run(request, extensions)
+        }
+    }
+
+    const ATTEMPT: [&str; 2] = ["failover.attempt", "failover.request"];
+
+    #[tokio::test(start_paused = true)]
+    async fn whatever_belongs_to_an_attempt_is_within_its_span() {
+        listen();
+        for way in [plain, general] {
+            let scopes = Scopes::default();
+            let checked = |name: &str| {
+                let scopes = scopes.clone();
+                provider(name).prepare(move |_| {
+                    lock(&scopes).push(scope());
+                    std::io::Result::Ok(())
+                })
+            };
+            let world = World::of_providers(
+                vec![checked("a"), checked("b")],
+                [("a", says(500)), ("b", says(200))],
+                way,
+            );
+            let client = above_unused()
+                .with(world.chain.clone())
+                .with(Eager(scopes.clone()))
+                .with(world.terminal())
+                .build();
+            client.post(terminal::URL).body("{}").send().await.unwrap();
+            assert_eq!(*lock(&scopes), [ATTEMPT; 4], "`prepare` and an inner layer, twice");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_outer_layers_span_is_around_a_request_and_a_chain_inside_is_within_an_attempt() {
+        listen();
+        for way in [plain, general] {
+            let scopes = Scopes::default();
+            let inner = way(ProviderChain::of([provider("b")]).claim("https://a.test/v1"));
+            let world = World::with([("a", says(200)), ("b", says(200))], way);
+            let client = above_unused()
+                .with(Outer(|rest| Box::pin(rest.instrument(info_span!("outer")))))
+                .with(world.chain.clone())
+                .with(inner.build().unwrap())
+                .with(Eager(scopes.clone()))
+                .with(world.terminal())
+                .build();
+            client.post(terminal::URL).body("{}").send().await.unwrap();
+            let expected = [&ATTEMPT[..], &ATTEMPT, &["outer"]].concat();
+            assert_eq!(*lock(&scopes), [expected]);
         }
     }
 }

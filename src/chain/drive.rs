@@ -1,11 +1,11 @@
 //! The driver: does what a [`Run`](crate::run::Run) decides for one claimed request, from its
 //! arrival to the answer that its caller gets.
 
-use std::future::ready;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::task::Poll;
+use std::time::Instant;
 
 use http::Extensions;
 use http::header::UPGRADE;
@@ -15,9 +15,9 @@ use tokio::time::timeout_at;
 
 use super::Inner;
 use super::address::Address;
-use super::attempt::{Attempt, Departure, Sent};
+use super::attempt::{Attempt, Sent};
 use super::body::{Pristine, Streamed, is_replayable, poll_timer, read_stream};
-use super::call::{Call, Ending, Next, Order, Verdicted};
+use super::call::{Call, Ending, Next, Verdicted};
 use super::race::{Finish, Race};
 use crate::error::{Cause, Exhausted};
 use crate::observe::Trace;
@@ -26,8 +26,9 @@ use crate::verdict::{Reason, Verdict};
 
 /// Sends a claimed request to one provider after the other until one serves it.
 ///
-/// What nearly every request needs, a first attempt that is answered, has a small future of its own:
-/// all that needs no waiting is done before it is made, and everything else is boxed apart.
+/// What nearly every request needs, a first attempt that is answered, has a small future of its own;
+/// everything else is boxed apart. Nothing is done before it is polled: whoever polls it may do so
+/// within a span, or with a value for the task that the user's closures look for.
 pub(super) fn drive<'a>(
     chain: &'a Arc<Inner>,
     address: Arc<Address>,
@@ -35,112 +36,75 @@ pub(super) fn drive<'a>(
     extensions: &'a mut Extensions,
     next: Rest<'a>,
 ) -> Answer<'a> {
-    let mut call = Call::begin(chain, &request);
-    if let Err(cause) = call.admit(&address, &request, extensions) {
-        return Box::pin(ready(Err(call.fail(cause, extensions))));
-    }
     if !chain.is_plain || !is_replayable(&request) {
-        return Box::pin(drive_any(call, address, request, extensions, next));
+        return Box::pin(drive_any(chain, address, request, extensions, next));
     }
-    let upgrade_asked = request.headers().contains_key(UPGRADE);
-    let Next::Send(order) = call.next() else {
-        return Box::pin(ready(Err(call.fail_unasked(extensions))));
-    };
-    let pristine = (!order.last).then(|| Pristine::of(&mut request));
-    let trace = call.take_off(&order, &address, &request);
-    let first = First { call, address, next, order, pristine, trace, upgrade_asked };
-    match first.attempt().readdress(&mut request) {
-        Ok(departure) => first.send(request, departure, extensions),
-        Err(unsent) => {
-            let own = extensions.clone();
-            match first.settle(Sent::Unsent(unsent), own, extensions) {
-                Ok(result) => Box::pin(ready(result)),
-                Err(rest) => rest,
-            }
+    // An `async` block and no `async fn`, which would hold all that it was given twice.
+    Box::pin(async move {
+        let mut call = Call::begin(chain, &request);
+        if let Err(cause) = call.admit(&address, &request, extensions) {
+            return Err(call.fail(cause, extensions));
         }
-    }
+        let upgrade_asked = request.headers().contains_key(UPGRADE);
+        let Next::Send(order) = call.next() else { return Err(call.fail_unasked(extensions)) };
+        let pristine = (!order.last).then(|| Pristine::of(&mut request));
+        let trace = call.take_off(&order, &address, &request);
+        let attempt = Attempt { chain, provider: order.provider, address: &address };
+        let (sent, own) = match trace.within(|| attempt.readdress(&mut request)) {
+            Err(unsent) => (Sent::Unsent(unsent), Extensions::new()),
+            Ok(departure) => {
+                let own = Own::lend(extensions);
+                let answer = {
+                    let answer = trace.within(|| next.clone().run(request, &mut *own.extensions));
+                    in_time(answer, &trace, order.until).await
+                };
+                let own = own.take_back();
+                match answer {
+                    Some(result) => (attempt.receive(&departure, result), own),
+                    None => (Sent::TimedOut { departed: true }, own),
+                }
+            }
+        };
+        let flight = order.flight;
+        let Verdicted { index, verdict, next: following } =
+            call.land(flight, &sent, &trace, upgrade_asked);
+        if verdict == Verdict::Accept {
+            return serve(&mut call, sent, own, flight, extensions);
+        }
+        // Its span ends with it, and not with those that follow.
+        drop(trace);
+        let race = Race {
+            chain,
+            address,
+            next,
+            extensions: extensions.clone(),
+            upgrade_asked,
+            stream_failed: None,
+            request: None,
+            pristine,
+        };
+        let landed = Landed { index, flight, sent, own };
+        finish(call, race, Some(landed), following, extensions).await
+    })
 }
 
 /// What a middleware returns.
 pub(super) type Answer<'a> =
     Pin<Box<dyn Future<Output = reqwest_middleware::Result<Response>> + Send + 'a>>;
 
-/// A request's first attempt, where it has nothing to wait for but its answer.
-struct First<'a> {
-    call: Call<'a>,
-    address: Arc<Address>,
-    next: Rest<'a>,
-    order: Order,
-    pristine: Option<Pristine>,
-    trace: Trace,
-    upgrade_asked: bool,
-}
-
-impl<'a> First<'a> {
-    /// An `async` block and no `async fn`, which would hold all that it was given twice.
-    fn send(
-        self,
-        request: Request,
-        departure: Departure,
-        extensions: &'a mut Extensions,
-    ) -> Answer<'a> {
-        Box::pin(async move {
-            let own = Own::lend(extensions);
-            let answer = {
-                let mut answer = self.next.clone().run(request, own.extensions);
-                let mut timer = None;
-                let in_time = std::future::poll_fn(|context| {
-                    match self.trace.within(|| answer.as_mut().poll(context)) {
-                        Poll::Ready(answer) => Poll::Ready(Some(answer)),
-                        Poll::Pending => {
-                            poll_timer(&mut timer, Some(self.order.until), context).map(|()| None)
-                        }
-                    }
-                });
-                in_time.await
-            };
-            let own = own.take_back();
-            let sent = match answer {
-                Some(result) => self.attempt().receive(&departure, result),
-                None => Sent::TimedOut { departed: true },
-            };
-            match self.settle(sent, own, extensions) {
-                Ok(result) => result,
-                Err(rest) => rest.await,
-            }
-        })
-    }
-
-    fn attempt(&self) -> Attempt<'_> {
-        Attempt { chain: self.call.chain(), provider: self.order.provider, address: &self.address }
-    }
-
-    /// Gives the caller the answer, or what there is still to be done for one.
-    fn settle(
-        mut self,
-        sent: Sent,
-        own: Extensions,
-        extensions: &'a mut Extensions,
-    ) -> Result<reqwest_middleware::Result<Response>, Answer<'a>> {
-        let flight = self.order.flight;
-        let Verdicted { index, verdict, next } =
-            self.call.land(flight, &sent, &self.trace, self.upgrade_asked);
-        if verdict == Verdict::Accept {
-            return Ok(serve(&mut self.call, sent, own, flight, extensions));
+/// Waits for an answer within its attempt's span; `None` if there is none by then.
+fn in_time<'a>(
+    mut answer: Answer<'a>,
+    trace: &'a Trace,
+    until: Instant,
+) -> impl Future<Output = Option<reqwest_middleware::Result<Response>>> + 'a {
+    let mut timer = None;
+    std::future::poll_fn(move |context| {
+        if let Poll::Ready(answer) = trace.within(|| answer.as_mut().poll(context)) {
+            return Poll::Ready(Some(answer));
         }
-        let race = Race {
-            chain: self.call.chain(),
-            address: self.address,
-            next: self.next,
-            extensions: extensions.clone(),
-            upgrade_asked: self.upgrade_asked,
-            stream_failed: None,
-            request: None,
-            pristine: self.pristine,
-        };
-        let landed = Landed { index, flight, sent, own };
-        Err(finish(self.call, race, Some(landed), next, extensions))
-    }
+        poll_timer(&mut timer, Some(until), context).map(|()| None)
+    })
 }
 
 /// An attempt that landed, while it may still be the last.
@@ -182,12 +146,16 @@ impl Drop for Own<'_> {
 
 /// As [`drive`], for requests and chains that may have more to wait for than an answer.
 async fn drive_any<'a>(
-    mut call: Call<'a>,
+    chain: &'a Arc<Inner>,
     address: Arc<Address>,
     mut request: Request,
     extensions: &'a mut Extensions,
     next: Rest<'a>,
 ) -> reqwest_middleware::Result<Response> {
+    let mut call = Call::begin(chain, &request);
+    if let Err(cause) = call.admit(&address, &request, extensions) {
+        return Err(call.fail(cause, extensions));
+    }
     let mut stream_failed = None;
     if !is_replayable(&request) {
         stream_failed = match make_replayable(&mut call, &mut request).await {
@@ -200,7 +168,7 @@ async fn drive_any<'a>(
         };
     }
     let race = Race {
-        chain: call.chain(),
+        chain,
         address,
         next,
         extensions: extensions.clone(),
@@ -267,7 +235,6 @@ async fn make_replayable(
 }
 
 /// Hands the accepted response to the caller.
-#[cfg_attr(not(feature = "json"), expect(unused_variables, reason = "only streams stay in flight"))]
 fn serve(
     call: &mut Call<'_>,
     sent: Sent,

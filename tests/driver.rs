@@ -3,7 +3,7 @@
 
 mod terminal;
 
-use std::sync::{Arc, LazyLock, Mutex};
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -12,11 +12,10 @@ use futures_util::future::BoxFuture;
 use http::Extensions;
 use reqwest::{Body, Request, Response};
 use reqwest_failover::{
-    Exhausted, Fault, Hedge, Outcome, Provider, ProviderChain, ProviderChainBuilder, Report, Route,
-    Verdict,
+    Exhausted, Fault, Hedge, Outcome, Provider, ProviderChainBuilder, Report, Route, Verdict,
 };
 use reqwest_middleware::{ClientBuilder, ClientWithMiddleware, Middleware, Next, Result};
-use terminal::{Does, Told, World, keyless, lock, ms, provider, secs};
+use terminal::{Does, Told, World, keyless, ms, provider, secs};
 
 /// A hedge that nobody waits for: it takes a chain off the short way, and does nothing else.
 fn general(chain: ProviderChainBuilder) -> ProviderChainBuilder {
@@ -308,8 +307,10 @@ async fn a_request_that_an_outer_layer_never_polls_never_was() {
 
 #[cfg(feature = "tracing")]
 mod traced {
-    use std::sync::Once;
+    use std::sync::{Arc, Mutex, Once};
 
+    use reqwest_failover::ProviderChain;
+    use terminal::lock;
     use tracing::{Instrument, Span, info_span};
     use tracing_subscriber::Registry;
     use tracing_subscriber::registry::LookupSpan;

@@ -148,6 +148,7 @@ impl<'a> Call<'a> {
         self.chain.exhausted
     }
 
+    #[cfg(feature = "json")]
     pub(super) fn chain(&self) -> &'a Arc<Inner> {
         self.chain
     }

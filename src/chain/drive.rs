@@ -66,13 +66,14 @@ pub(super) fn drive<'a>(
             }
         };
         let flight = order.flight;
-        let Verdicted { index, verdict, next: following } =
-            call.land(flight, &sent, &trace, upgrade_asked);
+        let Verdicted { index, verdict, next: following } = {
+            // The attempt's span ends here, and not with those that follow.
+            let span = trace;
+            call.land(flight, &sent, &span, upgrade_asked)
+        };
         if verdict == Verdict::Accept {
             return serve(&mut call, sent, own, flight, extensions);
         }
-        // Its span ends with it, and not with those that follow.
-        drop(trace);
         let race = Race {
             chain,
             address,
@@ -235,6 +236,7 @@ async fn make_replayable(
 }
 
 /// Hands the accepted response to the caller.
+#[cfg_attr(not(feature = "json"), expect(unused_variables, reason = "only streams stay in flight"))]
 fn serve(
     call: &mut Call<'_>,
     sent: Sent,

@@ -194,11 +194,11 @@ impl Middleware for ProviderChain {
         let Inner { addresses, scope, entries, .. } = &*self.inner;
         match addresses.find(request.url(), scope, entries.len()) {
             Some(address) => drive::drive(&self.inner, address, request, extensions, next),
-            None => {
+            None => Box::pin(async move {
                 let host = request.url().host_str().unwrap_or_default();
                 self.inner.observer.emit(&Event::Unclaimed { host });
-                next.run(request, extensions)
-            }
+                next.run(request, extensions).await
+            }),
         }
     }
 }
@@ -412,8 +412,8 @@ impl ProviderChainBuilder {
         if let Some(entry) = entries.iter().find(too_long) {
             return Err(ConfigError::new(Some(&entry.name), "attempt_timeout", TOO_LONG));
         }
-        let shortest = self.attempt_timeout.unwrap_or(self.total_timeout);
-        if let Some(problem) = self.hedge.as_ref().and_then(|hedge| hedge.problem(shortest)) {
+        let limit = self.attempt_timeout.unwrap_or(Limits::DEFAULT_ATTEMPT).min(self.total_timeout);
+        if let Some(problem) = self.hedge.as_ref().and_then(|hedge| hedge.problem(limit)) {
             return wrong("hedge", problem);
         }
         let limits = Limits {

@@ -94,7 +94,7 @@ impl Hedging {
         Self {
             delay: hedge.delay,
             latencies: vec![Latencies::default(); providers],
-            earned_per_request: (hedge.max_extra * ONE as f64).round() as u64,
+            earned_per_request: ((hedge.max_extra * ONE as f64).round() as u64).max(1),
             earned: 0,
         }
     }

@@ -407,3 +407,13 @@ mod traced {
         }
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn as_many_header_values_as_a_request_can_hold_go_on_to_the_next() {
+    let world = World::of([("a", Does::status(500)), ("b", Does::status(200))]);
+    let mut request = world.post().build().unwrap();
+    for _ in 0..30_000 {
+        request.headers_mut().append("x-many", http::HeaderValue::from_static("1"));
+    }
+    assert_eq!(terminal::served_by(world.client.execute(request).await), "b");
+}

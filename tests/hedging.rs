@@ -464,6 +464,9 @@ fn settings_that_cannot_be_meant_are_config_errors() {
         assert!(build(wrong).unwrap_err().to_string().starts_with("hedge: "));
     }
     assert!(build(Hedge::after(ms(999))).is_ok());
+    let by_default = |hedge| ProviderChain::of([Provider::openai("key")]).hedge(hedge).build();
+    assert!(by_default(Hedge::after(secs(120))).is_err(), "the default attempt timeout ends it");
+    assert!(by_default(Hedge::after(secs(119))).is_ok());
 }
 
 #[tokio::test(start_paused = true)]

@@ -54,7 +54,8 @@ impl Pristine {
     /// A request to this URL that is otherwise as it came.
     pub(super) fn into_request(self, url: Url) -> Request {
         let mut request = Request::new(self.method, url);
-        let mut headers = HeaderMap::with_capacity(self.headers.len());
+        // Too many to make room for at once are still not too many to be there.
+        let mut headers = HeaderMap::try_with_capacity(self.headers.len()).unwrap_or_default();
         for (name, value) in self.headers {
             headers.append(name, value);
         }

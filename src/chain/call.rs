@@ -352,8 +352,8 @@ impl<'a> Call<'a> {
     }
 
     /// Drops an attempt because another one, of this number, served.
-    pub(super) fn lose(&mut self, at: usize, winner: u64, departed: bool) {
-        self.drop_flight(at, Reason::Abandoned, departed, |call, ticket, board| {
+    pub(super) fn lose(&mut self, at: usize, winner: u64, departed: bool, trace: &Trace) {
+        self.drop_flight(at, Reason::Abandoned, departed, Some(trace), |call, ticket, board| {
             call.run.lose(ticket, winner, board, call.now)
         });
     }
@@ -361,7 +361,7 @@ impl<'a> Call<'a> {
     /// Gives up the attempts under way: no news for their providers.
     pub(super) fn abandon(&mut self, reason: Reason) {
         for at in 0..self.flights.len() {
-            self.drop_flight(at, reason, false, |_, ticket, board| {
+            self.drop_flight(at, reason, false, None, |_, ticket, board| {
                 board.cancel(&ticket);
                 Changes::default()
             });
@@ -373,6 +373,7 @@ impl<'a> Call<'a> {
         at: usize,
         reason: Reason,
         maybe_processed: bool,
+        trace: Option<&Trace>,
         give_back: impl FnOnce(&mut Self, Ticket, &mut Board) -> Changes,
     ) {
         let Some(Flight { ticket, since }) = self.flights[at].take() else { return };
@@ -387,6 +388,9 @@ impl<'a> Call<'a> {
         let elapsed = now.saturating_duration_since(since);
         let blank = self.blank_attempt(provider, elapsed);
         let attempt = Attempt { reason, maybe_processed, ..blank };
+        if let Some(trace) = trace {
+            trace.record_outcome(&attempt);
+        }
         // The attempt that served is the report's last.
         let index = self.report.push_before(self.untold, attempt);
         self.untold = self.untold.map(|untold| untold + 1);

@@ -110,7 +110,8 @@ impl<'a> Race<'a> {
             if verdict == Verdict::Accept {
                 for loser in flying {
                     let departed = loser.trail.has_departed();
-                    call.lose(loser.ground().0, winner.unwrap_or(0), departed);
+                    let (flight, trace) = loser.ground();
+                    call.lose(flight, winner.unwrap_or(0), departed, &trace);
                 }
                 return Finish::Served(landing);
             }

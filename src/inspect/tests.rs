@@ -266,6 +266,54 @@ async fn a_body_with_a_length_above_the_limit_is_not_waited_for() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_body_as_long_as_the_limit_is_looked_into_and_a_longer_one_is_not() {
+    let body = "{\"error\":1}";
+    for (limit, seen) in [(body.len() - 1, false), (body.len(), true), (body.len() + 1, true)] {
+        let settings = Inspect::errors_in_success().max_bytes(limit);
+        let known = http::Response::builder().header(JSON.0, JSON.1).body(body).unwrap().into();
+        assert_eq!(flaw(&look(known, &settings).await).is_some(), seen, "{limit}");
+        let unknown = response(200, &[JSON], [data(body)]);
+        assert_eq!(flaw(&look(unknown, &settings).await).is_some(), seen, "{limit}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_of_empty_frames_is_held_for_a_thousand_of_them() {
+    let after = |frames| [vec![data(""); frames], vec![data("{\"a\":1}")]].concat();
+    assert_eq!(flaw(&look_at(&[JSON], after(1024)).await), None);
+    assert_eq!(flaw(&look_at(&[JSON], after(1025)).await), Some(&Flaw::Broken));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_empty_body_of_another_kind_fails_only_who_asked_for_data() {
+    for (headers, empty) in [(&[][..], false), (&[JSON][..], true)] {
+        let builder = http::Response::builder().header("content-type", "text/plain");
+        let response = builder.body("").unwrap().into();
+        let (settings, until) = (Inspect::errors_in_success(), now() + Duration::from_secs(9));
+        let seen = inspect(response, asked(headers), &settings, now(), until).await;
+        assert_eq!(flaw(&seen) == Some(&Flaw::Empty), empty, "{headers:?}");
+    }
+}
+
+#[test]
+fn a_response_is_held_for_the_longer_of_both_limits() {
+    let second = Duration::from_secs(1);
+    let inspect = || Inspect::errors_in_success().time_limit(second * 3);
+    assert_eq!(inspect().longest_hold(), second * 3);
+    assert_eq!(inspect().first_content_timeout(second).longest_hold(), second * 3);
+    assert_eq!(inspect().first_content_timeout(second * 5).longest_hold(), second * 5);
+}
+
+#[test]
+fn every_flaw_is_told_in_other_words() {
+    let flaws =
+        [Flaw::Error(vec![]), Flaw::Empty, Flaw::Html, Flaw::Ended, Flaw::Broken, Flaw::Silent];
+    let mut words = flaws.map(|flaw| flaw.description());
+    words.sort_unstable();
+    assert!(words.windows(2).all(|pair| pair[0] != pair[1]) && !words[0].is_empty());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_body_that_breaks_before_it_was_understood_fails() {
     for (kind, steps) in [
         (JSON, vec![data("{\"a\":"), Step::Fail]),
@@ -333,6 +381,9 @@ async fn a_stream_without_content_fails_or_passes_by_the_limit_it_reaches() {
     let stalled = response(200, &[SSE], [Step::Stall]);
     let inspected = inspect(stalled, asked(&[]), &settings, now(), now() + millis(400)).await;
     assert_eq!(flaw(&inspected), None);
+    let stalled = response(200, &[SSE], [Step::Stall]);
+    let inspected = inspect(stalled, asked(&[]), &settings, now(), now() + millis(1000)).await;
+    assert_eq!(flaw(&inspected), None, "both end at once");
 }
 
 #[tokio::test(start_paused = true)]
@@ -373,21 +424,25 @@ async fn who_knows_the_end_from_the_last_frame_need_not_ask_for_it() {
     let stream = "data: {\"choices\":[{\"delta\":{\"content\":\"a\"}}]}\n\n";
     let response: Response =
         http::Response::builder().header(SSE.0, SSE.1).body(stream).unwrap().into();
-    let (mut response, told) = into_response(look(response, &Inspect::errors_in_success()).await);
+    let (response, told) = into_response(look(response, &Inspect::errors_in_success()).await);
     assert_eq!(response.content_length(), Some(stream.len() as u64));
-    assert!(response.chunk().await.unwrap().is_some());
-    drop(response);
+    let mut body = Body::from(response);
+    assert!(!body.is_end_stream());
+    assert!(body.frame().await.unwrap().unwrap().is_data());
+    assert!(body.is_end_stream());
+    drop(body);
     assert_eq!(*told.lock().unwrap(), [StreamEnd::Broken]);
 }
 
 #[tokio::test(start_paused = true)]
 async fn an_unwatched_stream_is_whole_too() {
-    let Inspected::Stream(held) = look_at(&[SSE], [data(":\n"), data("data: x\n\n")]).await else {
+    let stream = response(201, &[SSE], [data(":\n"), data("data: x\n\n")]);
+    let Inspected::Stream(held) = look(stream, &Inspect::errors_in_success()).await else {
         panic!("no stream");
     };
     assert_eq!(
         (held.status().as_u16(), &held.headers()["content-type"]),
-        (200, &SSE.1.parse().unwrap())
+        (201, &SSE.1.parse().unwrap())
     );
     assert_eq!(held.unwatched().text().await.unwrap(), ":\ndata: x\n\n");
 }

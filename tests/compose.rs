@@ -259,6 +259,24 @@ async fn a_stacked_chain_that_fails_is_one_failed_attempt() {
 }
 
 #[tokio::test]
+async fn a_stacked_chain_that_finds_no_connection_is_a_provider_without_one() {
+    let nobody = Refusing::start();
+    let stage = Stage::of([("openai", Answer::ok().into())]).await;
+    let first = || Provider::new("cometapi", nobody.base_url("/v1"));
+    let inner = ProviderChain::of([first()]).on_exhausted(Exhausted::Error);
+    let outer = ProviderChain::of([first(), stage.actors[0].provider()]);
+    let client = ClientBuilder::new(plain())
+        .with(outer.build().unwrap())
+        .with(inner.build().unwrap())
+        .build();
+    let response = stage.post(&client).send().await.unwrap();
+    let report = Report::of(&response).unwrap();
+    assert_eq!(report.attempts()[0].reason(), Reason::Connect, "{report}");
+    assert!(!report.attempts()[0].maybe_processed(), "nothing was sent");
+    assert_eq!(report.served_by(), Some("openai"));
+}
+
+#[tokio::test]
 async fn two_chains_beside_each_other_keep_to_their_own() {
     let (a, b) =
         (Stage::two(failing(), Answer::ok()).await, Stage::two(failing(), Answer::ok()).await);

@@ -527,6 +527,16 @@ async fn the_url_of_a_response_is_cleaned_of_a_query_key() {
 }
 
 #[tokio::test]
+async fn the_url_of_a_response_keeps_a_query_that_holds_no_key() {
+    for first in [Answer::ok(), failing()] {
+        let stage = Stage::two(first, Answer::ok()).await;
+        let url = stage.actors[1].url("/models?a=1");
+        let response = stage.client().get(url).send().await.unwrap();
+        assert_eq!((response.status().as_u16(), response.url().query()), (200, Some("a=1")));
+    }
+}
+
+#[tokio::test]
 async fn the_url_of_an_error_is_cleaned_of_a_query_key() {
     let stall: Script = Answer::stall().into();
     for last in [Answer::fin().into(), Answer::reset().into(), stall] {

@@ -287,7 +287,7 @@ async fn a_body_of_empty_frames_is_held_for_a_thousand_of_them() {
 #[tokio::test(start_paused = true)]
 async fn an_empty_body_of_another_kind_fails_only_who_asked_for_data() {
     for (headers, empty) in [(&[][..], false), (&[JSON][..], true)] {
-        let builder = http::Response::builder().header("content-type", "text/plain");
+        let builder = http::Response::builder().header("content-type", "image/png");
         let response = builder.body("").unwrap().into();
         let (settings, until) = (Inspect::errors_in_success(), now() + Duration::from_secs(9));
         let seen = inspect(response, asked(headers), &settings, now(), until).await;

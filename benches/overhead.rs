@@ -37,7 +37,8 @@ fn main() {
     }
 }
 
-/// The median time of one request in nanoseconds. `None` for a row that was not asked for.
+/// The time of one request in nanoseconds, of the fastest tenth of all samples: what else the machine
+/// does only adds to it. `None` for a row that was not asked for.
 fn measure(criterion: &mut Criterion, row: Row) -> Option<f64> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let bench = runtime.block_on(Bench::new(row, BODY));
@@ -55,7 +56,9 @@ fn measure(criterion: &mut Criterion, row: Row) -> Option<f64> {
             took
         });
     });
-    median(samples.into_inner())
+    let mut samples = samples.into_inner();
+    samples.sort_by(f64::total_cmp);
+    samples.get(samples.len() / 10).copied()
 }
 
 fn print(times: &[(Row, f64)]) {

@@ -209,6 +209,16 @@ mod tests {
     }
 
     #[test]
+    fn the_65th_answer_takes_the_place_of_the_first() {
+        let mut hedging = Hedging::new(&Hedge::adaptive(), 1);
+        (0..33).for_each(|_| hedging.record(0, MS));
+        (0..31).for_each(|_| hedging.record(0, 9 * MS));
+        assert_eq!(hedging.delay(0), Some(2 * MS));
+        hedging.record(0, 9 * MS);
+        assert_eq!(hedging.delay(0), Some(18 * MS));
+    }
+
+    #[test]
     fn a_fixed_delay_is_the_same_for_all() {
         let mut hedging = Hedging::new(&Hedge::after(3 * MS), 1);
         hedging.record(0, 500 * MS);

@@ -303,3 +303,24 @@ impl Drain {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_stream_fails_its_caller_only_if_it_ends_short_of_its_length() {
+        for (declared, fails) in [("3", false), ("4", true), ("2", false)] {
+            let stream = futures_util::stream::iter([Ok::<_, std::io::Error>("abc")]);
+            let mut headers = HeaderMap::new();
+            headers.insert(CONTENT_LENGTH, declared.parse().unwrap());
+            match read_stream(Body::wrap_stream(stream), &headers, 0).await.unwrap() {
+                Streamed::Once(body, failed) => {
+                    assert_eq!(body.collect().await.unwrap().to_bytes(), "abc");
+                    assert_eq!(failed.load(Ordering::Relaxed), fails, "{declared} of 3");
+                }
+                Streamed::Whole(_) => panic!("nothing may be kept"),
+            }
+        }
+    }
+}

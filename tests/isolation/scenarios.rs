@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use futures_util::stream;
 use reqwest::{Body, Url};
-use reqwest_failover::{Exhausted, ProviderChain, Report, Route, harden};
+use reqwest_failover::{Exhausted, Hedge, ProviderChain, Report, Route, harden};
 use reqwest_middleware::{ClientBuilder, RequestBuilder};
 use reqwest_retry::RetryTransientMiddleware;
 use reqwest_retry::policies::ExponentialBackoff;
@@ -58,6 +58,7 @@ enum Way {
     Isolated,
     Routed,
     RetriedBelow,
+    Hedged,
     Dropped,
 }
 
@@ -99,6 +100,8 @@ pub(crate) const SCENARIOS: &[Scenario] = {
         row("the first isolated", [Serves; 3], Isolated, SECOND),
         row("routed to the second alone", [Serves, Fails, Serves], Routed, SECOND),
         row("retried below the chain", [Fails, Serves, Serves], RetriedBelow, BOTH),
+        row("hedged beside a silent one", [Stalls, Serves, Serves], Hedged, BOTH),
+        row("a hedge that fails", [Stalls, Fails, Serves], Hedged, THREE),
         row("dropped by its caller", [Stalls, Serves, Serves], Dropped, FIRST),
     ]
 };
@@ -213,6 +216,10 @@ impl Scenario {
                 let http = local(harden(reqwest::Client::builder()));
                 let client = ClientBuilder::new(http).with(built(chain)).with(retry).build();
                 send(world, world.post(&client, 2, path)).await;
+            }
+            Way::Hedged => {
+                let hedge = Hedge::after(Duration::from_millis(50)).max_extra(1.0);
+                send(world, world.post(&client(chain.hedge(hedge)), 2, path)).await;
             }
             Way::Dropped => {
                 let client = client(chain);

@@ -49,7 +49,9 @@ impl Hedge {
     }
 
     /// The most hedges, as a share of the chain's requests. Default 0.05; above 0 and at most 1.
-    /// What quiet times leave unused is kept, up to what 10,000 requests earn.
+    /// Every claimed request earns its share, and a new chain has earned nothing: with 0.02, the first
+    /// hedge comes after 50 requests. What quiet times leave unused is kept, up to what 10,000 requests
+    /// earn, so that many in a row may be hedged then.
     pub fn max_extra(mut self, share: f64) -> Self {
         self.max_extra = share;
         self

@@ -53,7 +53,8 @@ pub enum Event<'a> {
         /// The attempt, as the report will hold it.
         attempt: &'a Attempt,
     },
-    /// A request goes on to another provider.
+    /// A request goes on to another provider after a failure. Not where the other one is being asked
+    /// already: that is [`HedgeSent`](Self::HedgeSent).
     #[non_exhaustive]
     Switched {
         /// The attempt that failed.
@@ -192,7 +193,7 @@ impl Snapshot {
         self.tally.requests
     }
 
-    /// Requests that were served by another provider than the first in order.
+    /// Requests that were served by another provider than the first in order, a hedge's included.
     pub fn switched(&self) -> u64 {
         self.tally.switched
     }
@@ -203,7 +204,8 @@ impl Snapshot {
         self.switch_ratio
     }
 
-    /// Requests that no provider served.
+    /// Requests that every provider that was asked failed to serve. What its caller dropped is counted
+    /// in [`requests`](Self::requests) only.
     pub fn exhausted(&self) -> u64 {
         self.tally.exhausted
     }

@@ -181,7 +181,8 @@ impl Attempt {
 
     /// Whether this attempt failed and the provider may have processed, and billed, the request all
     /// the same: a timeout or a reset after it was sent, 504 and 524, a redirect that was followed, or
-    /// an attempt that was dropped because another one, with [`Hedge`](crate::Hedge), was faster.
+    /// an attempt that was dropped because another one, with [`Hedge`](crate::Hedge), was faster. Not
+    /// where the caller dropped the request, although it may have been processed then, too.
     pub fn maybe_processed(&self) -> bool {
         self.maybe_processed
     }

@@ -58,7 +58,7 @@ impl Route {
         Self { rule: Rule::Skip(collect(names)) }
     }
 
-    /// One attempt, at the provider whose turn it is, and no failover.
+    /// One attempt, at the provider whose turn it is: no failover, and no hedge.
     pub fn no_failover() -> Self {
         Self { rule: Rule::NoFailover }
     }

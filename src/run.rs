@@ -30,7 +30,8 @@ pub enum Ambiguous {
     #[default]
     FailOver,
     /// Ask the next provider only for GET, HEAD, OPTIONS, PUT, DELETE and TRACE, and for requests
-    /// with an `Idempotency-Key` header.
+    /// with an `Idempotency-Key` header; hedge no others either. No two providers share such keys:
+    /// here the header says that the request may be processed at two of them.
     IdempotentOnly,
 }
 

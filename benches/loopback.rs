@@ -120,10 +120,10 @@ impl Caller {
         let plain = harden(reqwest::Client::builder().no_proxy()).build().unwrap();
         let base = |port: u16, path: &str| format!("http://127.0.0.1:{port}{path}/v1");
         let failing = base(first, &format!("/{failure}"));
-        let provider = |name: &str, base: String| Provider::new(name, base).bearer("key");
+        let provider = |name: &str, base: String| Provider::new(name, base).bearer_auth("key");
         let builder = ClientBuilder::new(plain.clone());
         let two = |first: String| {
-            ProviderChain::of([provider("first", first), provider("second", base(second, ""))])
+            ProviderChain::builder([provider("first", first), provider("second", base(second, ""))])
         };
         let url = |base: String| Url::parse(&format!("{base}/chat/completions")).unwrap();
         let client = match row {
@@ -135,7 +135,7 @@ impl Caller {
             Row::Chain => builder.with(ChainMiddleware::new(OnlyOnce)),
             Row::ChainFailover => builder.with(ChainMiddleware::new(GoTo(url(base(second, ""))))),
             Row::Ours => builder.with(two(base(first, "")).build().unwrap()),
-            Row::Failover => builder.with(two(failing.clone()).no_breaker().build().unwrap()),
+            Row::Failover => builder.with(two(failing.clone()).without_health().build().unwrap()),
         };
         Self {
             row,

@@ -20,11 +20,11 @@ fn main() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let _entered = runtime.enter();
     let provider = || Provider::openai("key");
-    let plain = client(ProviderChain::of([provider()]).build().unwrap());
-    let inspecting = ProviderChain::of([provider()]).inspect(Inspect::errors_in_success());
+    let plain = client(ProviderChain::builder([provider()]).build().unwrap());
+    let inspecting = ProviderChain::builder([provider()]).inspect(Inspect::errors_in_success());
     let inspecting = client(inspecting.build().unwrap());
-    let renaming = provider().model("gpt-4o-mini", "openai/gpt-4o-mini");
-    let renaming = client(ProviderChain::of([renaming]).build().unwrap());
+    let renaming = provider().rename_model("gpt-4o-mini", "openai/gpt-4o-mini");
+    let renaming = client(ProviderChain::builder([renaming]).build().unwrap());
 
     let small = Bytes::from_static(br#"{"model":"gpt-4o-mini","stream":true}"#);
     let off = median(|| timed(|| ask(&plain, &small)));

@@ -40,15 +40,15 @@ fn client(
     openai: &StandIn,
     exhausted: Exhausted,
 ) -> Result<Client<OpenAIConfig>, Box<dyn Error>> {
-    let chain = ProviderChain::of([
-        Provider::new("cometapi", cometapi.base_url()).bearer(COMETAPI_KEY),
-        Provider::new("openai", openai.base_url()).bearer(OPENAI_KEY),
+    let chain = ProviderChain::builder([
+        Provider::new("cometapi", cometapi.base_url()).bearer_auth(COMETAPI_KEY),
+        Provider::new("openai", openai.base_url()).bearer_auth(OPENAI_KEY),
     ])
     // async-openai's own default: what it asks is the chain's.
     .claim("https://api.openai.com/v1")
     .on_exhausted(exhausted)
     // Each step here is about one request, not about what the ones before it did to health.
-    .no_breaker()
+    .without_health()
     .build()?;
     let http = harden(reqwest::Client::builder()).no_proxy().build()?;
     let config = OpenAIConfig::new()

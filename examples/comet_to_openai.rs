@@ -77,7 +77,7 @@ fn build_client(
     providers: [Provider; 2],
     stage: &Stage,
 ) -> Result<ClientWithMiddleware, Box<dyn Error>> {
-    let chain = ProviderChain::of(providers)
+    let chain = ProviderChain::builder(providers)
         // Requests below this URL are the chain's, also when the providers are stand-ins.
         .claim(OPENAI)
         // If everybody fails: one error about all, instead of the last one's answer.

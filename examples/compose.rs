@@ -191,9 +191,9 @@ impl Stage {
 
     fn chain_with(&self, exhausted: Exhausted) -> std::result::Result<ProviderChain, BoxError> {
         let reports = Arc::clone(&self.reports);
-        Ok(ProviderChain::of([
-            Provider::new("cometapi", self.cometapi.base_url()).bearer("sk-cometapi"),
-            Provider::new("openai", self.openai.base_url()).bearer("sk-openai"),
+        Ok(ProviderChain::builder([
+            Provider::new("cometapi", self.cometapi.base_url()).bearer_auth("sk-cometapi"),
+            Provider::new("openai", self.openai.base_url()).bearer_auth("sk-openai"),
         ])
         .claim("https://api.openai.com/v1")
         .on_exhausted(exhausted)

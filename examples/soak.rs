@@ -94,8 +94,8 @@ impl Soak {
         for (seed, name) in ["first", "second", "third"].into_iter().enumerate() {
             providers.push(StandIn::start(name, room, seed as u64).await?);
         }
-        let chain = ProviderChain::of(providers.iter().map(|provider| {
-            Provider::new(provider.name, provider.base_url()).bearer(key_of(provider.name))
+        let chain = ProviderChain::builder(providers.iter().map(|provider| {
+            Provider::new(provider.name, provider.base_url()).bearer_auth(key_of(provider.name))
         }))
         .attempt_timeout(Duration::from_millis(400))
         .breaker(Breaker::default().breaks(Duration::from_millis(200), Duration::from_secs(1)))

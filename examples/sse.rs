@@ -27,9 +27,9 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let openai = StandIn::start("sk-stand-in-openai", "I am the stand-in for OpenAI.").await?;
     cometapi.fail(503, "No channel is available.");
 
-    let chain = ProviderChain::of([
-        Provider::new("cometapi", cometapi.base_url()).bearer("sk-stand-in-cometapi"),
-        Provider::new("openai", openai.base_url()).bearer("sk-stand-in-openai"),
+    let chain = ProviderChain::builder([
+        Provider::new("cometapi", cometapi.base_url()).bearer_auth("sk-stand-in-cometapi"),
+        Provider::new("openai", openai.base_url()).bearer_auth("sk-stand-in-openai"),
     ])
     .claim("https://api.openai.com/v1")
     .build()?;

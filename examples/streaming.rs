@@ -34,12 +34,12 @@ async fn main() -> Result<(), Box<dyn Error>> {
     .await?;
     cometapi.fail_in_stream("No channel is available for this model.");
 
-    let chain = ProviderChain::of([
+    let chain = ProviderChain::builder([
         Provider::new("cometapi", cometapi.base_url())
-            .bearer("sk-stand-in-cometapi")
+            .bearer_auth("sk-stand-in-cometapi")
             // What the program calls `gpt-4o-mini` has another name here.
-            .model("gpt-4o-mini", "openai/gpt-4o-mini"),
-        Provider::new("openai", openai.base_url()).bearer("sk-stand-in-openai"),
+            .rename_model("gpt-4o-mini", "openai/gpt-4o-mini"),
+        Provider::new("openai", openai.base_url()).bearer_auth("sk-stand-in-openai"),
     ])
     .claim("https://api.openai.com/v1")
     // Streams are held back until their first content, and for 20 s at most.

@@ -108,9 +108,9 @@ impl Strategy {
     fn set(self, chain: ProviderChainBuilder) -> ProviderChainBuilder {
         let limit = Duration::from_millis(500);
         match self {
-            Self::Plain => chain.no_breaker(),
-            Self::Timeout => chain.no_breaker().attempt_timeout(limit),
-            Self::Fixed => chain.no_breaker().hedge(Hedge::after(Duration::from_millis(40))),
+            Self::Plain => chain.without_health(),
+            Self::Timeout => chain.without_health().attempt_timeout(limit),
+            Self::Fixed => chain.without_health().hedge(Hedge::after(Duration::from_millis(40))),
             Self::Adaptive => chain.attempt_timeout(limit).hedge(Hedge::adaptive()),
             Self::Strict => chain
                 .attempt_timeout(limit)
@@ -144,7 +144,7 @@ impl Tail {
 fn simulate(strategy: Strategy, load: Load, stalled: f64) -> Result<Tail, Box<dyn Error>> {
     // The breaker's jitter, too, comes from here.
     fastrand::seed(7);
-    let chain = strategy.set(ProviderChain::of([
+    let chain = strategy.set(ProviderChain::builder([
         Provider::new("first", "https://first.test/v1"),
         Provider::new("second", "https://second.test/v1"),
     ]));

@@ -128,9 +128,9 @@ impl Watch {
         let timeline = Timeline::of(["cometapi", "openai"]);
         let seen = Arc::new(Mutex::new(Seen { timeline, told: Vec::new(), printed: 0 }));
         let hearing = Arc::clone(&seen);
-        let chain = ProviderChain::of([
-            Provider::new("cometapi", cometapi.base_url()).bearer(COMETAPI_KEY),
-            Provider::new("openai", openai.base_url()).bearer(OPENAI_KEY),
+        let chain = ProviderChain::builder([
+            Provider::new("cometapi", cometapi.base_url()).bearer_auth(COMETAPI_KEY),
+            Provider::new("openai", openai.base_url()).bearer_auth(OPENAI_KEY),
         ])
         .claim(OPENAI)
         .attempt_timeout(Duration::from_secs(1))

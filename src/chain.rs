@@ -47,7 +47,7 @@ use crate::verdict::{Outcome, Verdict};
 /// use reqwest_middleware::ClientBuilder;
 ///
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// let chain = ProviderChain::of([
+/// let chain = ProviderChain::builder([
 ///     Provider::cometapi("comet-key"),
 ///     Provider::openai("openai-key"),
 /// ])
@@ -66,7 +66,7 @@ pub struct ProviderChain {
 
 impl ProviderChain {
     /// Begins a chain of these providers: requests go to the first one first.
-    pub fn of(providers: impl IntoIterator<Item = Provider>) -> ProviderChainBuilder {
+    pub fn builder(providers: impl IntoIterator<Item = Provider>) -> ProviderChainBuilder {
         ProviderChainBuilder {
             providers: providers.into_iter().collect(),
             claims: Vec::new(),
@@ -102,7 +102,7 @@ impl ProviderChain {
             providers: shared.order.iter().map(provider).collect(),
             tally: shared.tally,
             switch_ratio: shared.switch_rate.ratio(now),
-            unclaimed: inner.observer.unclaimed(),
+            passed_through: inner.observer.passed_through(),
             callback_panics: inner.observer.callback_panics(),
         }
     }
@@ -112,7 +112,7 @@ impl ProviderChain {
     /// ```
     /// use reqwest_failover::{Provider, ProviderChain};
     ///
-    /// let chain = ProviderChain::of([Provider::cometapi("key-a"), Provider::openai("key-b")]).build()?;
+    /// let chain = ProviderChain::builder([Provider::cometapi("key-a"), Provider::openai("key-b")]).build()?;
     /// chain.set_order(["openai", "cometapi"])?;
     /// assert_eq!(chain.snapshot().providers()[0].name(), "openai");
     /// # Ok::<(), reqwest_failover::ConfigError>(())
@@ -152,7 +152,7 @@ impl ProviderChain {
     /// ```
     /// use reqwest_failover::{Provider, ProviderChain, State};
     ///
-    /// let chain = ProviderChain::of([Provider::cometapi("key-a"), Provider::openai("key-b")]).build()?;
+    /// let chain = ProviderChain::builder([Provider::cometapi("key-a"), Provider::openai("key-b")]).build()?;
     /// chain.isolate("cometapi")?;
     /// assert_eq!(chain.snapshot().providers()[0].state(), State::Isolated);
     /// chain.restore("cometapi")?;
@@ -196,7 +196,7 @@ impl Middleware for ProviderChain {
             Some(address) => drive::drive(&self.inner, address, request, extensions, next),
             None => Box::pin(async move {
                 let host = request.url().host_str().unwrap_or_default();
-                self.inner.observer.emit(&Event::Unclaimed { host });
+                self.inner.observer.emit(&Event::PassedThrough { host });
                 next.run(request, extensions).await
             }),
         }
@@ -218,7 +218,7 @@ impl fmt::Debug for ProviderChain {
 /// use std::time::Duration;
 /// use reqwest_failover::{Ambiguous, Provider, ProviderChain, Route, Verdict};
 ///
-/// let chain = ProviderChain::of([Provider::cometapi("key-a"), Provider::openai("key-b")])
+/// let chain = ProviderChain::builder([Provider::cometapi("key-a"), Provider::openai("key-b")])
 ///     .claim("https://llm.example.com/v1")
 ///     .classify(Verdict::transient)
 ///     .route(|request| {
@@ -227,7 +227,7 @@ impl fmt::Debug for ProviderChain {
 ///     .attempt_timeout(Duration::from_secs(20))
 ///     .total_timeout(Duration::from_secs(45))
 ///     .max_attempts(2)
-///     .ambiguous(Ambiguous::IdempotentOnly)
+///     .on_ambiguous(Ambiguous::IdempotentOnly)
 ///     .replay_buffer(8 * 1024 * 1024)
 ///     .log_messages(false)
 ///     .build()?;
@@ -307,7 +307,7 @@ impl ProviderChainBuilder {
 
     /// What to do when a provider may have processed a request without answering. Default
     /// [`Ambiguous::FailOver`].
-    pub fn ambiguous(mut self, ambiguous: Ambiguous) -> Self {
+    pub fn on_ambiguous(mut self, ambiguous: Ambiguous) -> Self {
         self.ambiguous = ambiguous;
         self
     }
@@ -320,7 +320,7 @@ impl ProviderChainBuilder {
 
     /// Keeps no health: no breaker opens, no provider cools down, and every request asks the first
     /// provider first.
-    pub fn no_breaker(mut self) -> Self {
+    pub fn without_health(mut self) -> Self {
         self.breaker = None;
         self
     }

@@ -20,7 +20,7 @@ use crate::verdict::Reason;
 /// ```
 /// use reqwest_failover::{Provider, ProviderChain};
 ///
-/// let error = ProviderChain::of([Provider::new("mine", "ftp://example.com")]).build().unwrap_err();
+/// let error = ProviderChain::builder([Provider::new("mine", "ftp://example.com")]).build().unwrap_err();
 /// assert_eq!(error.provider(), Some("mine"));
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -141,7 +141,7 @@ impl StdError for FailoverError {}
 /// ```
 /// use reqwest_failover::{Exhausted, Provider, ProviderChain};
 ///
-/// let chain = ProviderChain::of([Provider::openai("key")])
+/// let chain = ProviderChain::builder([Provider::openai("key")])
 ///     .on_exhausted(Exhausted::Error)
 ///     .build()?;
 /// # Ok::<(), reqwest_failover::ConfigError>(())
@@ -202,7 +202,7 @@ mod tests {
                 elapsed: Duration::from_millis(3),
                 retry_after: status.map(|_| Duration::from_secs(9)),
                 maybe_processed: false,
-                not_replayable: false,
+                is_replayable: true,
             });
         }
         FailoverError::new(Cause::Exhausted, report)

@@ -22,7 +22,7 @@ use crate::hedge::Hedging;
 /// use std::time::Duration;
 /// use reqwest_failover::{Breaker, Provider, ProviderChain};
 ///
-/// let chain = ProviderChain::of([Provider::openai("key")])
+/// let chain = ProviderChain::builder([Provider::openai("key")])
 ///     .breaker(
 ///         Breaker::default()
 ///             .consecutive(3)
@@ -112,7 +112,7 @@ impl Default for Breaker {
 /// ```
 /// use reqwest_failover::{Provider, ProviderChain, State};
 ///
-/// let chain = ProviderChain::of([Provider::openai("key")]).build()?;
+/// let chain = ProviderChain::builder([Provider::openai("key")]).build()?;
 /// assert_eq!(chain.snapshot().providers()[0].state(), State::Closed);
 /// # Ok::<(), reqwest_failover::ConfigError>(())
 /// ```

@@ -25,7 +25,7 @@ use std::time::Duration;
 /// use std::time::Duration;
 /// use reqwest_failover::{Hedge, Provider, ProviderChain};
 ///
-/// let chain = ProviderChain::of([Provider::cometapi("key-a"), Provider::openai("key-b")])
+/// let chain = ProviderChain::builder([Provider::cometapi("key-a"), Provider::openai("key-b")])
 ///     .hedge(Hedge::after(Duration::from_secs(2)).max_extra(0.02))
 ///     .build()?;
 /// # Ok::<(), reqwest_failover::ConfigError>(())

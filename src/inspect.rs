@@ -52,7 +52,7 @@ use crate::health::after;
 /// use std::time::Duration;
 /// use reqwest_failover::{Inspect, Provider, ProviderChain};
 ///
-/// let chain = ProviderChain::of([Provider::cometapi("key-a"), Provider::openai("key-b")])
+/// let chain = ProviderChain::builder([Provider::cometapi("key-a"), Provider::openai("key-b")])
 ///     .inspect(Inspect::errors_in_success().first_content_timeout(Duration::from_secs(20)))
 ///     .build()?;
 /// # Ok::<(), reqwest_failover::ConfigError>(())

@@ -46,8 +46,8 @@ pub use verdict::{Fault, Outcome, Reason, Verdict};
 ///
 /// With another client a response from an unexpected URL counts as a failure, but by then the redirect
 /// was followed: `reqwest` takes `authorization` and cookies off on the way to another host, and no
-/// other header, so that a [`header_key`](Provider::header_key) would be handed over; and it sends the
-/// URL on as the `Referer`, so that a [`query_key`](Provider::query_key) would be, too. And a POST that
+/// other header, so that a [`api_key_header`](Provider::api_key_header) would be handed over; and it sends the
+/// URL on as the `Referer`, so that a [`api_key_query`](Provider::api_key_query) would be, too. And a POST that
 /// is redirected to its own URL comes back as the answer to a GET, which nothing tells apart.
 ///
 /// ```

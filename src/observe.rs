@@ -27,7 +27,7 @@ use crate::verdict::Reason;
 /// ```
 /// use reqwest_failover::{Event, Provider, ProviderChain};
 ///
-/// let chain = ProviderChain::of([Provider::cometapi("key-a"), Provider::openai("key-b")])
+/// let chain = ProviderChain::builder([Provider::cometapi("key-a"), Provider::openai("key-b")])
 ///     .observe(|event| match event {
 ///         Event::Switched { from, to, .. } => eprintln!("{from} → {to}"),
 ///         Event::BreakerOpened { provider, .. } => eprintln!("{provider} is down"),
@@ -111,7 +111,7 @@ pub enum Event<'a> {
     },
     /// A request was passed through untouched: its URL is below no base of the chain.
     #[non_exhaustive]
-    Unclaimed {
+    PassedThrough {
         /// The host that the request goes to.
         host: &'a str,
     },
@@ -125,7 +125,7 @@ pub enum Event<'a> {
     /// One of the user's closures panicked and was treated as having no opinion.
     #[non_exhaustive]
     CallbackPanicked {
-        /// `"classify"`, `"route"`, `"prepare"`, `"bearer_from"` or `"observe"`; `"display"` for an
+        /// `"classify"`, `"route"`, `"map_request"`, `"bearer_auth_with"` or `"observe"`; `"display"` for an
         /// error that cannot be shown.
         callback: &'static str,
     },
@@ -164,7 +164,7 @@ pub enum Event<'a> {
 /// ```
 /// use reqwest_failover::{Provider, ProviderChain};
 ///
-/// let chain = ProviderChain::of([Provider::cometapi("key-a"), Provider::openai("key-b")]).build()?;
+/// let chain = ProviderChain::builder([Provider::cometapi("key-a"), Provider::openai("key-b")]).build()?;
 /// let snapshot = chain.snapshot();
 /// assert_eq!(snapshot.requests(), 0);
 /// assert_eq!(snapshot.switched(), 0);
@@ -178,7 +178,7 @@ pub struct Snapshot {
     pub(crate) providers: Vec<ProviderSnapshot>,
     pub(crate) tally: Tally,
     pub(crate) switch_ratio: Option<f64>,
-    pub(crate) unclaimed: u64,
+    pub(crate) passed_through: u64,
     pub(crate) callback_panics: u64,
 }
 
@@ -211,8 +211,8 @@ impl Snapshot {
     }
 
     /// Requests that were passed through because their URL is below no base of the chain.
-    pub fn unclaimed(&self) -> u64 {
-        self.unclaimed
+    pub fn passed_through(&self) -> u64 {
+        self.passed_through
     }
 
     /// How often one of the user's closures panicked.
@@ -279,7 +279,7 @@ pub(crate) struct Observer {
     log_messages: bool,
     #[cfg(feature = "metrics")]
     meter: meter::Meter,
-    unclaimed: AtomicU64,
+    passed_through: AtomicU64,
     callback_panics: AtomicU64,
 }
 
@@ -299,7 +299,7 @@ impl Observer {
             log_messages,
             #[cfg(feature = "metrics")]
             meter: meter::Meter::new(names),
-            unclaimed: AtomicU64::new(0),
+            passed_through: AtomicU64::new(0),
             callback_panics: AtomicU64::new(0),
         }
     }
@@ -343,8 +343,8 @@ impl Observer {
         log::log_shared_host(first, second, host);
     }
 
-    pub(crate) fn unclaimed(&self) -> u64 {
-        self.unclaimed.load(Ordering::Relaxed)
+    pub(crate) fn passed_through(&self) -> u64 {
+        self.passed_through.load(Ordering::Relaxed)
     }
 
     pub(crate) fn callback_panics(&self) -> u64 {
@@ -387,7 +387,7 @@ impl Observer {
     fn read_rare(&self, event: &Event<'_>) {
         let count = |counter: &AtomicU64| counter.fetch_add(1, Ordering::Relaxed);
         match event {
-            Event::Unclaimed { .. } => _ = count(&self.unclaimed),
+            Event::PassedThrough { .. } => _ = count(&self.passed_through),
             Event::CallbackPanicked { .. } => _ = count(&self.callback_panics),
             _ => {}
         }

@@ -29,11 +29,11 @@ use crate::readdress::Base;
 /// use reqwest_failover::{Provider, ProviderChain};
 /// use std::time::Duration;
 ///
-/// let chain = ProviderChain::of([
+/// let chain = ProviderChain::builder([
 ///     Provider::cometapi("comet-key"),
 ///     Provider::openai("openai-key").header("openai-organization", "org-1"),
 ///     Provider::new("azure", "https://example.openai.azure.com/openai/v1")
-///         .header_key("api-key", "azure-key")
+///         .api_key_header("api-key", "azure-key")
 ///         .query("api-version", "preview")
 ///         .attempt_timeout(Duration::from_secs(20)),
 /// ])
@@ -46,7 +46,7 @@ use crate::readdress::Base;
 /// Whitespace and newlines around a key are trimmed, since keys come from files. A key that is
 /// empty, begins with `Bearer `, or holds control characters, non-ASCII or quotes is an error. Over
 /// `http://` a key is an error too, except on loopback or with
-/// [`allow_plaintext`](Self::allow_plaintext). A provider may have several credentials, each in a
+/// [`danger_allow_plaintext`](Self::danger_allow_plaintext). A provider may have several credentials, each in a
 /// header or query key of its own.
 #[derive(Clone)]
 #[must_use]
@@ -60,9 +60,9 @@ pub struct Provider {
     #[cfg(feature = "json")]
     models: Vec<(String, String)>,
     attempt_timeout: Option<Duration>,
-    prepare: Option<Prepare>,
+    map_request: Option<MapRequest>,
     forward_caller_auth: bool,
-    allow_plaintext: bool,
+    danger_allow_plaintext: bool,
 }
 
 impl Provider {
@@ -73,10 +73,10 @@ impl Provider {
     /// ```
     /// # use reqwest_failover::{Provider, ProviderChain};
     /// let local = Provider::new("local", "http://localhost:11434/v1");
-    /// assert!(ProviderChain::of([local]).build().is_ok());
+    /// assert!(ProviderChain::builder([local]).build().is_ok());
     ///
     /// let relative = Provider::new("local", "localhost:11434/v1");
-    /// let error = ProviderChain::of([relative]).build().unwrap_err();
+    /// let error = ProviderChain::builder([relative]).build().unwrap_err();
     /// assert_eq!(error.provider(), Some("local"));
     /// ```
     pub fn new(name: impl Into<String>, base_url: impl Into<String>) -> Self {
@@ -90,9 +90,9 @@ impl Provider {
             #[cfg(feature = "json")]
             models: Vec::new(),
             attempt_timeout: None,
-            prepare: None,
+            map_request: None,
             forward_caller_auth: false,
-            allow_plaintext: false,
+            danger_allow_plaintext: false,
         }
     }
 
@@ -100,11 +100,11 @@ impl Provider {
     ///
     /// ```
     /// # use reqwest_failover::{Provider, ProviderChain};
-    /// let chain = ProviderChain::of([Provider::cometapi("comet-key")]).build()?;
+    /// let chain = ProviderChain::builder([Provider::cometapi("comet-key")]).build()?;
     /// # Ok::<(), reqwest_failover::ConfigError>(())
     /// ```
     pub fn cometapi(key: impl Into<String>) -> Self {
-        Self::new("cometapi", COMETAPI).bearer(key)
+        Self::new("cometapi", COMETAPI).bearer_auth(key)
     }
 
     /// [`cometapi`](Self::cometapi) with the key from the environment variable `COMETAPI_KEY`, read
@@ -112,7 +112,7 @@ impl Provider {
     ///
     /// ```
     /// # use reqwest_failover::{Provider, ProviderChain};
-    /// let built = ProviderChain::of([Provider::cometapi_from_env()]).build();
+    /// let built = ProviderChain::builder([Provider::cometapi_from_env()]).build();
     /// if let Err(error) = built {
     ///     assert!(error.to_string().contains("COMETAPI_KEY"));
     /// }
@@ -125,11 +125,11 @@ impl Provider {
     ///
     /// ```
     /// # use reqwest_failover::{Provider, ProviderChain};
-    /// let chain = ProviderChain::of([Provider::openai("openai-key")]).build()?;
+    /// let chain = ProviderChain::builder([Provider::openai("openai-key")]).build()?;
     /// # Ok::<(), reqwest_failover::ConfigError>(())
     /// ```
     pub fn openai(key: impl Into<String>) -> Self {
-        Self::new("openai", OPENAI).bearer(key)
+        Self::new("openai", OPENAI).bearer_auth(key)
     }
 
     /// [`openai`](Self::openai) with the key from the environment variable `OPENAI_API_KEY`, read
@@ -137,7 +137,7 @@ impl Provider {
     ///
     /// ```
     /// # use reqwest_failover::{Provider, ProviderChain};
-    /// let built = ProviderChain::of([Provider::openai_from_env()]).build();
+    /// let built = ProviderChain::builder([Provider::openai_from_env()]).build();
     /// if let Err(error) = built {
     ///     assert!(error.to_string().contains("OPENAI_API_KEY"));
     /// }
@@ -150,9 +150,9 @@ impl Provider {
     ///
     /// ```
     /// # use reqwest_failover::Provider;
-    /// Provider::new("groq", "https://api.groq.com/openai/v1").bearer("groq-key");
+    /// Provider::new("groq", "https://api.groq.com/openai/v1").bearer_auth("groq-key");
     /// ```
-    pub fn bearer(self, key: impl Into<String>) -> Self {
+    pub fn bearer_auth(self, key: impl Into<String>) -> Self {
         self.credential(Credential::Bearer(key.into()))
     }
 
@@ -161,9 +161,9 @@ impl Provider {
     ///
     /// ```
     /// # use reqwest_failover::Provider;
-    /// Provider::new("gateway", "https://gateway.example.com").basic("service", "password");
+    /// Provider::new("gateway", "https://gateway.example.com").basic_auth("service", "password");
     /// ```
-    pub fn basic(self, user: impl Into<String>, password: impl Into<String>) -> Self {
+    pub fn basic_auth(self, user: impl Into<String>, password: impl Into<String>) -> Self {
         self.credential(Credential::Basic(user.into(), password.into()))
     }
 
@@ -172,22 +172,22 @@ impl Provider {
     /// ```
     /// # use reqwest_failover::Provider;
     /// Provider::new("anthropic", "https://api.anthropic.com/v1")
-    ///     .header_key("x-api-key", "anthropic-key")
+    ///     .api_key_header("x-api-key", "anthropic-key")
     ///     .header("anthropic-version", "2023-06-01");
     /// ```
-    pub fn header_key(self, header: impl Into<String>, key: impl Into<String>) -> Self {
+    pub fn api_key_header(self, header: impl Into<String>, key: impl Into<String>) -> Self {
         self.credential(Credential::Header(header.into(), key.into()))
     }
 
     /// Sends the key in the query. URLs are logged in many places that headers are not, so prefer
-    /// [`header_key`](Self::header_key) where the provider takes it.
+    /// [`api_key_header`](Self::api_key_header) where the provider takes it.
     ///
     /// ```
     /// # use reqwest_failover::Provider;
     /// Provider::new("gemini", "https://generativelanguage.googleapis.com/v1beta")
-    ///     .query_key("key", "gemini-key");
+    ///     .api_key_query("key", "gemini-key");
     /// ```
-    pub fn query_key(self, name: impl Into<String>, key: impl Into<String>) -> Self {
+    pub fn api_key_query(self, name: impl Into<String>, key: impl Into<String>) -> Self {
         self.credential(Credential::Query(name.into(), key.into()))
     }
 
@@ -199,11 +199,11 @@ impl Provider {
     ///
     /// ```
     /// # use reqwest_failover::Provider;
-    /// Provider::new("vertex", "https://example.googleapis.com/v1").bearer_from(|| async {
+    /// Provider::new("vertex", "https://example.googleapis.com/v1").bearer_auth_with(|| async {
     ///     tokio::fs::read_to_string("/run/secrets/token").await
     /// });
     /// ```
-    pub fn bearer_from<F, Fut, E>(self, source: F) -> Self
+    pub fn bearer_auth_with<F, Fut, E>(self, source: F) -> Self
     where
         F: Fn() -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<String, E>> + Send + 'static,
@@ -245,9 +245,9 @@ impl Provider {
     ///
     /// ```
     /// # use reqwest_failover::Provider;
-    /// Provider::openai("openai-key").strip("x-internal-user");
+    /// Provider::openai("openai-key").remove_header("x-internal-user");
     /// ```
-    pub fn strip(mut self, header: impl Into<String>) -> Self {
+    pub fn remove_header(mut self, header: impl Into<String>) -> Self {
         self.strip.push(header.into());
         self
     }
@@ -262,12 +262,12 @@ impl Provider {
     /// ```
     /// # use reqwest_failover::Provider;
     /// Provider::new("openrouter", "https://openrouter.ai/api/v1")
-    ///     .bearer("openrouter-key")
-    ///     .model("gpt-4o-mini", "openai/gpt-4o-mini");
+    ///     .bearer_auth("openrouter-key")
+    ///     .rename_model("gpt-4o-mini", "openai/gpt-4o-mini");
     /// ```
     #[cfg(feature = "json")]
     #[cfg_attr(docsrs, doc(cfg(feature = "json")))]
-    pub fn model(mut self, from: impl Into<String>, to: impl Into<String>) -> Self {
+    pub fn rename_model(mut self, from: impl Into<String>, to: impl Into<String>) -> Self {
         self.models.push((from.into(), to.into()));
         self
     }
@@ -291,17 +291,17 @@ impl Provider {
     ///
     /// ```
     /// # use reqwest_failover::Provider;
-    /// Provider::openai("openai-key").prepare(|request| {
+    /// Provider::openai("openai-key").map_request(|request| {
     ///     request.headers_mut().insert("x-attempt-at", "openai".parse()?);
     ///     Ok::<_, reqwest::header::InvalidHeaderValue>(())
     /// });
     /// ```
-    pub fn prepare<F, E>(mut self, f: F) -> Self
+    pub fn map_request<F, E>(mut self, f: F) -> Self
     where
         F: Fn(&mut Request) -> Result<(), E> + Send + Sync + 'static,
         E: Into<BoxError>,
     {
-        self.prepare = Some(Arc::new(move |request| f(request).map_err(Into::into)));
+        self.map_request = Some(Arc::new(move |request| f(request).map_err(Into::into)));
         self
     }
 
@@ -323,10 +323,10 @@ impl Provider {
     ///
     /// ```
     /// # use reqwest_failover::Provider;
-    /// Provider::new("inhouse", "http://llm.internal/v1").bearer("key").allow_plaintext();
+    /// Provider::new("inhouse", "http://llm.internal/v1").bearer_auth("key").danger_allow_plaintext();
     /// ```
-    pub fn allow_plaintext(mut self) -> Self {
-        self.allow_plaintext = true;
+    pub fn danger_allow_plaintext(mut self) -> Self {
+        self.danger_allow_plaintext = true;
         self
     }
 
@@ -359,11 +359,11 @@ impl fmt::Debug for Provider {
             .field("credentials", &credentials)
             .field("headers", &names(&self.headers))
             .field("queries", &names(&self.queries))
-            .field("strip", &self.strip)
+            .field("remove_header", &self.strip)
             .field("attempt_timeout", &self.attempt_timeout)
-            .field("prepare", &self.prepare.is_some())
+            .field("map_request", &self.map_request.is_some())
             .field("forward_caller_auth", &self.forward_caller_auth)
-            .field("allow_plaintext", &self.allow_plaintext)
+            .field("danger_allow_plaintext", &self.danger_allow_plaintext)
             .finish()
     }
 }
@@ -371,7 +371,7 @@ impl fmt::Debug for Provider {
 pub(crate) type BoxError = Box<dyn StdError + Send + Sync>;
 pub(crate) type TokenFuture = Pin<Box<dyn Future<Output = Result<String, BoxError>> + Send>>;
 pub(crate) type TokenSource = Arc<dyn Fn() -> TokenFuture + Send + Sync>;
-pub(crate) type Prepare = Arc<dyn Fn(&mut Request) -> Result<(), BoxError> + Send + Sync>;
+pub(crate) type MapRequest = Arc<dyn Fn(&mut Request) -> Result<(), BoxError> + Send + Sync>;
 
 const COMETAPI: &str = "https://api.cometapi.com/v1";
 const OPENAI: &str = "https://api.openai.com/v1";
@@ -389,12 +389,12 @@ enum Credential {
 impl Credential {
     fn kind(&self) -> &'static str {
         match self {
-            Self::Bearer(_) => "bearer",
+            Self::Bearer(_) => "bearer_auth",
             Self::Env(variable, _) => variable,
-            Self::Basic(..) => "basic",
-            Self::Header(..) => "header_key",
-            Self::Query(..) => "query_key",
-            Self::Source(_) => "bearer_from",
+            Self::Basic(..) => "basic_auth",
+            Self::Header(..) => "api_key_header",
+            Self::Query(..) => "api_key_query",
+            Self::Source(_) => "bearer_auth_with",
         }
     }
 }

@@ -50,7 +50,7 @@ impl Base {
             return Err("must not hold a user or password: set a credential instead");
         }
         if url.query().is_some() {
-            return Err("must not hold a query: use .query(..) or .query_key(..)");
+            return Err("must not hold a query: use .query(..) or .api_key_query(..)");
         }
         if url.fragment().is_some() {
             return Err("must not hold a fragment (`#`)");
@@ -315,7 +315,7 @@ fn is_as_meant(base: &Base, url: &Url, path: &str) -> bool {
     base.shares_origin(url) && !has_userinfo(url) && url.path() == path
 }
 
-/// Whether a URL that the user's `prepare` may have changed is still the provider's own.
+/// Whether a URL that the user's `map_request` may have changed is still the provider's own.
 pub(crate) fn still_inside(base: &Base, url: &Url) -> bool {
     base.shares_origin(url)
         && !has_userinfo(url)

@@ -148,7 +148,7 @@ pub struct Attempt {
     pub(crate) elapsed: Duration,
     pub(crate) retry_after: Option<Duration>,
     pub(crate) maybe_processed: bool,
-    pub(crate) not_replayable: bool,
+    pub(crate) is_replayable: bool,
 }
 
 impl Attempt {
@@ -187,9 +187,9 @@ impl Attempt {
         self.maybe_processed
     }
 
-    /// Whether the request's body could be sent only once, so that failover was impossible.
-    pub fn not_replayable(&self) -> bool {
-        self.not_replayable
+    /// Whether the request's body could be sent again. Where it could not, failover was impossible.
+    pub fn is_replayable(&self) -> bool {
+        self.is_replayable
     }
 }
 
@@ -206,7 +206,7 @@ impl fmt::Display for Attempt {
         if self.maybe_processed {
             f.write_str(" (maybe processed)")?;
         }
-        if self.not_replayable {
+        if !self.is_replayable {
             f.write_str(" (not replayable)")?;
         }
         Ok(())
@@ -233,7 +233,7 @@ mod tests {
             elapsed: Duration::from_millis(millis),
             retry_after: None,
             maybe_processed: reason == Reason::Timeout,
-            not_replayable: false,
+            is_replayable: true,
         }
     }
 
@@ -261,7 +261,7 @@ mod tests {
         assert_eq!(report.push(attempt("a", Some(302), Reason::Redirected, 7)), 0);
         assert!(!report.is_maybe_processed());
         report.set_message(0, Some("moved".into()));
-        let once = Attempt { not_replayable: true, ..attempt("b", None, Reason::Timeout, 9) };
+        let once = Attempt { is_replayable: false, ..attempt("b", None, Reason::Timeout, 9) };
         assert_eq!(report.push(once), 1);
         assert!(report.is_maybe_processed());
         assert_eq!(report.push_before(Some(1), attempt("c", None, Reason::Connect, 1)), 1);
@@ -288,10 +288,10 @@ mod tests {
             ]
         );
         let timed_out = &report.attempts()[2];
-        assert!(timed_out.maybe_processed() && timed_out.not_replayable());
+        assert!(timed_out.maybe_processed() && !timed_out.is_replayable());
         assert_eq!(timed_out.elapsed(), Duration::from_millis(9));
         let first = &report.attempts()[0];
-        assert!(!first.maybe_processed() && !first.not_replayable());
+        assert!(!first.maybe_processed() && first.is_replayable());
         assert_eq!(first.to_string(), "a 302 (redirected) in 7 ms");
         assert_eq!(report.elapsed(), Duration::from_millis(11));
 

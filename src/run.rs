@@ -17,8 +17,8 @@ use crate::verdict::{Fault, Verdict};
 /// ```
 /// use reqwest_failover::{Ambiguous, Provider, ProviderChain};
 ///
-/// let chain = ProviderChain::of([Provider::openai("key")])
-///     .ambiguous(Ambiguous::IdempotentOnly)
+/// let chain = ProviderChain::builder([Provider::openai("key")])
+///     .on_ambiguous(Ambiguous::IdempotentOnly)
 ///     .build()?;
 /// # Ok::<(), reqwest_failover::ConfigError>(())
 /// ```

@@ -19,7 +19,7 @@ use http::{HeaderMap, HeaderName, StatusCode, header::RETRY_AFTER};
 /// ```
 /// use reqwest_failover::{Fault, Provider, ProviderChain, Verdict};
 ///
-/// let chain = ProviderChain::of([Provider::openai("key")])
+/// let chain = ProviderChain::builder([Provider::openai("key")])
 ///     .classify(|outcome| match outcome.status().map(|status| status.as_u16()) {
 ///         Some(404) => Verdict::Accept,
 ///         Some(418) => Verdict::FailOver(Fault::Failure),
@@ -48,7 +48,7 @@ impl Verdict {
     /// | a 2xx that `inspect` found an error in | `FailOver` | `Failure` |
     /// | 5xx, 408, 425, 401, 402, 403 | `FailOver` | `Failure` |
     /// | 429; 503 with a `Retry-After` | `FailOver` | `Cooldown` |
-    /// | other 4xx, 3xx; `prepare` failed | `FailOver` | `None` |
+    /// | other 4xx, 3xx; `map_request` failed | `FailOver` | `None` |
     pub fn standard(outcome: &Outcome<'_>) -> Self {
         let fault = match outcome.reason {
             Reason::Ok => return Self::Accept,
@@ -127,7 +127,7 @@ pub enum Reason {
     /// The attempt was dropped before it had an outcome: the caller dropped the request, or a hedge or
     /// the attempt that it was sent beside was faster.
     Abandoned,
-    /// Anything else: an error of unknown kind, `prepare` that failed, a status outside 100–599.
+    /// Anything else: an error of unknown kind, `map_request` that failed, a status outside 100–599.
     Other,
 }
 
@@ -238,7 +238,7 @@ impl<'a> Outcome<'a> {
         Self { ambiguous: sent, ..Self::failed(provider, Reason::Timeout, None, elapsed) }
     }
 
-    /// Nothing was sent: the credential source or `prepare` failed.
+    /// Nothing was sent: the credential source or `map_request` failed.
     pub(crate) fn unsent(
         provider: &'a str,
         reason: Reason,
@@ -303,7 +303,7 @@ impl<'a> Outcome<'a> {
 
     /// Whether the provider may have processed the request although no usable answer arrived: a
     /// timeout or a reset after it was sent, 504 and 524.
-    pub fn is_ambiguous(&self) -> bool {
+    pub fn maybe_processed(&self) -> bool {
         self.ambiguous
     }
 
@@ -420,7 +420,7 @@ mod tests {
             let outcome = answered(status, &none);
             assert_eq!(Verdict::standard(&outcome), verdict, "{status}");
             assert_eq!(outcome.reason(), reason, "{status}");
-            assert_eq!(outcome.is_ambiguous(), matches!(status, 504 | 524), "{status}");
+            assert_eq!(outcome.maybe_processed(), matches!(status, 504 | 524), "{status}");
             let transient = match status {
                 408 | 425 | 429 | 500..=599 => verdict,
                 _ => Verdict::Accept,
@@ -461,18 +461,18 @@ mod tests {
             let outcome = Outcome::failed("p", reason, Some(&error), Duration::ZERO);
             assert_eq!(Verdict::standard(&outcome), failed, "{reason}");
             assert_eq!(Verdict::transient(&outcome), failed, "{reason}");
-            assert_eq!(outcome.is_ambiguous(), ambiguous, "{reason}");
+            assert_eq!(outcome.maybe_processed(), ambiguous, "{reason}");
             assert!(outcome.error().is_some() && outcome.headers().is_none());
         }
         let redirected = Outcome::failed("p", Reason::Redirected, Some(&error), Duration::ZERO);
         assert_eq!(Verdict::standard(&redirected), Verdict::FailOver(Fault::None));
-        assert!(!redirected.is_ambiguous());
+        assert!(!redirected.maybe_processed());
         let credential = Outcome::unsent("p", Reason::Credential, &error, Duration::ZERO);
         assert_eq!(Verdict::standard(&credential), failed);
         let prepare = Outcome::unsent("p", Reason::Other, &error, Duration::ZERO);
         assert_eq!(Verdict::standard(&prepare), Verdict::FailOver(Fault::None));
         assert_eq!(Verdict::transient(&prepare), Verdict::FailOver(Fault::None));
-        assert!(!prepare.is_ambiguous() && !credential.is_ambiguous());
+        assert!(!prepare.maybe_processed() && !credential.maybe_processed());
     }
 
     #[test]
@@ -480,7 +480,7 @@ mod tests {
         for sent in [false, true] {
             let outcome = Outcome::timed_out("p", sent, Duration::ZERO);
             assert!(outcome.is_timeout() && outcome.error().is_none());
-            assert_eq!(outcome.is_ambiguous(), sent);
+            assert_eq!(outcome.maybe_processed(), sent);
             assert_eq!(Verdict::standard(&outcome), Verdict::FailOver(Fault::Failure));
             assert_eq!(Verdict::transient(&outcome), Verdict::FailOver(Fault::Failure));
         }
@@ -496,7 +496,7 @@ mod tests {
             let outcome = Outcome::flawed("p", reason, StatusCode::OK, &headers, Duration::ZERO);
             assert_eq!((outcome.reason(), outcome.status()), (reason, Some(StatusCode::OK)));
             assert_eq!(outcome.headers(), Some(&headers));
-            assert_eq!(outcome.is_ambiguous(), ambiguous, "{reason}");
+            assert_eq!(outcome.maybe_processed(), ambiguous, "{reason}");
             assert_eq!(Verdict::standard(&outcome), Verdict::FailOver(Fault::Failure));
             assert_eq!(Verdict::transient(&outcome), Verdict::FailOver(Fault::Failure));
         }

@@ -107,7 +107,7 @@ async fn scripted_outage(seed: u64, snapshotter: &Snapshotter) -> Seen {
     let unsent = Arc::new(Tally::default());
     let witness = Arc::new(Witness::default());
     let providers = names.iter().map(|name| provider(name, &mut rng, &unsent));
-    let chain = observed(ProviderChain::of(providers.collect::<Vec<_>>()), &witness);
+    let chain = observed(ProviderChain::builder(providers.collect::<Vec<_>>()), &witness);
     let chain = settings(chain, &mut rng).build().unwrap();
     let client = ClientBuilder::new(reqwest::Client::new())
         .with(chain.clone())
@@ -149,7 +149,7 @@ async fn scripted_outage(seed: u64, snapshotter: &Snapshotter) -> Seen {
     seen
 }
 
-/// A provider whose credential source or `prepare` fails now and then: such an attempt is never
+/// A provider whose credential source or `map_request` fails now and then: such an attempt is never
 /// sent, and the closure counts it instead of the server.
 fn provider(name: &'static str, rng: &mut Rng, unsent: &Arc<Tally>) -> Provider {
     let provider = Provider::new(name, format!("https://{name}.test/v1"));
@@ -162,23 +162,23 @@ fn provider(name: &'static str, rng: &mut Rng, unsent: &Arc<Tally>) -> Provider 
         fails
     };
     match rng.u8(..6) {
-        0 => provider.bearer_from(move || {
+        0 => provider.bearer_auth_with(move || {
             let fails = fails();
             async move { if fails { Err("no token today") } else { Ok("token".to_owned()) } }
         }),
-        1 => provider.bearer("key").prepare(move |_| match fails() {
+        1 => provider.bearer_auth("key").map_request(move |_| match fails() {
             true => Err("not today"),
             false => Ok(()),
         }),
-        2 => provider.bearer("key").attempt_timeout(ms(rng.u64(500..3000))),
-        _ => provider.bearer("key"),
+        2 => provider.bearer_auth("key").attempt_timeout(ms(rng.u64(500..3000))),
+        _ => provider.bearer_auth("key"),
     }
 }
 
 fn settings(mut chain: ProviderChainBuilder, rng: &mut Rng) -> ProviderChainBuilder {
     chain = chain.total_timeout(ms(rng.u64(5000..20_000)));
     chain = match rng.u8(..4) {
-        0 => chain.no_breaker(),
+        0 => chain.without_health(),
         1 => chain,
         _ => chain.breaker(
             Breaker::default()
@@ -193,7 +193,7 @@ fn settings(mut chain: ProviderChainBuilder, rng: &mut Rng) -> ProviderChainBuil
         chain = chain.max_attempts(rng.usize(1..4));
     }
     if rng.u8(..4) == 0 {
-        chain = chain.ambiguous(Ambiguous::IdempotentOnly);
+        chain = chain.on_ambiguous(Ambiguous::IdempotentOnly);
     }
     if rng.u8(..4) == 0 {
         chain = chain.on_exhausted(Exhausted::Error);
@@ -397,12 +397,12 @@ async fn real_outage(seed: u64, snapshotter: &Snapshotter) -> Seen {
     let witness = Arc::new(Witness::default());
     let names = &NAMES[..3];
     let providers = [
-        Provider::new(names[0], servers[0].base_url("/v1")).bearer("key-a"),
-        Provider::new(names[1], nobody.base_url("/v1")).bearer("key-b"),
-        Provider::new(names[2], servers[1].base_url("/v1")).bearer("key-c"),
+        Provider::new(names[0], servers[0].base_url("/v1")).bearer_auth("key-a"),
+        Provider::new(names[1], nobody.base_url("/v1")).bearer_auth("key-b"),
+        Provider::new(names[2], servers[1].base_url("/v1")).bearer_auth("key-c"),
     ];
     let breaker = Breaker::default().consecutive(4).breaks(ms(20), ms(40));
-    let chain = observed(ProviderChain::of(providers), &witness)
+    let chain = observed(ProviderChain::builder(providers), &witness)
         .breaker(breaker)
         .attempt_timeout(ms(300))
         .build()
@@ -521,13 +521,13 @@ fn observed(chain: ProviderChainBuilder, witness: &Arc<Witness>) -> ProviderChai
                 let (provider, reason) = (attempt.provider(), attempt.reason());
                 witness.attempts.add(&attempts_shown(provider, reason));
                 count(&witness.maybe_processed, attempt.maybe_processed());
-                count(&witness.not_replayable, attempt.not_replayable());
+                count(&witness.not_replayable, !attempt.is_replayable());
             }
             Event::Switched { from, to, .. } => {
                 witness.switches.add(&switch_shown(from.provider(), to, from.reason()));
             }
             Event::Exhausted { .. } => count(&witness.exhausted, true),
-            Event::Unclaimed { .. } => count(&witness.unclaimed, true),
+            Event::PassedThrough { .. } => count(&witness.unclaimed, true),
             Event::CallbackPanicked { .. } => count(&witness.panics, true),
             Event::Finished { report, added_latency, .. } => {
                 assert_eq!(added_latency.is_some(), report.served_by().is_some());
@@ -630,15 +630,15 @@ fn agree(
     assert_eq!(snapshot.exhausted(), callers.exhausted);
     assert_eq!(metrics.total("failover_exhausted_total"), callers.exhausted);
     assert_eq!(load(&witness.exhausted), callers.exhausted);
-    assert_eq!(snapshot.unclaimed(), callers.unclaimed);
-    assert_eq!(metrics.total("failover_unclaimed_total"), callers.unclaimed);
+    assert_eq!(snapshot.passed_through(), callers.unclaimed);
+    assert_eq!(metrics.total("failover_passed_through_total"), callers.unclaimed);
     assert_eq!(load(&witness.unclaimed), callers.unclaimed);
     assert_eq!(snapshot.callback_panics(), load(&witness.panics));
 
     let maybe = attempts.iter().filter(|attempt| attempt.maybe_processed()).count() as u64;
     assert_eq!(metrics.total("failover_maybe_processed_total"), maybe);
     assert_eq!(load(&witness.maybe_processed), maybe);
-    let once = attempts.iter().filter(|attempt| attempt.not_replayable()).count() as u64;
+    let once = attempts.iter().filter(|attempt| !attempt.is_replayable()).count() as u64;
     assert_eq!(metrics.total("failover_not_replayable_total"), once);
     assert_eq!(load(&witness.not_replayable), once);
     let added = metrics.histograms.get("failover_added_latency_seconds");

@@ -108,7 +108,7 @@ fn a_chunk_of_an_answer_costs_nothing_more() {
 }
 
 fn chain() -> ProviderChain {
-    ProviderChain::of([Provider::cometapi("comet-key"), Provider::openai("openai-key")])
+    ProviderChain::builder([Provider::cometapi("comet-key"), Provider::openai("openai-key")])
         .build()
         .unwrap()
 }

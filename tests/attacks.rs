@@ -66,7 +66,7 @@ async fn a_stream_that_ended_is_not_asked_again() {
             Ok(http::Response::new(body).into())
         }
     }
-    let chain = ProviderChain::of([provider("a"), provider("b")]);
+    let chain = ProviderChain::builder([provider("a"), provider("b")]);
     let chain = chain.claim("https://caller.test/v1").build().unwrap();
     let client = ClientBuilder::new(plain()).with(chain).with(Collect).build();
     let request = client.post(URL).header("content-length", "10").body(short());
@@ -144,7 +144,7 @@ async fn a_token_that_was_renewed_meanwhile_is_still_not_shown() {
     let told = Arc::new(Notify::new());
     let echo = || Body::from(r#"{"error":{"message":"bad token: token-0-secret"}}"#);
     let world = World::of_providers(
-        vec![keyless("a").bearer_from(source)],
+        vec![keyless("a").bearer_auth_with(source)],
         [("a", Does::answer(401, &[], echo).when(&told))],
         |chain| chain.on_exhausted(Exhausted::Error),
     );
@@ -163,7 +163,7 @@ async fn a_password_that_looks_escaped_is_redacted_as_it_is() {
     for password in [r"correct\\horse", "correct%25horse", "correct&amp;horse", r"co\u005crrect"] {
         let echo = move || Body::from(format!("no such login: {password} (sorry)"));
         let world = World::of_providers(
-            vec![keyless("a").basic("user", password)],
+            vec![keyless("a").basic_auth("user", password)],
             [("a", Does::answer(403, &[], echo))],
             |chain| chain.on_exhausted(Exhausted::Error),
         );
@@ -224,9 +224,9 @@ fn stacked(
     d: Does,
 ) -> (World, ClientWithMiddleware) {
     let world = World::with([("c", c), ("d", d)], |chain| chain.claim("https://in.test/v1"));
-    let above = ProviderChain::of([
-        Provider::new("in", "https://in.test/v1").bearer("outer-key"),
-        Provider::new("out", "https://out.test/v1").bearer("other-key"),
+    let above = ProviderChain::builder([
+        Provider::new("in", "https://in.test/v1").bearer_auth("outer-key"),
+        Provider::new("out", "https://out.test/v1").bearer_auth("other-key"),
     ]);
     let above = outer(above).build().unwrap();
     let client = ClientBuilder::new(plain()).with(above).with(Below(world.client.clone())).build();
@@ -272,7 +272,7 @@ async fn a_key_of_an_inner_chain_is_not_shown_by_the_outer_one() {
 #[tokio::test(start_paused = true)]
 async fn what_an_inner_chain_may_have_had_processed_is_not_sent_again_where_that_is_not_wanted() {
     let (world, client) = stacked(
-        |chain| chain.ambiguous(Ambiguous::IdempotentOnly),
+        |chain| chain.on_ambiguous(Ambiguous::IdempotentOnly),
         Does::fail(),
         Does::status(500),
     );
@@ -418,7 +418,7 @@ async fn a_post_that_was_followed_elsewhere_is_not_sent_again_where_that_is_not_
     let elsewhere = Server::start(Answer::ok()).await;
     let to = elsewhere.base_url("/v2/chat/completions");
     let stage = Stage::two(Answer::status(307).header("location", to), Answer::ok()).await;
-    let client = client(stage.chain().ambiguous(Ambiguous::IdempotentOnly));
+    let client = client(stage.chain().on_ambiguous(Ambiguous::IdempotentOnly));
     let _ = stage.post(&client).send().await;
     // Whoever it led to has answered 200: processed twice.
     let times = elsewhere.requests().len() + stage.requests(1).len();
@@ -443,7 +443,7 @@ async fn a_query_that_is_cut_in_strange_places_gives_no_key_away() {
         }
     }
     let urls = Urls::default();
-    let chain = ProviderChain::of([keyless("a").query_key("T o+k", "own-key"), provider("b")]);
+    let chain = ProviderChain::builder([keyless("a").api_key_query("T o+k", "own-key"), provider("b")]);
     let chain = chain.claim("https://caller.test/v1").build().unwrap();
     let client = ClientBuilder::new(plain()).with(chain).with(urls.clone()).build();
     for query in [

@@ -70,7 +70,7 @@ fn upload(stage: &Stage, client: &reqwest_middleware::ClientWithMiddleware) -> R
 fn assert_replayed(stage: &Stage, response: &Response, body: &[u8]) {
     let report = Report::of(response).unwrap();
     assert_eq!(line(report), "cometapi 500 in # ms → openai 200 in # ms");
-    assert!(report.attempts().iter().all(|attempt| !attempt.not_replayable()));
+    assert!(report.attempts().iter().all(|attempt| attempt.is_replayable()));
     stage.assert_asked(&[1, 1]);
     for actor in 0..2 {
         let request = stage.requests(actor).remove(0);
@@ -86,7 +86,7 @@ fn assert_sent_once(stage: &Stage, response: &Response, body: &[u8]) {
     let report = Report::of(response).unwrap();
     assert_eq!(response.status(), 500);
     assert_eq!(line(report), "cometapi 500 in # ms (not replayable)");
-    assert!(report.attempts()[0].not_replayable());
+    assert!(!report.attempts()[0].is_replayable());
     assert_eq!(report.served_by(), None);
     stage.assert_asked(&[1, 0]);
     assert_eq!(stage.actors[1].server.connections(), 0);
@@ -235,7 +235,7 @@ async fn a_body_longer_than_it_knows_is_no_way_round_the_limit() {
     let response = upload(&stage, &client).body(Sized::body(1500, pieces)).send().await.unwrap();
     assert!(plain.0);
     let report = Report::of(&response).unwrap();
-    assert!(report.attempts()[0].not_replayable(), "{report}");
+    assert!(!report.attempts()[0].is_replayable(), "{report}");
     stage.assert_asked(&[1, 0]);
     let arrived = stage.requests(0).remove(0).body;
     // Its length is unknown now, so all of it may be sent; but never another's beginning.

@@ -276,7 +276,7 @@ fn slow_last_error() -> World {
 }
 
 fn asking_for_a_token() -> World {
-    let first = keyless("first").bearer_from(|| async {
+    let first = keyless("first").bearer_auth_with(|| async {
         yields(4).await;
         Ok::<_, std::io::Error>("token".to_owned())
     });
@@ -288,7 +288,7 @@ fn asking_for_a_token() -> World {
 }
 
 fn without_a_token() -> World {
-    let first = keyless("first").bearer_from(|| async {
+    let first = keyless("first").bearer_auth_with(|| async {
         yields(4).await;
         Err::<String, _>(std::io::Error::other("no token today"))
     });

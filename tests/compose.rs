@@ -181,8 +181,8 @@ async fn a_wrapped_transport_error_is_known_for_what_it_is() {
             other => other,
         })
     };
-    let first = Provider::new("cometapi", nobody.base_url("/v1")).bearer(stage.secret("cometapi"));
-    let chain = ProviderChain::of([first, stage.actors[0].provider()]).build().unwrap();
+    let first = Provider::new("cometapi", nobody.base_url("/v1")).bearer_auth(stage.secret("cometapi"));
+    let chain = ProviderChain::builder([first, stage.actors[0].provider()]).build().unwrap();
     let client = ClientBuilder::new(plain()).with(chain).with(Layer(unseen, wraps)).build();
     let response = stage.post(&client).send().await.unwrap();
     let report = Report::of(&response).unwrap();
@@ -227,8 +227,8 @@ async fn a_chain_may_be_stacked_in_a_chain() {
     let stage = three(failing(), Answer::error(503, "busy"), Answer::ok()).await;
     let [first, second, spare] = [&stage.actors[0], &stage.actors[1], &stage.actors[2]];
     let outer_key = stage.secret("outer");
-    let outer = ProviderChain::of([first.provider(), second.keyless().bearer(&outer_key)]);
-    let inner = ProviderChain::of([second.provider(), spare.provider()]);
+    let outer = ProviderChain::builder([first.provider(), second.keyless().bearer_auth(&outer_key)]);
+    let inner = ProviderChain::builder([second.provider(), spare.provider()]);
     let client = ClientBuilder::new(plain())
         .with(outer.build().unwrap())
         .with(inner.build().unwrap())
@@ -245,9 +245,9 @@ async fn a_stacked_chain_that_fails_is_one_failed_attempt() {
     let stage = three(failing(), failing(), Answer::ok()).await;
     let [first, second, last] = [&stage.actors[0], &stage.actors[1], &stage.actors[2]];
     let inner =
-        ProviderChain::of([first.provider(), second.provider()]).on_exhausted(Exhausted::Error);
+        ProviderChain::builder([first.provider(), second.provider()]).on_exhausted(Exhausted::Error);
     let outer_key = stage.secret("outer");
-    let outer = ProviderChain::of([first.keyless().bearer(outer_key), last.provider()]);
+    let outer = ProviderChain::builder([first.keyless().bearer_auth(outer_key), last.provider()]);
     let client = ClientBuilder::new(plain())
         .with(outer.build().unwrap())
         .with(inner.build().unwrap())
@@ -263,8 +263,8 @@ async fn a_stacked_chain_that_finds_no_connection_is_a_provider_without_one() {
     let nobody = Refusing::start();
     let stage = Stage::of([("openai", Answer::ok().into())]).await;
     let first = || Provider::new("cometapi", nobody.base_url("/v1"));
-    let inner = ProviderChain::of([first()]).on_exhausted(Exhausted::Error);
-    let outer = ProviderChain::of([first(), stage.actors[0].provider()]);
+    let inner = ProviderChain::builder([first()]).on_exhausted(Exhausted::Error);
+    let outer = ProviderChain::builder([first(), stage.actors[0].provider()]);
     let client = ClientBuilder::new(plain())
         .with(outer.build().unwrap())
         .with(inner.build().unwrap())
@@ -437,17 +437,17 @@ async fn classify_sees_every_outcome() {
     ];
     let stage = Stage::of(scripts).await;
     let mut providers = stage.providers();
-    let refuses = Provider::new("refuses", nobody.base_url("/v1")).bearer(stage.secret("refuses"));
+    let refuses = Provider::new("refuses", nobody.base_url("/v1")).bearer_auth(stage.secret("refuses"));
     providers.insert(0, refuses.clone());
     let unprepared =
-        Provider::new("unprepared", nobody.base_url("/v2")).prepare(|_| Err("not now"));
+        Provider::new("unprepared", nobody.base_url("/v2")).map_request(|_| Err("not now"));
     providers.insert(1, unprepared);
     let tokenless = Provider::new("tokenless", nobody.base_url("/v3"))
-        .bearer_from(|| async { Err::<String, _>("no token") });
+        .bearer_auth_with(|| async { Err::<String, _>("no token") });
     providers.insert(2, tokenless);
     providers[4] = stage.actors[1].provider().attempt_timeout(ms(80));
     let seen = Arc::new(Mutex::new(Vec::new()));
-    let chain = ProviderChain::of(providers).classify({
+    let chain = ProviderChain::builder(providers).classify({
         let seen = seen.clone();
         move |outcome| {
             assert_eq!(outcome.status().is_some(), outcome.headers().is_some());
@@ -460,7 +460,7 @@ async fn classify_sees_every_outcome() {
                 outcome.reason().as_str(),
                 outcome.is_connect(),
                 outcome.is_timeout(),
-                outcome.is_ambiguous(),
+                outcome.maybe_processed(),
                 outcome.retry_after(),
             ));
             assert!(outcome.elapsed() < ms(5000));
@@ -557,7 +557,7 @@ async fn transient_fails_over_when_the_provider_is_at_fault() {
 // Requests that may have been processed.
 
 fn cautious(stage: &Stage) -> ClientWithMiddleware {
-    client(stage.chain().ambiguous(Ambiguous::IdempotentOnly).attempt_timeout(ms(80)))
+    client(stage.chain().on_ambiguous(Ambiguous::IdempotentOnly).attempt_timeout(ms(80)))
 }
 
 fn ambiguous_answers() -> [Answer; 5] {
@@ -624,15 +624,15 @@ async fn a_post_that_was_surely_not_processed_is_sent_again_anyway() {
     let nobody = Refusing::start();
     let key = canary("cometapi");
     for first in [
-        Provider::new("cometapi", nobody.base_url("/v1")).bearer(&key),
-        Provider::new("cometapi", nobody.base_url("/v1")).prepare(|_| Err("not now")),
+        Provider::new("cometapi", nobody.base_url("/v1")).bearer_auth(&key),
+        Provider::new("cometapi", nobody.base_url("/v1")).map_request(|_| Err("not now")),
         Provider::new("cometapi", nobody.base_url("/v1"))
-            .bearer_from(|| async { Err::<String, _>("no token") }),
-        Provider::new("cometapi", nobody.base_url("/v1")).bearer_from(hangs),
+            .bearer_auth_with(|| async { Err::<String, _>("no token") }),
+        Provider::new("cometapi", nobody.base_url("/v1")).bearer_auth_with(hangs),
     ] {
         let stage = Stage::of([("openai", Answer::ok().into())]).await;
-        let chain = ProviderChain::of([first.clone(), stage.actors[0].provider()]);
-        let chain = chain.ambiguous(Ambiguous::IdempotentOnly).attempt_timeout(ms(80));
+        let chain = ProviderChain::builder([first.clone(), stage.actors[0].provider()]);
+        let chain = chain.on_ambiguous(Ambiguous::IdempotentOnly).attempt_timeout(ms(80));
         let result = stage.post(&client(chain)).send().await;
         let response = result.unwrap_or_else(|error| panic!("{error} with {first:?}"));
         assert_eq!(served_by(&response), Some("openai"), "{first:?}");

@@ -37,7 +37,7 @@ fn assert_names(chain: ProviderChainBuilder, provider: &str, field: &str, keys: 
 /// `mine`, refused, in the middle of providers that are fine.
 #[track_caller]
 fn assert_refused(provider: Provider, field: &str, keys: &[&str]) {
-    let chain = ProviderChain::of([Provider::openai("key"), provider, Provider::cometapi("key")]);
+    let chain = ProviderChain::builder([Provider::openai("key"), provider, Provider::cometapi("key")]);
     assert_names(chain, "mine", field, keys);
 }
 
@@ -51,21 +51,21 @@ fn assert_chain_refused(chain: ProviderChainBuilder, field: &str) {
 
 #[test]
 fn an_empty_list_is_refused() {
-    assert_chain_refused(ProviderChain::of([]), "providers");
+    assert_chain_refused(ProviderChain::builder([]), "providers");
 }
 
 #[test]
 fn two_providers_of_one_name_are_refused() {
-    let chain = ProviderChain::of([mine(), Provider::openai("key"), mine()]);
+    let chain = ProviderChain::builder([mine(), Provider::openai("key"), mine()]);
     assert_names(chain, "mine", "name", &[]);
-    let chain = ProviderChain::of([Provider::openai("key-1"), Provider::openai("key-2")]);
+    let chain = ProviderChain::builder([Provider::openai("key-1"), Provider::openai("key-2")]);
     assert_names(chain, "openai", "name", &[]);
 }
 
 #[test]
 fn an_empty_name_is_refused() {
     for name in ["", " ", "a\nb"] {
-        let error = refused(ProviderChain::of([Provider::new(name, BASE)]));
+        let error = refused(ProviderChain::builder([Provider::new(name, BASE)]));
         assert!(error.to_string().contains("name"), "{error}");
         assert!(!error.to_string().contains('\n'), "{error}");
     }
@@ -92,10 +92,10 @@ fn a_base_that_is_no_absolute_http_url_is_refused() {
         "data:,x",
         "unix:/run/socket",
     ] {
-        let base_url = Provider::new("mine", base).bearer("key");
+        let base_url = Provider::new("mine", base).bearer_auth("key");
         if base == "https:///v1" {
             // `url` takes `v1` for the host, as browsers do; either is fine, but not a panic.
-            let _ = ProviderChain::of([base_url]).build();
+            let _ = ProviderChain::builder([base_url]).build();
             continue;
         }
         assert_refused(base_url, "base_url", &[]);
@@ -139,17 +139,17 @@ fn plaintext_with_a_credential_is_refused_except_on_loopback_or_where_it_is_allo
         let provider = || Provider::new("mine", base);
         let source = || async { Ok::<_, std::convert::Infallible>("token".to_owned()) };
         for with_credential in [
-            provider().bearer(&key),
-            provider().basic("me", &key),
-            provider().header_key("api-key", &key),
-            provider().query_key("key", &key),
-            provider().bearer_from(source),
+            provider().bearer_auth(&key),
+            provider().basic_auth("me", &key),
+            provider().api_key_header("api-key", &key),
+            provider().api_key_query("key", &key),
+            provider().bearer_auth_with(source),
             provider().forward_caller_auth(),
         ] {
             assert_refused(with_credential.clone(), "http", &[&key]);
-            ProviderChain::of([with_credential.allow_plaintext()]).build().expect(base);
+            ProviderChain::builder([with_credential.danger_allow_plaintext()]).build().expect(base);
         }
-        ProviderChain::of([provider()]).build().expect(base);
+        ProviderChain::builder([provider()]).build().expect(base);
     }
     for base in [
         "http://localhost/v1",
@@ -159,7 +159,7 @@ fn plaintext_with_a_credential_is_refused_except_on_loopback_or_where_it_is_allo
         "http://[::1]:8080/v1",
         "https://api.example.test/v1",
     ] {
-        ProviderChain::of([Provider::new("mine", base).bearer(&key)]).build().expect(base);
+        ProviderChain::builder([Provider::new("mine", base).bearer_auth(&key)]).build().expect(base);
     }
 }
 
@@ -182,13 +182,13 @@ fn an_empty_or_malformed_key_is_refused_and_not_shown() {
         format!("bearer {key}"),
         format!(" BEARER  {key}"),
     ] {
-        assert_refused(mine().bearer(&bad), "bearer", &[&key]);
-        assert_refused(mine().header_key("api-key", &bad), "header_key", &[&key]);
-        assert_refused(mine().query_key("key", &bad), "query_key", &[&key]);
-        let error = refused(ProviderChain::of([Provider::openai(&bad)]));
+        assert_refused(mine().bearer_auth(&bad), "bearer", &[&key]);
+        assert_refused(mine().api_key_header("api-key", &bad), "api_key_header", &[&key]);
+        assert_refused(mine().api_key_query("key", &bad), "api_key_query", &[&key]);
+        let error = refused(ProviderChain::builder([Provider::openai(&bad)]));
         assert_eq!(error.provider(), Some("openai"));
         assert_no_key(&format!("{error} {error:?}"), &[&key]);
-        let error = refused(ProviderChain::of([Provider::cometapi(&bad)]));
+        let error = refused(ProviderChain::builder([Provider::cometapi(&bad)]));
         assert_eq!(error.provider(), Some("cometapi"));
         assert_no_key(&format!("{error} {error:?}"), &[&key]);
     }
@@ -198,13 +198,13 @@ fn an_empty_or_malformed_key_is_refused_and_not_shown() {
 fn whitespace_around_a_key_is_trimmed() {
     for key in ["key\n", "key\r\n", " key ", "\tkey", "\n\nkey\n\n"] {
         for provider in [
-            mine().bearer(key),
-            mine().header_key("api-key", key),
-            mine().query_key("key", key),
+            mine().bearer_auth(key),
+            mine().api_key_header("api-key", key),
+            mine().api_key_query("key", key),
             Provider::openai(key),
             Provider::cometapi(key),
         ] {
-            ProviderChain::of([provider]).build().expect("a key is trimmed");
+            ProviderChain::builder([provider]).build().expect("a key is trimmed");
         }
     }
 }
@@ -214,12 +214,12 @@ fn basic_takes_any_user_and_password_without_control_characters() {
     for (user, password) in
         [("me", ""), ("", "pw"), ("mé", "pä \"ss'"), ("me", " pw "), ("me", "a:b")]
     {
-        ProviderChain::of([mine().basic(user, password)]).build().expect(user);
+        ProviderChain::builder([mine().basic_auth(user, password)]).build().expect(user);
     }
     let key = canary("basic");
-    assert_refused(mine().basic("me", format!("{key}\n")), "basic", &[&key]);
-    assert_refused(mine().basic("me\0", &key), "basic", &[&key]);
-    assert_refused(mine().basic("me:you", &key), "basic", &[&key]);
+    assert_refused(mine().basic_auth("me", format!("{key}\n")), "basic", &[&key]);
+    assert_refused(mine().basic_auth("me\0", &key), "basic", &[&key]);
+    assert_refused(mine().basic_auth("me:you", &key), "basic", &[&key]);
 }
 
 #[test]
@@ -238,7 +238,7 @@ fn reserved_header_names_are_refused() {
         "proxy-connection",
     ] {
         assert_refused(mine().header(name, &key), "header", &[&key]);
-        assert_refused(mine().header_key(name, &key), "header_key", &[&key]);
+        assert_refused(mine().api_key_header(name, &key), "api_key_header", &[&key]);
     }
     for name in
         ["authorization", "Proxy-Authorization", "cookie", "x-api-key", "api-key", "x-goog-api-key"]
@@ -253,42 +253,42 @@ fn malformed_names_and_values_are_refused_and_not_shown() {
     // Whoever mixes up name and value puts the key into the name.
     let in_name = format!("{key} ");
     assert_refused(mine().header(&in_name, "x"), "header", &[&key]);
-    assert_refused(mine().header_key(&in_name, "api-key"), "header_key", &[&key]);
-    assert_refused(mine().strip(&in_name), "strip", &[&key]);
+    assert_refused(mine().api_key_header(&in_name, "api-key"), "api_key_header", &[&key]);
+    assert_refused(mine().remove_header(&in_name), "strip", &[&key]);
     for name in ["", " ", "a b", "a:b", "a\nb", "é"] {
         assert_refused(mine().header(name, "x"), "header", &[]);
-        assert_refused(mine().header_key(name, "key"), "header_key", &[]);
-        assert_refused(mine().strip(name), "strip", &[]);
+        assert_refused(mine().api_key_header(name, "key"), "api_key_header", &[]);
+        assert_refused(mine().remove_header(name), "strip", &[]);
     }
     assert_refused(mine().header("x-a", format!("{key}\nx")), "header", &[&key]);
     assert_refused(mine().query("", &key), "query", &[&key]);
-    assert_refused(mine().query_key("", &key), "query_key", &[&key]);
+    assert_refused(mine().api_key_query("", &key), "api_key_query", &[&key]);
     assert_refused(mine().query("api_key", &key), "query", &[&key]);
 }
 
 #[test]
 fn credentials_that_exclude_each_other_are_refused() {
     let key = canary("twice");
-    assert_refused(mine().bearer(&key).bearer(&key), "bearer", &[&key]);
-    assert_refused(mine().bearer(&key).basic("me", &key), "basic", &[&key]);
-    assert_refused(mine().bearer(&key).header_key("Authorization", &key), "header_key", &[&key]);
-    assert_refused(mine().query_key("key", &key).query_key("key", &key), "query_key", &[&key]);
+    assert_refused(mine().bearer_auth(&key).bearer_auth(&key), "bearer", &[&key]);
+    assert_refused(mine().bearer_auth(&key).basic_auth("me", &key), "basic", &[&key]);
+    assert_refused(mine().bearer_auth(&key).api_key_header("Authorization", &key), "api_key_header", &[&key]);
+    assert_refused(mine().api_key_query("key", &key).api_key_query("key", &key), "api_key_query", &[&key]);
     let forwards = || mine().forward_caller_auth();
     for both in [
-        forwards().bearer(&key),
-        forwards().basic("me", &key),
-        forwards().header_key("x-key", &key),
-        forwards().query_key("k", &key),
-        mine().bearer(&key).forward_caller_auth(),
+        forwards().bearer_auth(&key),
+        forwards().basic_auth("me", &key),
+        forwards().api_key_header("x-key", &key),
+        forwards().api_key_query("k", &key),
+        mine().bearer_auth(&key).forward_caller_auth(),
     ] {
         assert_refused(both, "forward_caller_auth", &[&key]);
     }
-    ProviderChain::of([mine().header_key("x-a", &key).query_key("b", &key)]).build().unwrap();
+    ProviderChain::builder([mine().api_key_header("x-a", &key).api_key_query("b", &key)]).build().unwrap();
 }
 
 #[test]
 fn settings_out_of_range_are_refused() {
-    let chain = || ProviderChain::of([mine().bearer("key")]);
+    let chain = || ProviderChain::builder([mine().bearer_auth("key")]);
     let second = Duration::from_secs(1);
     assert_chain_refused(chain().max_attempts(0), "max_attempts");
     assert_chain_refused(
@@ -301,7 +301,7 @@ fn settings_out_of_range_are_refused() {
     assert_chain_refused(chain().total_timeout(Duration::ZERO), "total_timeout");
     assert_refused(mine().attempt_timeout(second * 601), "attempt_timeout", &[]);
     assert_refused(mine().attempt_timeout(Duration::ZERO), "attempt_timeout", &[]);
-    let own = ProviderChain::of([mine().attempt_timeout(second * 2)]).total_timeout(second);
+    let own = ProviderChain::builder([mine().attempt_timeout(second * 2)]).total_timeout(second);
     assert_names(own, "mine", "attempt_timeout", &[]);
     for fine in [
         chain().max_attempts(1),
@@ -326,7 +326,7 @@ fn a_claim_that_is_no_base_is_refused_and_not_shown() {
         format!("https://example.test/v1?key={key}"),
         format!("https://example.test/v1#{key}"),
     ] {
-        let error = refused(ProviderChain::of([mine()]).claim(&claim));
+        let error = refused(ProviderChain::builder([mine()]).claim(&claim));
         assert!(error.to_string().contains("claim"), "{error}");
         assert_no_key(&format!("{error} {error:?}"), &[&key]);
     }
@@ -359,7 +359,7 @@ fn a_key_may_come_from_the_environment_with_its_newline() {
 #[ignore = "run by the test above"]
 fn child_builds() {
     let providers = from_env().map(|(_, _, provider)| provider);
-    ProviderChain::of(providers).build().expect("both keys are set");
+    ProviderChain::builder(providers).build().expect("both keys are set");
 }
 
 #[test]
@@ -374,6 +374,6 @@ fn a_missing_or_malformed_variable_is_named() {
 #[ignore = "run by the test above"]
 fn child_is_refused() {
     for (name, variable, provider) in from_env() {
-        assert_names(ProviderChain::of([provider]), name, variable, &["Kq7xfffffeZz"]);
+        assert_names(ProviderChain::builder([provider]), name, variable, &["Kq7xfffffeZz"]);
     }
 }

@@ -41,9 +41,9 @@ impl Middleware for Recovering {
 /// Has everything happen that is counted.
 async fn everything() {
     let chain = || {
-        ProviderChain::of([
-            Provider::new("cometapi", "https://cometapi.test/v1").bearer("key-a"),
-            Provider::new("openai", "https://openai.test/v1").bearer("key-b"),
+        ProviderChain::builder([
+            Provider::new("cometapi", "https://cometapi.test/v1").bearer_auth("key-a"),
+            Provider::new("openai", "https://openai.test/v1").bearer_auth("key-b"),
         ])
     };
     let client = |chain: ProviderChainBuilder, asked| {

@@ -177,7 +177,7 @@ fn cases() -> Vec<Case> {
             name: "unsent",
             providers: || {
                 let fails = |_: &mut Request| Err(std::io::Error::other("key-of-a"));
-                vec![provider("a").prepare(fails), provider("b")]
+                vec![provider("a").map_request(fails), provider("b")]
             },
             does: || [("a", says(200)), ("b", says(200))],
             settings: DEFAULT,
@@ -189,7 +189,7 @@ fn cases() -> Vec<Case> {
                 let moves = |request: &mut Request| {
                     request.url_mut().set_host(Some("evil.test")).map_err(std::io::Error::other)
                 };
-                vec![provider("a").prepare(panics), provider("b").prepare(moves)]
+                vec![provider("a").map_request(panics), provider("b").map_request(moves)]
             },
             does: || [("a", says(200)), ("b", says(200))],
             settings: DEFAULT,
@@ -198,7 +198,7 @@ fn cases() -> Vec<Case> {
             name: "keys in the query",
             providers: || {
                 ["a", "b"]
-                    .map(|name| keyless(name).query_key("key", format!("key-of-{name}")))
+                    .map(|name| keyless(name).api_key_query("key", format!("key-of-{name}")))
                     .into()
             },
             does: || [("a", says(500)), ("b", says(200))],
@@ -273,7 +273,7 @@ tokio::task_local! {
 async fn what_an_outer_layer_sets_for_its_task_is_there_for_every_closure() {
     for way in [plain, general] {
         let checked = |name: &str| {
-            provider(name).prepare(|_| TENANT.try_with(|_| ()).map_err(std::io::Error::other))
+            provider(name).map_request(|_| TENANT.try_with(|_| ()).map_err(std::io::Error::other))
         };
         let world = World::of_providers(
             vec![checked("a"), checked("b")],
@@ -367,7 +367,7 @@ mod traced {
             let scopes = Scopes::default();
             let checked = |name: &str| {
                 let scopes = scopes.clone();
-                provider(name).prepare(move |_| {
+                provider(name).map_request(move |_| {
                     lock(&scopes).push(scope());
                     std::io::Result::Ok(())
                 })
@@ -383,7 +383,7 @@ mod traced {
                 .with(world.terminal())
                 .build();
             client.post(terminal::URL).body("{}").send().await.unwrap();
-            assert_eq!(*lock(&scopes), [ATTEMPT; 4], "`prepare` and an inner layer, twice");
+            assert_eq!(*lock(&scopes), [ATTEMPT; 4], "`map_request` and an inner layer, twice");
         }
     }
 
@@ -392,7 +392,7 @@ mod traced {
         listen();
         for way in [plain, general] {
             let scopes = Scopes::default();
-            let inner = way(ProviderChain::of([provider("b")]).claim("https://a.test/v1"));
+            let inner = way(ProviderChain::builder([provider("b")]).claim("https://a.test/v1"));
             let world = World::with([("a", says(200)), ("b", says(200))], way);
             let client = above_unused()
                 .with(Outer(|rest| Box::pin(rest.instrument(info_span!("outer")))))

@@ -89,7 +89,7 @@ macro_rules! statuses {
             assert_eq!((failed.provider(), failed.reason()), ("cometapi", Reason::$reason));
             assert_eq!(failed.status().unwrap().as_u16(), $status);
             assert_eq!(failed.maybe_processed(), matches!($status, 504 | 524));
-            assert!(!failed.not_replayable());
+            assert!(failed.is_replayable());
         }
     )*};
 }
@@ -208,7 +208,7 @@ async fn fifty_requests_at_once_all_fail_over() {
 /// `openai` alone on the stage, and another provider before it.
 async fn behind(first: impl FnOnce(&Stage) -> Provider) -> (Stage, ClientWithMiddleware) {
     let stage = Stage::of([("openai", Answer::ok().into())]).await;
-    let client = client(ProviderChain::of([first(&stage), stage.actors[0].provider()]));
+    let client = client(ProviderChain::builder([first(&stage), stage.actors[0].provider()]));
     (stage, client)
 }
 
@@ -227,7 +227,7 @@ async fn assert_connects_elsewhere(stage: &Stage, client: &ClientWithMiddleware)
 async fn fails_over_when_the_first_provider_refuses_connections() {
     let nobody = Refusing::start();
     let first = |stage: &Stage| {
-        Provider::new("cometapi", nobody.base_url("/v1")).bearer(stage.secret("cometapi"))
+        Provider::new("cometapi", nobody.base_url("/v1")).bearer_auth(stage.secret("cometapi"))
     };
     let (stage, client) = behind(first).await;
     assert_connects_elsewhere(&stage, &client).await;
@@ -238,7 +238,7 @@ async fn fails_over_when_the_first_provider_speaks_no_tls() {
     let mute = support::Server::start(Answer::ok()).await;
     let first = |stage: &Stage| {
         let base = mute.base_url("/v1").replace("http:", "https:");
-        Provider::new("cometapi", base).bearer(stage.secret("cometapi"))
+        Provider::new("cometapi", base).bearer_auth(stage.secret("cometapi"))
     };
     let (stage, client) = behind(first).await;
     // It takes the handshake for a request without an end; closing the connection ends it.
@@ -261,7 +261,7 @@ async fn fails_over_when_the_first_providers_name_cannot_be_resolved() {
     let stage = Stage::of([("openai", Answer::ok().into())]).await;
     let first = Provider::new("cometapi", "https://api.example.invalid/v1");
     let chain =
-        ProviderChain::of([first.bearer(stage.secret("cometapi")), stage.actors[0].provider()]);
+        ProviderChain::builder([first.bearer_auth(stage.secret("cometapi")), stage.actors[0].provider()]);
     let plain = local(reqwest::Client::builder().dns_resolver(Arc::new(Nowhere)));
     let client = ClientBuilder::new(plain).with(chain.build().unwrap()).build();
     assert_connects_elsewhere(&stage, &client).await;
@@ -347,7 +347,7 @@ async fn fails_over_when_the_headers_stall_past_the_chains_attempt_timeout() {
 async fn fails_over_when_the_headers_stall_past_the_providers_attempt_timeout() {
     let stage = Stage::two(Answer::stall(), Answer::ok().headers_after(ms(120))).await;
     let [first, second] = [stage.actors[0].provider(), stage.actors[1].provider()];
-    let client = client(ProviderChain::of([first.attempt_timeout(ms(80)), second]));
+    let client = client(ProviderChain::builder([first.attempt_timeout(ms(80)), second]));
     assert_times_out_elsewhere(&stage, &client, ms(80)).await;
 }
 
@@ -474,8 +474,8 @@ async fn the_last_transport_error_is_handed_on_as_it_is() {
 async fn a_refused_connection_at_the_end_is_handed_on_as_it_is() {
     let nobody = Refusing::start();
     let stage = Stage::of([("cometapi", Answer::error(500, "broken").into())]).await;
-    let last = Provider::new("openai", nobody.base_url("/v1")).bearer(stage.secret("openai"));
-    let client = client(ProviderChain::of([stage.actors[0].provider(), last]));
+    let last = Provider::new("openai", nobody.base_url("/v1")).bearer_auth(stage.secret("openai"));
+    let client = client(ProviderChain::builder([stage.actors[0].provider(), last]));
     let (result, _) = execute(&stage, &client).await;
     let Error::Reqwest(error) = result.unwrap_err() else { panic!("not a reqwest::Error") };
     assert!(error.is_connect());
@@ -544,9 +544,9 @@ async fn the_error_knows_that_nobody_could_be_connected_to() {
     let (nobody, noone) = (Refusing::start(), Refusing::start());
     let stage = Stage::of([]).await;
     let provider = |name, refusing: &Refusing| {
-        Provider::new(name, refusing.base_url("/v1")).bearer(stage.secret(name))
+        Provider::new(name, refusing.base_url("/v1")).bearer_auth(stage.secret(name))
     };
-    let chain = ProviderChain::of([provider("cometapi", &nobody), provider("openai", &noone)]);
+    let chain = ProviderChain::builder([provider("cometapi", &nobody), provider("openai", &noone)]);
     let client = client(chain.on_exhausted(Exhausted::Error));
     let error = client.get(noone.base_url("/v1/models")).send().await.unwrap_err();
     stage.hear(format!("{error} {error:?}"));
@@ -650,7 +650,7 @@ async fn the_order_is_the_lists_order() {
     let stage = Stage::two(Answer::ok(), Answer::ok()).await;
     let mut providers = stage.providers();
     providers.reverse();
-    let response = stage.post(&client(ProviderChain::of(providers))).send().await.unwrap();
+    let response = stage.post(&client(ProviderChain::builder(providers))).send().await.unwrap();
     assert_eq!(Report::of(&response).unwrap().served_by(), Some("openai"));
     stage.assert_asked(&[0, 1]);
 }

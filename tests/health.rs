@@ -377,7 +377,7 @@ async fn a_body_that_cannot_be_replayed_is_no_probe_while_another_is_admissible(
         let response = world.post().body(once()).send().await.unwrap();
         let report = Report::of(&response).unwrap();
         assert_eq!(report.served_by(), Some("second"));
-        assert!(report.attempts()[0].not_replayable());
+        assert!(!report.attempts()[0].is_replayable());
     }
     assert_eq!(world.asked("first"), asked);
     assert_eq!(world.state("first"), State::Open { until }, "the probe is still due");
@@ -582,7 +582,7 @@ async fn ten_requests_that_are_limited_at_once_are_one_cooldown() {
 #[tokio::test(start_paused = true)]
 async fn without_a_breaker_the_first_provider_is_always_asked_first() {
     let world =
-        World::with([("first", Does::status(500)), ("second", ok())], |chain| chain.no_breaker());
+        World::with([("first", Does::status(500)), ("second", ok())], |chain| chain.without_health());
     for does in [Does::status(500), Does::hint(429, "retry-after", "60"), Does::status(401)] {
         world.tell("first", does);
         assert_eq!(world.ask_times(50).await, served([("second", 50)]));
@@ -716,7 +716,7 @@ async fn a_snapshot_counts_requests_and_attempts() {
     let world = two(ok(), ok());
     let counts = || {
         let snapshot = world.chain.snapshot();
-        (snapshot.requests(), snapshot.switched(), snapshot.exhausted(), snapshot.unclaimed())
+        (snapshot.requests(), snapshot.switched(), snapshot.exhausted(), snapshot.passed_through())
     };
     let of = |name| {
         let provider = world.of_provider(name);
@@ -778,11 +778,11 @@ fn a_closure_may_ask_and_change_the_chain_that_calls_it() {
                 }
             };
             let [observe, classify, route, prepare, token] = [(); 5].map(|()| meddle.clone());
-            let first = provider("first").prepare(move |_| {
+            let first = provider("first").map_request(move |_| {
                 prepare();
                 Ok::<_, std::io::Error>(())
             });
-            let second = terminal::keyless("second").bearer_from(move || {
+            let second = terminal::keyless("second").bearer_auth_with(move || {
                 token();
                 async { Ok::<_, std::io::Error>("token".to_owned()) }
             });
@@ -834,7 +834,7 @@ fn a_closure_may_ask_and_change_the_chain_that_calls_it() {
         "BreakerClosed",
         "BreakerProbing",
         "CoolingDown",
-        "Unclaimed",
+        "PassedThrough",
         "SwitchRateHigh",
         "Finished",
     ] {

@@ -187,7 +187,7 @@ async fn a_body_that_can_be_sent_once_is_never_hedged() {
 #[tokio::test(start_paused = true)]
 async fn only_idempotent_requests_are_hedged_under_idempotent_only() {
     let world = World::with([("a", stalled()), ("b", Does::status(200))], |chain| {
-        hedged(chain).ambiguous(Ambiguous::IdempotentOnly)
+        hedged(chain).on_ambiguous(Ambiguous::IdempotentOnly)
     });
     assert_eq!(world.ask().await, "a");
     assert_eq!(world.asked("b"), 0);
@@ -221,7 +221,7 @@ async fn a_provider_whose_breaker_is_open_is_no_hedge() {
 #[tokio::test(start_paused = true)]
 async fn one_request_in_twenty_is_hedged_at_most() {
     let world = World::with([("a", stalled()), ("b", Does::status(200))], |chain| {
-        chain.hedge(Hedge::after(ms(40))).no_breaker()
+        chain.hedge(Hedge::after(ms(40))).without_health()
     });
     for _ in 0..100 {
         world.ask().await;
@@ -338,7 +338,7 @@ async fn a_panic_beside_another_attempt_leaves_nothing_in_flight() {
 
 #[tokio::test(start_paused = true)]
 async fn a_hedge_that_never_leaves_is_not_processed() {
-    let hanging = || keyless("b").bearer_from(std::future::pending::<std::io::Result<String>>);
+    let hanging = || keyless("b").bearer_auth_with(std::future::pending::<std::io::Result<String>>);
     let world = World::of_providers(
         vec![provider("a"), hanging()],
         [("a", Does::status(200).after(ms(90))), ("b", Does::status(200))],
@@ -358,12 +358,12 @@ async fn a_hedge_that_never_leaves_is_not_processed() {
 async fn a_hedge_that_cannot_be_prepared_makes_way_for_the_next() {
     let panics = |_: &mut Request| -> std::io::Result<()> { panic!("scripted") };
     let world = World::of_providers(
-        vec![provider("a"), provider("b").prepare(panics), provider("c")],
+        vec![provider("a"), provider("b").map_request(panics), provider("c")],
         [("a", Does::hang()), ("b", Does::status(200)), ("c", Does::status(200))],
         hedged,
     );
     assert_eq!(world.ask().await, "c");
-    assert!(world.told().contains(&Told::Panicked("prepare")));
+    assert!(world.told().contains(&Told::Panicked("map_request")));
     assert_eq!(["a", "b", "c"].map(|name| world.of_provider(name).in_flight()), [0; 3]);
 }
 
@@ -411,7 +411,7 @@ impl Middleware for Notes {
 
 #[tokio::test(start_paused = true)]
 async fn each_has_its_own_key_and_extensions_and_only_the_winners_come_back() {
-    let chain = hedged(ProviderChain::of([provider("a"), provider("b")])).build().unwrap();
+    let chain = hedged(ProviderChain::builder([provider("a"), provider("b")])).build().unwrap();
     let notes = Notes::default();
     let client = ClientBuilder::new(reqwest::Client::builder().no_proxy().build().unwrap())
         .with(chain)
@@ -452,7 +452,7 @@ async fn an_event_stream_that_says_nothing_is_overtaken() {
 #[test]
 fn settings_that_cannot_be_meant_are_config_errors() {
     let build = |hedge| {
-        ProviderChain::of([Provider::openai("key")]).attempt_timeout(secs(1)).hedge(hedge).build()
+        ProviderChain::builder([Provider::openai("key")]).attempt_timeout(secs(1)).hedge(hedge).build()
     };
     for wrong in [
         Hedge::after(ms(0)),
@@ -464,7 +464,7 @@ fn settings_that_cannot_be_meant_are_config_errors() {
         assert!(build(wrong).unwrap_err().to_string().starts_with("hedge: "));
     }
     assert!(build(Hedge::after(ms(999))).is_ok());
-    let by_default = |hedge| ProviderChain::of([Provider::openai("key")]).hedge(hedge).build();
+    let by_default = |hedge| ProviderChain::builder([Provider::openai("key")]).hedge(hedge).build();
     assert!(by_default(Hedge::after(secs(120))).is_err(), "the default attempt timeout ends it");
     assert!(by_default(Hedge::after(secs(119))).is_ok());
 }

@@ -439,7 +439,7 @@ async fn a_silent_stream_that_may_be_at_work_is_not_asked_for_twice_where_that_i
     let late = Arc::new(Notify::new());
     let answer = events([data(ROLE), Part::Until(late.clone()), data(HELLO), data(DONE)]);
     let play =
-        Play::with(answer, inspect, |chain| chain.ambiguous(Ambiguous::IdempotentOnly)).await;
+        Play::with(answer, inspect, |chain| chain.on_ambiguous(Ambiguous::IdempotentOnly)).await;
     let response = play.ask().await;
     let report = Report::of(&response).unwrap();
     assert_eq!(line(report), "cometapi 200 in # ms (maybe processed)");
@@ -733,7 +733,7 @@ async fn classify_sees_the_error_in_the_success_and_has_the_last_word() {
         let seen = seen.clone();
         move |outcome: &reqwest_failover::Outcome<'_>| {
             let status = outcome.status().map(|status| status.as_u16());
-            lock(&seen).push((outcome.reason(), status, outcome.is_ambiguous()));
+            lock(&seen).push((outcome.reason(), status, outcome.maybe_processed()));
             Verdict::Accept
         }
     };

@@ -97,9 +97,9 @@ async fn another_name_for_the_same_machine_is_out_of_scope() {
 async fn the_longest_base_that_matches_wins() {
     let servers = Stage::two(failing(), Answer::ok()).await;
     let [short, long] = [&servers.actors[0], &servers.actors[1]];
-    let chain = ProviderChain::of([
-        Provider::new("cometapi", short.server.base_url("/v1")).bearer(&short.key),
-        Provider::new("openai", long.server.base_url("/api")).bearer(&long.key),
+    let chain = ProviderChain::builder([
+        Provider::new("cometapi", short.server.base_url("/v1")).bearer_auth(&short.key),
+        Provider::new("openai", long.server.base_url("/api")).bearer_auth(&long.key),
     ]);
     let chain = chain.claim(short.server.base_url("/v1/special")).claim("http://claimed.test/x/");
     let client = client(chain);
@@ -258,9 +258,9 @@ async fn arrives(bases: [&str; 2], asked: &str) -> [String; 2] {
     let stage = Stage::two(failing(), Answer::ok()).await;
     let provider = |at: usize| {
         let actor = &stage.actors[at];
-        Provider::new(actor.name, actor.server.base_url(bases[at])).bearer(&actor.key)
+        Provider::new(actor.name, actor.server.base_url(bases[at])).bearer_auth(&actor.key)
     };
-    let client = client(ProviderChain::of([provider(0), provider(1)]));
+    let client = client(ProviderChain::builder([provider(0), provider(1)]));
     let url = stage.actors[1].server.base_url(asked);
     let response = client.get(&url).send().await.unwrap();
     assert_eq!(response.status(), 200, "{url} with {bases:?}");
@@ -302,8 +302,8 @@ async fn a_base_on_ipv6_is_served_like_any_other() {
     let Some(v6) = Server::start_v6(failing()).await else { return };
     let stage = Stage::of([("openai", Answer::ok().into())]).await;
     let key = stage.secret("cometapi");
-    let first = Provider::new("cometapi", v6.base_url("/v1/")).bearer(&key);
-    let client = client(ProviderChain::of([first, stage.actors[0].provider()]));
+    let first = Provider::new("cometapi", v6.base_url("/v1/")).bearer_auth(&key);
+    let client = client(ProviderChain::builder([first, stage.actors[0].provider()]));
     for base in [v6.base_url("/v1"), v6.base_url("/v1").replace("[::1]", "[0:0::0:1]")] {
         let response = client.get(format!("{base}/models")).send().await.unwrap();
         assert_eq!(
@@ -325,9 +325,9 @@ async fn a_base_on_ipv6_is_served_like_any_other() {
 async fn a_base_with_a_host_in_capitals_is_the_same() {
     let stage = Stage::two(Answer::ok(), Answer::ok()).await;
     let base = stage.actors[0].url("").replace("http://127.0.0.1", "HTTP://LocalHost");
-    let provider = Provider::new("cometapi", base).bearer(&stage.actors[0].key);
+    let provider = Provider::new("cometapi", base).bearer_auth(&stage.actors[0].key);
     let url = stage.actors[0].url("/models").replace("127.0.0.1", "localhost");
-    let response = client(ProviderChain::of([provider])).get(url).send().await.unwrap();
+    let response = client(ProviderChain::builder([provider])).get(url).send().await.unwrap();
     assert_eq!(response.status(), 200);
     stage.assert_asked(&[1, 0]);
 }
@@ -400,9 +400,9 @@ async fn a_name_and_password_in_the_url_reach_nobody() {
 async fn what_any_provider_uses_as_a_credential_is_stripped_at_all() {
     let stage = Stage::two(failing(), Answer::ok()).await;
     let [first, second] = [&stage.actors[0], &stage.actors[1]];
-    let client = client(ProviderChain::of([
-        first.keyless().header_key("x-vendor-token", &first.key),
-        second.keyless().query_key("subscription", &second.key),
+    let client = client(ProviderChain::builder([
+        first.keyless().api_key_header("x-vendor-token", &first.key),
+        second.keyless().api_key_query("subscription", &second.key),
     ]));
     let (header, query) = (stage.secret("header"), stage.secret("query"));
     let response = client
@@ -427,9 +427,9 @@ async fn what_any_provider_uses_as_a_credential_is_stripped_at_all() {
 async fn each_kind_of_credential_arrives_where_it_belongs() {
     let stage = Stage::two(failing(), Answer::ok()).await;
     let [first, second] = [&stage.actors[0], &stage.actors[1]];
-    let client = client(ProviderChain::of([
-        first.keyless().basic("me:".trim_end_matches(':'), &first.key),
-        second.keyless().header_key("API-Key", format!(" {}\r\n", second.key)),
+    let client = client(ProviderChain::builder([
+        first.keyless().basic_auth("me:".trim_end_matches(':'), &first.key),
+        second.keyless().api_key_header("API-Key", format!(" {}\r\n", second.key)),
     ]));
     assert_eq!(stage.post(&client).send().await.unwrap().status(), 200);
     let basic = format!("Basic {}", BASE64.encode(format!("me:{}", first.key)));
@@ -443,8 +443,8 @@ async fn each_kind_of_credential_arrives_where_it_belongs() {
 async fn a_providers_own_headers_and_query_replace_the_callers() {
     let stage = Stage::two(failing(), Answer::ok()).await;
     let [first, second] = [stage.actors[0].provider(), stage.actors[1].provider()];
-    let client = client(ProviderChain::of([
-        first.header("x-tier", "comet").query("api-version", "1 2&x").strip("x-tenant"),
+    let client = client(ProviderChain::builder([
+        first.header("x-tier", "comet").query("api-version", "1 2&x").remove_header("x-tenant"),
         second.header("openai-organization", "org-own"),
     ]));
     let secret = stage.secret("organization");
@@ -481,7 +481,7 @@ async fn the_callers_own_credential_goes_only_where_it_was_addressed() {
         let mut stage = Stage::two(failing(), failing()).await;
         stage.actors[1].key = canary("caller");
         let mine = stage.actors[1].key.clone();
-        let client = client(ProviderChain::of([
+        let client = client(ProviderChain::builder([
             stage.actors[0].provider(),
             stage.actors[1].keyless().forward_caller_auth(),
         ]));
@@ -505,14 +505,14 @@ async fn the_callers_own_credential_goes_only_where_it_was_addressed() {
 // Keys in the query.
 
 fn query_keyed(stage: &Stage) -> Vec<Provider> {
-    stage.actors.iter().map(|actor| actor.keyless().query_key("key", &actor.key)).collect()
+    stage.actors.iter().map(|actor| actor.keyless().api_key_query("key", &actor.key)).collect()
 }
 
 #[tokio::test]
 async fn the_url_of_a_response_is_cleaned_of_a_query_key() {
     for (first, status) in [(Answer::ok(), 200), (failing(), 503)] {
         let stage = Stage::two(first, Answer::error(503, "closed")).await;
-        let client = client(ProviderChain::of(query_keyed(&stage)));
+        let client = client(ProviderChain::builder(query_keyed(&stage)));
         let response = client.get(stage.actors[1].url("/models?a=1")).send().await.unwrap();
         assert_eq!(response.status(), status);
         assert_eq!(response.url().query(), None);
@@ -541,7 +541,7 @@ async fn the_url_of_an_error_is_cleaned_of_a_query_key() {
     let stall: Script = Answer::stall().into();
     for last in [Answer::fin().into(), Answer::reset().into(), stall] {
         let stage = Stage::of([("cometapi", failing().into()), ("openai", last)]).await;
-        let client = client(ProviderChain::of(query_keyed(&stage)));
+        let client = client(ProviderChain::builder(query_keyed(&stage)));
         let request = client.get(stage.actors[1].url("/models?a=1")).timeout(ms(100));
         let error = request.send().await.unwrap_err();
         stage.hear(shown(&error));
@@ -555,7 +555,7 @@ async fn the_url_of_an_error_is_cleaned_of_a_query_key() {
 async fn the_failover_error_shows_no_query_key() {
     let echo = |request: &Received| Answer::error(400, &format!("no: GET {}", request.target));
     let stage = Stage::two(echo, Answer::reset()).await;
-    let chain = ProviderChain::of(query_keyed(&stage)).on_exhausted(Exhausted::Error);
+    let chain = ProviderChain::builder(query_keyed(&stage)).on_exhausted(Exhausted::Error);
     let error = client(chain).get(stage.actors[1].url("/models")).send().await.unwrap_err();
     stage.hear(shown(&error));
     assert!(FailoverError::find(&error).is_some());
@@ -579,7 +579,7 @@ async fn a_url_that_an_inner_layer_hides_in_its_error_shows_no_query_key() {
     }
     for exhausted in [Exhausted::LastOutcome, Exhausted::Error] {
         let stage = Stage::two(Answer::reset(), Answer::fin()).await;
-        let chain = ProviderChain::of(query_keyed(&stage)).on_exhausted(exhausted);
+        let chain = ProviderChain::builder(query_keyed(&stage)).on_exhausted(exhausted);
         let client = ClientBuilder::new(plain()).with(chain.build().unwrap()).with(Wraps).build();
         let error = client.get(stage.actors[1].url("/models")).send().await.unwrap_err();
         stage.hear(shown(&error));
@@ -744,8 +744,8 @@ async fn a_source_that_fails_sends_nothing_and_fails_over() {
         let error = std::io::Error::other(wrong.clone());
         async move { Err::<String, _>(error) }
     };
-    let first = stage.actors[0].keyless().bearer_from(failing);
-    let client = client(ProviderChain::of([first, stage.actors[1].provider()]));
+    let first = stage.actors[0].keyless().bearer_auth_with(failing);
+    let client = client(ProviderChain::builder([first, stage.actors[1].provider()]));
     let response = stage.post(&client).send().await.unwrap();
     let report = Report::of(&response).unwrap();
     assert_eq!(line(report), "cometapi failed (credential) in # ms → openai 200 in # ms");
@@ -759,8 +759,8 @@ async fn a_source_that_fails_sends_nothing_and_fails_over() {
 #[tokio::test]
 async fn a_source_that_fails_at_the_end_is_a_failover_error() {
     let stage = Stage::two(failing(), Answer::ok()).await;
-    let last = stage.actors[1].keyless().bearer_from(|| async { Err::<String, _>("no token") });
-    let client = client(ProviderChain::of([stage.actors[0].provider(), last]));
+    let last = stage.actors[1].keyless().bearer_auth_with(|| async { Err::<String, _>("no token") });
+    let client = client(ProviderChain::builder([stage.actors[0].provider(), last]));
     let error = stage.post(&client).send().await.unwrap_err();
     stage.hear(shown(&error));
     let failed = FailoverError::find(&error).expect("a FailoverError");
@@ -772,8 +772,8 @@ async fn a_source_that_fails_at_the_end_is_a_failover_error() {
 async fn a_source_that_hangs_ends_with_the_attempts_time() {
     let stage = Stage::two(Answer::ok(), Answer::ok()).await;
     let hangs = || std::future::pending::<Result<String, Infallible>>();
-    let first = stage.actors[0].keyless().bearer_from(hangs).attempt_timeout(ms(60));
-    let client = client(ProviderChain::of([first, stage.actors[1].provider()]));
+    let first = stage.actors[0].keyless().bearer_auth_with(hangs).attempt_timeout(ms(60));
+    let client = client(ProviderChain::builder([first, stage.actors[1].provider()]));
     let response = stage.post(&client).send().await.unwrap();
     let report = Report::of(&response).unwrap();
     assert_eq!(report.served_by(), Some("openai"));
@@ -789,8 +789,8 @@ async fn a_source_that_hangs_ends_with_the_attempts_time() {
 async fn a_source_that_panics_fails_over() {
     let stage = Stage::two(Answer::ok(), Answer::ok()).await;
     let panics = || async { panic!("the vault burst") as Result<String, Infallible> };
-    let first = stage.actors[0].keyless().bearer_from(panics);
-    let client = client(ProviderChain::of([first, stage.actors[1].provider()]));
+    let first = stage.actors[0].keyless().bearer_auth_with(panics);
+    let client = client(ProviderChain::builder([first, stage.actors[1].provider()]));
     let response = stage.post(&client).send().await.unwrap();
     assert_eq!(Report::of(&response).unwrap().served_by(), Some("openai"));
     stage.assert_asked(&[0, 1]);
@@ -811,8 +811,8 @@ async fn a_source_is_asked_on_every_attempt_and_its_token_is_not_kept() {
             async move { Ok::<_, Infallible>(token) }
         }
     };
-    let first = stage.actors[0].keyless().bearer_from(source);
-    let client = client(ProviderChain::of([first, stage.actors[1].provider()]));
+    let first = stage.actors[0].keyless().bearer_auth_with(source);
+    let client = client(ProviderChain::builder([first, stage.actors[1].provider()]));
     for _ in 0..3 {
         let response = stage.post(&client).send().await.unwrap();
         let report = Report::of(&response).unwrap();
@@ -854,8 +854,8 @@ async fn a_malformed_token_sends_nothing_and_is_not_shown() {
             let token = token.clone();
             async move { Ok::<_, Infallible>(token) }
         };
-        let first = stage.actors[0].keyless().bearer_from(source);
-        let client = client(ProviderChain::of([first, stage.actors[1].provider()]));
+        let first = stage.actors[0].keyless().bearer_auth_with(source);
+        let client = client(ProviderChain::builder([first, stage.actors[1].provider()]));
         let response = stage.post(&client).send().await.unwrap();
         let report = Report::of(&response).unwrap();
         assert_eq!(report.attempts()[0].reason(), Reason::Credential, "{shown_token}: {report}");
@@ -869,13 +869,13 @@ async fn a_malformed_token_sends_nothing_and_is_not_shown() {
 #[tokio::test]
 async fn what_prepare_does_is_sent_and_only_there() {
     let stage = Stage::two(failing(), Answer::ok()).await;
-    let first = stage.actors[0].provider().prepare(|request| {
+    let first = stage.actors[0].provider().map_request(|request| {
         request.headers_mut().insert("x-prepared", "yes".parse()?);
         let path = format!("{}/more", request.url().path());
         request.url_mut().set_path(&path);
         Ok::<_, reqwest::header::InvalidHeaderValue>(())
     });
-    let client = client(ProviderChain::of([first, stage.actors[1].provider()]));
+    let client = client(ProviderChain::builder([first, stage.actors[1].provider()]));
     assert_eq!(stage.post(&client).send().await.unwrap().status(), 200);
     let request = stage.actors[0].server.only_request();
     assert_eq!(request.header("x-prepared"), Some("yes"));
@@ -889,11 +889,11 @@ async fn what_prepare_does_is_sent_and_only_there() {
 async fn a_prepare_that_fails_or_panics_sends_nothing_and_fails_over() {
     for panics in [false, true] {
         let stage = Stage::two(Answer::ok(), Answer::ok()).await;
-        let first = stage.actors[0].provider().prepare(move |_| match panics {
+        let first = stage.actors[0].provider().map_request(move |_| match panics {
             true => panic!("unprepared"),
             false => Err("unprepared"),
         });
-        let client = client(ProviderChain::of([first, stage.actors[1].provider()]));
+        let client = client(ProviderChain::builder([first, stage.actors[1].provider()]));
         let response = stage.post(&client).send().await.unwrap();
         let report = Report::of(&response).unwrap();
         assert_eq!(report.served_by(), Some("openai"));
@@ -921,12 +921,12 @@ async fn a_prepare_that_leads_elsewhere_is_not_followed() {
     ] {
         let first = {
             let url = Url::parse(&url).unwrap();
-            stage.actors[0].provider().prepare(move |request| {
+            stage.actors[0].provider().map_request(move |request| {
                 *request.url_mut() = url.clone();
                 Ok::<_, Infallible>(())
             })
         };
-        let client = client(ProviderChain::of([first, stage.actors[1].provider()]));
+        let client = client(ProviderChain::builder([first, stage.actors[1].provider()]));
         let response = stage.post(&client).send().await.unwrap();
         assert_eq!(Report::of(&response).unwrap().served_by(), Some("openai"), "{url}");
         assert_eq!(stage.actors[0].server.connections(), 0, "{url}");
@@ -945,9 +945,9 @@ async fn echoed(provider: fn(Provider, &str) -> Provider, body: impl Fn(&str) ->
     let answer = body(&key);
     let second = Answer::error(503, &format!("not {second_key}, nor {key}")).headers_after(ms(30));
     let stage = Stage::two(answer, second).await;
-    let chain = ProviderChain::of([
+    let chain = ProviderChain::builder([
         provider(stage.actors[0].keyless(), &key),
-        stage.actors[1].keyless().bearer(&second_key),
+        stage.actors[1].keyless().bearer_auth(&second_key),
     ]);
     let client = client(chain.on_exhausted(Exhausted::Error));
     let error = stage.post(&client).send().await.unwrap_err();
@@ -966,7 +966,7 @@ async fn echoed(provider: fn(Provider, &str) -> Provider, body: impl Fn(&str) ->
 }
 
 fn bearer(provider: Provider, key: &str) -> Provider {
-    provider.bearer(key)
+    provider.bearer_auth(key)
 }
 
 #[tokio::test]
@@ -984,8 +984,8 @@ async fn messages_that_show(key: &str, bodies: Vec<String>) -> Vec<String> {
     let answers = bodies.into_iter().map(|body| Answer::status(401).body(body));
     let second = Answer::ok().headers_after(ms(10));
     let stage = Stage::two(answers.collect::<Vec<_>>(), second).await;
-    let first = stage.actors[0].keyless().bearer(key);
-    let client = client(ProviderChain::of([first, stage.actors[1].provider()]).no_breaker());
+    let first = stage.actors[0].keyless().bearer_auth(key);
+    let client = client(ProviderChain::builder([first, stage.actors[1].provider()]).without_health());
     let mut shown = Vec::new();
     for _ in 0..count {
         let response = stage.post(&client).send().await.unwrap();
@@ -1051,7 +1051,7 @@ async fn a_key_in_an_error_is_redacted_also_where_it_is_escaped_as_html() {
 #[tokio::test]
 async fn a_key_in_base64_is_redacted_where_it_was_sent_so() {
     fn basic(provider: Provider, key: &str) -> Provider {
-        provider.basic("me", key)
+        provider.basic_auth("me", key)
     }
     let sent = |key: &str| BASE64.encode(format!("me:{key}"));
     echoed(basic, |key| Answer::error(401, &format!("wrong: Basic {}", sent(key)))).await;
@@ -1061,12 +1061,12 @@ async fn a_key_in_base64_is_redacted_where_it_was_sent_so() {
 #[tokio::test]
 async fn other_kinds_of_credentials_are_redacted_too() {
     let wrong = |key: &str| Answer::error(401, &format!("wrong key {key}!"));
-    let header = echoed(|provider, key| provider.header_key("api-key", key), wrong).await;
-    let query = echoed(|provider, key| provider.query_key("key", key), wrong).await;
+    let header = echoed(|provider, key| provider.api_key_header("api-key", key), wrong).await;
+    let query = echoed(|provider, key| provider.api_key_query("key", key), wrong).await;
     let source = echoed(
         |provider, key| {
             let key = key.to_owned();
-            provider.bearer_from(move || {
+            provider.bearer_auth_with(move || {
                 let key = key.clone();
                 async move { Ok::<_, Infallible>(key) }
             })
@@ -1117,8 +1117,8 @@ async fn the_error_of_a_source_is_redacted() {
         let error = std::io::Error::other(text.clone());
         async move { Err::<String, _>(error) }
     };
-    let first = stage.actors[0].keyless().bearer_from(source);
-    let chain = ProviderChain::of([stage.actors[1].provider(), first]);
+    let first = stage.actors[0].keyless().bearer_auth_with(source);
+    let chain = ProviderChain::builder([stage.actors[1].provider(), first]);
     let chain = chain.classify(|_| Verdict::FailOver(reqwest_failover::Fault::None));
     let error = stage.post(&client(chain)).send().await.unwrap_err();
     let text = stage.hear(shown(&error));
@@ -1144,10 +1144,10 @@ async fn no_debug_and_no_display_of_a_public_type_shows_a_key() {
             .provider()
             .header("x-plain", secret("header value"))
             .query("q", secret("query value")),
-        second.keyless().basic(secret("user"), secret("password")),
-        Provider::new("a", "https://a.test").header_key("x-key", secret("header key")),
-        Provider::new("b", "https://b.test").query_key("key", secret("query key")),
-        Provider::new("c", "https://c.test").bearer_from(sourced),
+        second.keyless().basic_auth(secret("user"), secret("password")),
+        Provider::new("a", "https://a.test").api_key_header("x-key", secret("header key")),
+        Provider::new("b", "https://b.test").api_key_query("key", secret("query key")),
+        Provider::new("c", "https://c.test").bearer_auth_with(sourced),
         Provider::new("d", format!("https://me:{}@d.test", secret("userinfo"))),
         Provider::new("e", format!("https://e.test/?key={}", secret("base query"))),
         Provider::cometapi(secret("comet")),
@@ -1156,9 +1156,9 @@ async fn no_debug_and_no_display_of_a_public_type_shows_a_key() {
     for provider in &providers {
         stage.hear(format!("{provider:?} {provider:#?}"));
     }
-    stage.hear(format!("{:?}", ProviderChain::of(providers.clone())));
+    stage.hear(format!("{:?}", ProviderChain::builder(providers.clone())));
     for provider in providers {
-        match ProviderChain::of([provider]).build() {
+        match ProviderChain::builder([provider]).build() {
             Ok(chain) => stage.hear(format!("{chain:?} {chain:#?}")),
             Err(error) => stage.hear(shown(&error)),
         };

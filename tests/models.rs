@@ -16,8 +16,8 @@ use support::{Answer, Received};
 /// `cometapi` fails and knows `gpt-5` as `comet/gpt-5`; `openai` answers and knows no other name.
 async fn set() -> (Stage, ClientWithMiddleware) {
     let stage = Stage::two(Answer::error(500, "down"), Answer::ok()).await;
-    let client = client(ProviderChain::of([
-        stage.actors[0].provider().model("gpt-5", "comet/gpt-5"),
+    let client = client(ProviderChain::builder([
+        stage.actors[0].provider().rename_model("gpt-5", "comet/gpt-5"),
         stage.actors[1].provider(),
     ]));
     (stage, client)
@@ -58,9 +58,9 @@ async fn each_provider_is_asked_for_the_model_by_its_own_name() {
 #[tokio::test]
 async fn every_name_has_its_own_rename() {
     let stage = Stage::two(Answer::error(500, "down"), Answer::ok()).await;
-    let client = client(ProviderChain::of([
-        stage.actors[0].provider().model("gpt-5", "one").model("gpt-5-mini", "two"),
-        stage.actors[1].provider().model("gpt-5", "three").model("one", "never"),
+    let client = client(ProviderChain::builder([
+        stage.actors[0].provider().rename_model("gpt-5", "one").rename_model("gpt-5-mini", "two"),
+        stage.actors[1].provider().rename_model("gpt-5", "three").rename_model("one", "never"),
     ]));
     for (asked, names) in [
         ("gpt-5", ["one", "three"]),
@@ -167,13 +167,13 @@ async fn what_speaks_of_the_old_body_is_gone_only_where_the_body_changed() {
 #[tokio::test]
 async fn prepare_sees_the_renamed_body() {
     let stage = Stage::two(Answer::ok(), Answer::ok()).await;
-    let first = stage.actors[0].provider().model("gpt-5", "comet/gpt-5").prepare(|request| {
+    let first = stage.actors[0].provider().rename_model("gpt-5", "comet/gpt-5").map_request(|request| {
         let body = request.body().and_then(Body::as_bytes).unwrap_or_default();
         let length = body.len().to_string();
         request.headers_mut().insert("x-length", length.parse().unwrap());
         Ok::<_, std::convert::Infallible>(())
     });
-    let client = client(ProviderChain::of([first, stage.actors[1].provider()]));
+    let client = client(ProviderChain::builder([first, stage.actors[1].provider()]));
     stage.post(&client).send().await.unwrap();
     let length = (BODY.len() + "comet/".len()).to_string();
     assert_eq!(stage.requests(0)[0].header("x-length"), Some(&*length));
@@ -202,8 +202,8 @@ async fn a_stream_that_can_be_sent_only_once_is_left_alone() {
     // Of unknown length; above the replay buffer; with nobody to fail over to.
     for case in 0..3 {
         let stage = Stage::two(Answer::ok(), Answer::ok()).await;
-        let first = stage.actors[0].provider().model("gpt-5", "comet/gpt-5");
-        let chain = ProviderChain::of([first, stage.actors[1].provider()]);
+        let first = stage.actors[0].provider().rename_model("gpt-5", "comet/gpt-5");
+        let chain = ProviderChain::builder([first, stage.actors[1].provider()]);
         let client = client(if case == 1 { chain.replay_buffer(9) } else { chain });
         let mut request = post(&stage, &client).body(streamed());
         if case > 0 {
@@ -223,7 +223,7 @@ async fn a_stream_that_can_be_sent_only_once_is_left_alone() {
 
 #[track_caller]
 fn refused(provider: Provider) -> ConfigError {
-    let error = ProviderChain::of([Provider::openai("key"), provider]).build();
+    let error = ProviderChain::builder([Provider::openai("key"), provider]).build();
     let error = error.map(|chain| format!("{chain:?}")).expect_err("a ConfigError");
     assert_eq!(error.provider(), Some("mine"), "{error}");
     assert!(error.to_string().contains("model"), "{error}");
@@ -233,17 +233,17 @@ fn refused(provider: Provider) -> ConfigError {
 #[test]
 fn a_model_without_a_name_is_refused() {
     let mine = || Provider::new("mine", "https://api.example.test/v1");
-    refused(mine().model("", "to"));
-    refused(mine().model("from", ""));
-    refused(mine().model("a", "b").model("c", ""));
+    refused(mine().rename_model("", "to"));
+    refused(mine().rename_model("from", ""));
+    refused(mine().rename_model("a", "b").rename_model("c", ""));
 }
 
 #[test]
 fn a_model_that_is_renamed_twice_is_refused() {
     let mine = || Provider::new("mine", "https://api.example.test/v1");
-    let error = refused(mine().model("a", "b").model("a", "c"));
+    let error = refused(mine().rename_model("a", "b").rename_model("a", "c"));
     assert!(error.to_string().contains("`a`"), "{error}");
     // One name for two models is fine, and so is a swap.
-    let swap = mine().model("a", "b").model("b", "a").model("c", "a");
-    ProviderChain::of([swap]).build().unwrap();
+    let swap = mine().rename_model("a", "b").rename_model("b", "a").rename_model("c", "a");
+    ProviderChain::builder([swap]).build().unwrap();
 }

@@ -70,13 +70,13 @@ impl Middleware for Ends {
 
 fn providers() -> [Provider; 2] {
     [
-        Provider::new("cometapi", "https://cometapi.test/v1").bearer("key-a"),
-        Provider::new("openai", "https://openai.test/v1").bearer("key-b"),
+        Provider::new("cometapi", "https://cometapi.test/v1").bearer_auth("key-a"),
+        Provider::new("openai", "https://openai.test/v1").bearer_auth("key-b"),
     ]
 }
 
 fn chain() -> ProviderChainBuilder {
-    ProviderChain::of(providers())
+    ProviderChain::builder(providers())
 }
 
 /// A chain over two providers that need no network, and the first one's mood.
@@ -201,7 +201,7 @@ async fn finished_ends_every_claimed_request() {
 
     // Passed through: not claimed.
     scene.client.get("https://elsewhere.test/v1").send().await.expect("passed through");
-    assert_eq!(told(), "Unclaimed");
+    assert_eq!(told(), "PassedThrough");
 }
 
 #[tokio::test(start_paused = true)]
@@ -246,7 +246,7 @@ fn percent(ratio: f64) -> f64 {
 
 /// Every request asks the first provider first, whatever it did.
 fn rated(chain: ProviderChainBuilder) -> (Scene, Arc<Mutex<Vec<Crossing>>>) {
-    let (chain, crossings) = keep(chain.no_breaker(), |event| match event {
+    let (chain, crossings) = keep(chain.without_health(), |event| match event {
         Event::SwitchRateHigh { provider, ratio, reason, .. } => Some(Crossing::High {
             provider: (*provider).to_owned(),
             percent: percent(*ratio),
@@ -689,10 +689,10 @@ mod traced {
         let capture = Capture::start();
         chain().build().unwrap();
         assert!(capture.take().lines.is_empty());
-        ProviderChain::of([
-            Provider::new("eu", "https://cometapi.test/eu").bearer("key-a"),
-            Provider::new("other", "https://other.test").bearer("key-b"),
-            Provider::new("us", "https://cometapi.test:8443/us").bearer("key-c"),
+        ProviderChain::builder([
+            Provider::new("eu", "https://cometapi.test/eu").bearer_auth("key-a"),
+            Provider::new("other", "https://other.test").bearer_auth("key-b"),
+            Provider::new("us", "https://cometapi.test:8443/us").bearer_auth("key-c"),
         ])
         .build()
         .unwrap();
@@ -725,7 +725,7 @@ async fn everything() {
     scene.chain.isolate("openai").unwrap();
     scene.post().send().await.unwrap_err();
     let twins = ["a", "b"].map(|name| Provider::new(name, format!("https://twins.test/{name}")));
-    ProviderChain::of(twins).build().unwrap();
+    ProviderChain::builder(twins).build().unwrap();
 }
 
 // Metrics.
@@ -857,11 +857,11 @@ async fn no_key_is_seen_anywhere() {
     let [bearer, basic, header, query, token, callers] = keys.clone().try_into().unwrap();
     let base = |name: &str| format!("https://{name}.test/v1");
     let providers = [
-        Provider::new("bearer", base("bearer")).bearer(&bearer),
-        Provider::new("basic", base("basic")).basic("user", &basic),
-        Provider::new("header", base("header")).header_key("x-own-key", &header),
-        Provider::new("query", base("query")).query_key("own_key", &query),
-        Provider::new("token", base("token")).bearer_from(move || {
+        Provider::new("bearer", base("bearer")).bearer_auth(&bearer),
+        Provider::new("basic", base("basic")).basic_auth("user", &basic),
+        Provider::new("header", base("header")).api_key_header("x-own-key", &header),
+        Provider::new("query", base("query")).api_key_query("own_key", &query),
+        Provider::new("token", base("token")).bearer_auth_with(move || {
             let token = token.clone();
             async move { Ok::<_, io::Error>(token) }
         }),
@@ -878,7 +878,7 @@ async fn no_key_is_seen_anywhere() {
     let heard = Arc::new(Mutex::new((String::new(), timeline::Timeline::of(["bearer", "basic"]))));
     let hearing = heard.clone();
     let started = tokio::time::Instant::now();
-    let chain = ProviderChain::of(providers)
+    let chain = ProviderChain::builder(providers)
         .attempt_timeout(ms(200))
         .breaker(Breaker::default().consecutive(2).breaks(ms(300), ms(300)))
         .observe(move |event| {

@@ -140,13 +140,13 @@ impl Scene {
         let first = First::down(outage, rest).await;
         let second = Server::start(Answer::ok()).await;
         let probes = Arc::new(AtomicUsize::new(0));
-        let mut provider = Provider::new("first", first.base_url()).bearer("key-1");
+        let mut provider = Provider::new("first", first.base_url()).bearer_auth("key-1");
         if outage == Hang {
             provider = provider.attempt_timeout(ms(100));
         }
-        let providers = [provider, Provider::new("second", second.base_url("/v1")).bearer("key-2")];
+        let providers = [provider, Provider::new("second", second.base_url("/v1")).bearer_auth("key-2")];
         let count = probes.clone();
-        let chain = ProviderChain::of(providers)
+        let chain = ProviderChain::builder(providers)
             .breaker(breaker)
             .observe(move |event| {
                 let probing = matches!(event, Event::BreakerProbing { .. });

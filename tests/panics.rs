@@ -74,7 +74,7 @@ async fn a_panic_in_route_is_counted_and_the_chains_order_holds() {
 
 #[tokio::test]
 async fn a_panic_in_prepare_is_counted_and_the_attempt_fails_over_at_no_cost() {
-    let first = provider("first").prepare(|_| -> Result<(), std::io::Error> { panic!("scripted") });
+    let first = provider("first").map_request(|_| -> Result<(), std::io::Error> { panic!("scripted") });
     let world = World::of_providers(
         vec![first, provider("second")],
         [("first", ok()), ("second", ok())],
@@ -102,7 +102,7 @@ async fn a_panic_in_bearer_from_is_counted_and_a_failed_credential() {
         let token: fn() -> Token = || panic!("scripted");
         token()
     };
-    for first in [keyless("first").bearer_from(at_once), keyless("first").bearer_from(later)] {
+    for first in [keyless("first").bearer_auth_with(at_once), keyless("first").bearer_auth_with(later)] {
         let scripts = [("first", ok()), ("second", ok())];
         let world = World::of_providers(vec![first, provider("second")], scripts, |chain| chain);
         for request in 1..=5 {
@@ -113,7 +113,7 @@ async fn a_panic_in_bearer_from_is_counted_and_a_failed_credential() {
             assert_eq!(panics(&world), request);
         }
         assert_eq!(world.asked("first"), 0);
-        assert!(world.told().contains(&Told::Panicked("bearer_from")));
+        assert!(world.told().contains(&Told::Panicked("bearer_auth_with")));
         let state = world.state("first");
         assert!(matches!(state, State::Open { .. }), "five failures: {state:?}");
         assert_sound(&world).await;
@@ -167,12 +167,12 @@ async fn panics_in_all_closures_at_once_lose_no_response() {
             })
     };
     let prepare = panic.clone();
-    let first = provider("first").prepare(move |_| {
+    let first = provider("first").map_request(move |_| {
         prepare();
         Ok::<_, std::io::Error>(())
     });
     let token = panic.clone();
-    let second = keyless("second").bearer_from(move || {
+    let second = keyless("second").bearer_auth_with(move || {
         token();
         async { Ok::<_, std::io::Error>("token".to_owned()) }
     });
@@ -195,7 +195,7 @@ async fn a_closure_that_panics_on_a_probe_wedges_nothing() {
     let (on, panic) = scare();
     on.store(false, Ordering::Relaxed);
     let [classify, prepare] = [(); 2].map(|()| panic.clone());
-    let first = provider("first").prepare(move |_| {
+    let first = provider("first").map_request(move |_| {
         prepare();
         Ok::<_, std::io::Error>(())
     });
@@ -224,7 +224,7 @@ async fn a_closure_that_panics_on_a_probe_wedges_nothing() {
 async fn a_chain_that_saw_panics_on_other_threads_goes_on() {
     let (on, panic) = scare();
     let world = World::with(failing_first(), |chain| {
-        chain.no_breaker().observe(move |_: &Event<'_>| panic())
+        chain.without_health().observe(move |_: &Event<'_>| panic())
     });
     let chain = world.chain.clone();
     let client = world.client.clone();

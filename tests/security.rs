@@ -39,9 +39,9 @@ async fn a_default_header_reaches_every_provider_and_replaces_no_credential() {
     let servers =
         [Server::start(Answer::error(500, "broken")).await, Server::start(Answer::ok()).await];
     let keys = [canary("first"), canary("second")];
-    let chain = ProviderChain::of([
-        Provider::new("first", servers[0].base_url("/v1")).bearer(&keys[0]),
-        Provider::new("second", servers[1].base_url("/v1")).bearer(&keys[1]),
+    let chain = ProviderChain::builder([
+        Provider::new("first", servers[0].base_url("/v1")).bearer_auth(&keys[0]),
+        Provider::new("second", servers[1].base_url("/v1")).bearer_auth(&keys[1]),
     ]);
     let everywhere = HeaderMap::from_iter(
         [("authorization", "Bearer nobodys"), ("x-api-key", "everybodys")]

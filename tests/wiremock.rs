@@ -33,9 +33,9 @@ fn client(
     second: &MockServer,
     verdict: Option<Preset>,
 ) -> ClientWithMiddleware {
-    let builder = ProviderChain::of([
-        Provider::new("cometapi", format!("{}/v1", first.uri())).bearer("comet-key"),
-        Provider::new("openai", format!("{}/v1", second.uri())).bearer("openai-key"),
+    let builder = ProviderChain::builder([
+        Provider::new("cometapi", format!("{}/v1", first.uri())).bearer_auth("comet-key"),
+        Provider::new("openai", format!("{}/v1", second.uri())).bearer_auth("openai-key"),
     ])
     .claim("https://api.openai.com/v1");
     let chain = match verdict {

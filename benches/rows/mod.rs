@@ -132,10 +132,10 @@ fn chain(row: Row) -> ProviderChain {
     let others = (0..others).map(|at| match at {
         0 => Provider::openai("openai-key"),
         at => {
-            Provider::new(format!("p{at}"), format!("https://p{at}.example.com/v1")).bearer("key")
+            Provider::new(format!("p{at}"), format!("https://p{at}.example.com/v1")).bearer_auth("key")
         }
     });
-    let builder = ProviderChain::of([first].into_iter().chain(others));
+    let builder = ProviderChain::builder([first].into_iter().chain(others));
     match row {
         Row::Options => builder
             .claim("https://llm.example.com/v1")
@@ -143,10 +143,10 @@ fn chain(row: Row) -> ProviderChain {
             .route(|request| request.url().path().contains("/files").then(Route::no_failover))
             .attempt_timeout(Duration::from_secs(30))
             .total_timeout(Duration::from_secs(60))
-            .ambiguous(Ambiguous::IdempotentOnly)
+            .on_ambiguous(Ambiguous::IdempotentOnly)
             .observe(|_| {})
             .build(),
-        Row::FailoverOnce => builder.no_breaker().build(),
+        Row::FailoverOnce => builder.without_health().build(),
         Row::BreakerOpen => {
             let long = Duration::from_secs(1_000_000);
             builder.breaker(Breaker::default().breaks(long, long)).build()

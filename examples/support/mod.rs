@@ -52,7 +52,7 @@ impl Stage {
     pub(crate) fn cometapi(&self) -> Provider {
         match &self.stand_ins {
             Some((cometapi, _)) => {
-                Provider::new("cometapi", cometapi.base_url()).bearer(COMETAPI_KEY)
+                Provider::new("cometapi", cometapi.base_url()).bearer_auth(COMETAPI_KEY)
             }
             None => Provider::cometapi_from_env(),
         }
@@ -60,7 +60,7 @@ impl Stage {
 
     pub(crate) fn openai(&self) -> Provider {
         match &self.stand_ins {
-            Some((_, openai)) => Provider::new("openai", openai.base_url()).bearer(OPENAI_KEY),
+            Some((_, openai)) => Provider::new("openai", openai.base_url()).bearer_auth(OPENAI_KEY),
             None => Provider::openai_from_env(),
         }
     }
@@ -68,7 +68,7 @@ impl Stage {
     /// A CometAPI to which there is no connection.
     pub(crate) async fn cometapi_gone(&self) -> Result<Provider> {
         Ok(match &self.stand_ins {
-            Some(_) => Provider::new("cometapi", nobody().await?).bearer(COMETAPI_KEY),
+            Some(_) => Provider::new("cometapi", nobody().await?).bearer_auth(COMETAPI_KEY),
             // `.invalid` is reserved: no name below it ever resolves.
             None => Provider::new("cometapi", "https://cometapi.invalid/v1"),
         })

@@ -40,7 +40,7 @@ pub(super) enum Sent {
     TimedOut {
         departed: bool,
     },
-    /// The credential source or `prepare` failed.
+    /// The credential source or `map_request` failed.
     Unsent(Unsent),
     /// The caller's own body broke off: nobody can do anything about that.
     CallerFailed(Error),
@@ -206,7 +206,7 @@ impl Trail {
 /// A request that is ready to be sent: what its answer will be held against.
 pub(super) struct Departure {
     method: Method,
-    /// The URL, if `prepare` may have changed it.
+    /// The URL, if `map_request` may have changed it.
     url: Option<Box<Url>>,
 }
 
@@ -214,7 +214,7 @@ impl Attempt<'_> {
     /// Makes the request the provider's own, for a provider without a source of tokens.
     pub(super) fn readdress(&self, request: &mut Request) -> Result<Departure, Unsent> {
         self.dress(request)?;
-        self.prepare(request)
+        self.map_request(request)
     }
 
     /// Makes the request the provider's own.
@@ -227,7 +227,7 @@ impl Attempt<'_> {
         self.dress(request)?;
         let token = Box::pin(self.token(source, trail)).await?;
         request.headers_mut().insert(AUTHORIZATION, token);
-        self.prepare(request)
+        self.map_request(request)
     }
 
     /// Makes an outcome of what came back.
@@ -266,20 +266,20 @@ impl Attempt<'_> {
         Ok(())
     }
 
-    /// Gives the model its name at the provider, and `prepare` its word.
-    fn prepare(&self, request: &mut Request) -> Result<Departure, Unsent> {
+    /// Gives the model its name at the provider, and `map_request` its word.
+    fn map_request(&self, request: &mut Request) -> Result<Departure, Unsent> {
         let entry = self.entry();
         #[cfg(feature = "json")]
         entry.rename_model(request);
         let mut url = None;
-        if let Some(prepare) = &entry.prepare {
-            match self.chain.observer.guard("prepare", || prepare(request)) {
+        if let Some(map_request) = &entry.map_request {
+            match self.chain.observer.guard("map_request", || map_request(request)) {
                 Some(Ok(())) => {}
                 Some(Err(error)) => return Err(Unsent { reason: Reason::Other, error }),
-                None => return Err(unsent("`prepare` panicked")),
+                None => return Err(unsent("`map_request` panicked")),
             }
             if !still_inside(&entry.base, request.url()) {
-                return Err(unsent("`prepare` moved the URL away from the provider's base URL"));
+                return Err(unsent("`map_request` moved the URL away from the provider's base URL"));
             }
             url = Some(Box::new(request.url().clone()));
         }
@@ -294,8 +294,8 @@ impl Attempt<'_> {
     ) -> Result<http::HeaderValue, Unsent> {
         let failed = |error: BoxError| Unsent { reason: Reason::Credential, error };
         let panicked = || {
-            self.chain.observer.emit(&Event::CallbackPanicked { callback: "bearer_from" });
-            failed("`bearer_from` panicked".into())
+            self.chain.observer.emit(&Event::CallbackPanicked { callback: "bearer_auth_with" });
+            failed("`bearer_auth_with` panicked".into())
         };
         let mut asked = caught(|| source()).ok_or_else(panicked)?;
         let answer = std::future::poll_fn(|context| {

@@ -508,7 +508,7 @@ impl<'a> Call<'a> {
             let judge = |judge: &Classify| observer.guard("classify", || judge(&outcome));
             let opinion = classify.as_ref().and_then(judge);
             landing.verdict = opinion.unwrap_or_else(|| Verdict::standard(&outcome));
-            landing.ambiguous = outcome.is_ambiguous();
+            landing.ambiguous = outcome.maybe_processed();
             attempt.reason = outcome.reason();
             attempt.retry_after = outcome.retry_after();
         }
@@ -526,7 +526,7 @@ impl<'a> Call<'a> {
             elapsed,
             retry_after: None,
             maybe_processed: false,
-            not_replayable: !self.replayable,
+            is_replayable: self.replayable,
         }
     }
 

@@ -125,7 +125,7 @@ pub(super) fn log(event: &Event<'_>, messages: bool) {
         Event::CoolingDown { provider, .. } => {
             warn!(gen_ai.provider.name = provider, "provider is cooling down");
         }
-        Event::Unclaimed { host } => {
+        Event::PassedThrough { host } => {
             debug!(server.address = host, "no base of the chain claims this request");
         }
         Event::StreamBroken { provider } => {

@@ -57,7 +57,7 @@ impl Meter {
     /// Lets counters begin at zero: a series that begins at one has no increase that a rule sees.
     fn begin(&self, recorder: &dyn Recorder) {
         let begin = |key: &Key| recorder.register_counter(key, &METADATA).increment(0);
-        for name in [EXHAUSTED, MAYBE_PROCESSED, NOT_REPLAYABLE, UNCLAIMED] {
+        for name in [EXHAUSTED, MAYBE_PROCESSED, NOT_REPLAYABLE, PASSED_THROUGH] {
             begin(&Key::from_static_name(name));
         }
         for keys in &self.providers {
@@ -123,7 +123,7 @@ impl Meter {
                 vec![Label::new("from", (*from).to_owned()), Label::new("to", (*to).to_owned())],
             ),
             Event::Exhausted { .. } => count(EXHAUSTED, Vec::new()),
-            Event::Unclaimed { .. } => count(UNCLAIMED, Vec::new()),
+            Event::PassedThrough { .. } => count(PASSED_THROUGH, Vec::new()),
             Event::StreamBroken { provider } => {
                 if let Some(keys) = self.keys(provider) {
                     with_recorder(|recorder| {
@@ -160,7 +160,7 @@ impl Keys {
         if attempt.maybe_processed() {
             count(MAYBE_PROCESSED, Vec::new());
         }
-        if attempt.not_replayable() {
+        if !attempt.is_replayable() {
             count(NOT_REPLAYABLE, Vec::new());
         }
     }
@@ -191,7 +191,7 @@ const HEDGES: &str = "failover_hedges_total";
 const EXHAUSTED: &str = "failover_exhausted_total";
 const MAYBE_PROCESSED: &str = "failover_maybe_processed_total";
 const NOT_REPLAYABLE: &str = "failover_not_replayable_total";
-const UNCLAIMED: &str = "failover_unclaimed_total";
+const PASSED_THROUGH: &str = "failover_passed_through_total";
 const BROKEN: &str = "failover_stream_broken_total";
 const STATE: &str = "failover_provider_state";
 const RATIO: &str = "failover_switch_ratio";
@@ -242,7 +242,7 @@ fn describe(recorder: &dyn Recorder) {
         ),
         (NOT_REPLAYABLE, "Attempts whose body could be sent only once"),
         (BROKEN, "Streams that broke after their content had begun"),
-        (UNCLAIMED, "Requests that were passed through because no base claims them"),
+        (PASSED_THROUGH, "Requests that were passed through because no base claims them"),
     ] {
         recorder.describe_counter(name.into(), Some(Unit::Count), text.into());
     }

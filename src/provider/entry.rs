@@ -19,7 +19,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use reqwest::Request;
 use reqwest::Url;
 
-use super::{Credential, Prepare, Provider, TokenSource};
+use super::{Credential, MapRequest, Provider, TokenSource};
 use crate::error::ConfigError;
 use crate::readdress::{
     Base, Claim, QueryPair, QueryRewrite, Scope, StripList, is_credential_header,
@@ -83,7 +83,7 @@ pub(crate) struct Entry {
     pub(crate) attempt_timeout: Option<Duration>,
     /// Asked on each attempt; its token is held to [`checked_key`] and sent as [`bearer_value`].
     pub(crate) source: Option<TokenSource>,
-    pub(crate) prepare: Option<Prepare>,
+    pub(crate) map_request: Option<MapRequest>,
     /// What no message may show, the longest first.
     pub(crate) secrets: Vec<String>,
     /// The fixed ones, then the credentials, which alone are sensitive.
@@ -165,10 +165,10 @@ impl Entry {
                 "does not go with a credential of the provider's own: keep one of the two";
             return Err(Flaw::new("forward_caller_auth", problem));
         }
-        let exposed = base.is_plaintext() && !base.is_loopback() && !provider.allow_plaintext;
+        let exposed = base.is_plaintext() && !base.is_loopback() && !provider.danger_allow_plaintext;
         if exposed && (authenticates || provider.forward_caller_auth) {
             let problem = "would show a credential to anyone on the way: \
-                           use https://, or .allow_plaintext()";
+                           use https://, or .danger_allow_plaintext()";
             return Err(Flaw::new("base_url", problem));
         }
 
@@ -184,15 +184,15 @@ impl Entry {
         for (name, value) in &provider.queries {
             queries.push(keys.fixed_query(name, value)?);
         }
-        let strip = provider.strip.iter().map(|name| header_name("strip", name));
+        let strip = provider.strip.iter().map(|name| header_name("remove_header", name));
         #[cfg(feature = "json")]
         for (at, (from, to)) in provider.models.iter().enumerate() {
             if from.is_empty() || to.is_empty() {
-                return Err(Flaw::new("model", "must name two models"));
+                return Err(Flaw::new("rename_model", "must name two models"));
             }
             if provider.models[..at].iter().any(|(other, _)| other == from) {
                 let problem = format!("`{from}` is renamed twice: keep one name for it");
-                return Err(Flaw::new("model", problem));
+                return Err(Flaw::new("rename_model", problem));
             }
         }
 
@@ -201,7 +201,7 @@ impl Entry {
             base,
             attempt_timeout: provider.attempt_timeout,
             source: keys.source,
-            prepare: provider.prepare,
+            map_request: provider.map_request,
             #[cfg(feature = "json")]
             models: provider.models,
             secrets: longest_first(keys.secrets),
@@ -224,7 +224,7 @@ impl fmt::Debug for Entry {
 }
 
 /// A key without the whitespace around it, or what is wrong with it, without repeating it. Tokens
-/// from [`Provider::bearer_from`] are held to the same.
+/// from [`Provider::bearer_auth_with`] are held to the same.
 pub(crate) fn checked_key(raw: &str) -> Result<&str, &'static str> {
     let key = raw.trim();
     let scheme = key.as_bytes().get(.."bearer".len());
@@ -235,7 +235,7 @@ pub(crate) fn checked_key(raw: &str) -> Result<&str, &'static str> {
     } else if !key.is_ascii() {
         Err("holds characters that are not ASCII: pass the key as the provider issued it")
     } else if is_bearer {
-        Err("begins with `Bearer `: pass the key alone, .bearer(..) adds the word")
+        Err("begins with `Bearer `: pass the key alone, .bearer_auth(..) adds the word")
     } else if key.contains(|c: char| c.is_ascii_control()) {
         Err("holds control characters: pass the key alone, on one line")
     } else if key.contains(['"', '\'']) {
@@ -377,7 +377,7 @@ impl Keyring {
             return refuse(format!("`{name}` is set by the HTTP client: leave it out"));
         }
         if is_credential_header(&name) {
-            return refuse(format!("`{name}` is a credential: use bearer, basic or header_key"));
+            return refuse(format!("`{name}` is a credential: use bearer_auth, basic_auth or api_key_header"));
         }
         if self.has_header(&name) {
             return refuse(format!("`{name}` holds this provider's credential already"));
@@ -392,12 +392,12 @@ impl Keyring {
         const FIELD: &str = "query";
         query_name(FIELD, name)?;
         if is_credential_query(name) {
-            return Err(Flaw::new(FIELD, format!("`{name}` is a credential: use query_key")));
+            return Err(Flaw::new(FIELD, format!("`{name}` is a credential: use api_key_query")));
         }
         if self.has_query(name) {
             return Err(Flaw::new(
                 FIELD,
-                "sets a name that holds this provider's query_key already",
+                "sets a name that holds this provider's api_key_query already",
             ));
         }
         Ok(QueryPair::new(name, value, false))
@@ -491,9 +491,9 @@ mod tests {
     #[test]
     fn each_kind_of_credential_goes_where_it_belongs() {
         let chain = checked([Provider::new("all", "https://h")
-            .basic("user", "p:ä\"")
-            .header_key("X-Vendor-Key", "canary-1")
-            .query_key("token", "canary/2")
+            .basic_auth("user", "p:ä\"")
+            .api_key_header("X-Vendor-Key", "canary-1")
+            .api_key_query("token", "canary/2")
             .header("openai-organization", "org")
             .header("x-twice", "first")
             .header("X-Twice", "second")
@@ -519,7 +519,7 @@ mod tests {
 
     #[test]
     fn an_empty_basic_password_is_no_secret_to_search_for() {
-        let chain = checked([here().basic("canary", "")]);
+        let chain = checked([here().basic_auth("canary", "")]);
         assert_eq!(chain.entries[0].secrets, ["Y2FuYXJ5Og=="]);
         assert!(!chain.entries[0].has_query_key());
     }
@@ -527,12 +527,12 @@ mod tests {
     #[test]
     fn no_entry_receives_another_entrys_or_the_callers_key() {
         let chain = checked([
-            Provider::new("a", "https://a/v1").bearer("canary-a"),
+            Provider::new("a", "https://a/v1").bearer_auth("canary-a"),
             Provider::new("b", "https://b/v1")
-                .header_key("x-b", "canary-b")
-                .query_key("b-key", "canary-b"),
-            Provider::new("c", "https://c/v1").basic("c", "canary-c").query_key("key", "canary-c"),
-            Provider::new("d", "https://d/v1").strip("x-d").header("x-fixed", "d"),
+                .api_key_header("x-b", "canary-b")
+                .api_key_query("b-key", "canary-b"),
+            Provider::new("c", "https://c/v1").basic_auth("c", "canary-c").api_key_query("key", "canary-c"),
+            Provider::new("d", "https://d/v1").remove_header("x-d").header("x-fixed", "d"),
         ]);
         let mut sensitive = HeaderValue::from_static("canary-caller");
         sensitive.set_sensitive(true);
@@ -568,7 +568,7 @@ mod tests {
     #[cfg(feature = "json")]
     #[test]
     fn a_model_has_the_name_that_it_has_here_and_only_then_the_body_changes() {
-        let chain = checked([here().model("small", "vendor/small").model("large", "vendor/large")]);
+        let chain = checked([here().rename_model("small", "vendor/small").rename_model("large", "vendor/large")]);
         let table = [
             (r#"{"model": "small", "n": 1}"#, Some(r#"{"model": "vendor/small", "n": 1}"#)),
             (r#"{"model": "large"}"#, Some(r#"{"model": "vendor/large"}"#)),
@@ -590,12 +590,12 @@ mod tests {
     #[test]
     fn a_model_needs_two_names_and_is_renamed_once() {
         for (from, to) in [("", "to"), ("from", ""), ("", "")] {
-            let error = refusal([here().model(from, to)]);
-            assert!(error.starts_with("provider `here`: model: must name two models"), "{error}");
+            let error = refusal([here().rename_model(from, to)]);
+            assert!(error.starts_with("provider `here`: rename_model: must name two models"), "{error}");
         }
-        let error = refusal([here().model("a", "x").model("b", "x").model("a", "y")]);
-        assert!(error.contains("model: `a` is renamed twice"), "{error}");
-        checked([here().model("a", "x").model("b", "x").model("x", "a")]);
+        let error = refusal([here().rename_model("a", "x").rename_model("b", "x").rename_model("a", "y")]);
+        assert!(error.contains("rename_model: `a` is renamed twice"), "{error}");
+        checked([here().rename_model("a", "x").rename_model("b", "x").rename_model("x", "a")]);
     }
 
     #[test]
@@ -603,10 +603,10 @@ mod tests {
         let chain = checked([
             Provider::new("mine", "https://mine/v1")
                 .forward_caller_auth()
-                .strip("x-strip")
+                .remove_header("x-strip")
                 .query("q", "own"),
             Provider::new("other", "https://other/v1").forward_caller_auth(),
-            Provider::new("keyed", "https://keyed/v1").bearer("own"),
+            Provider::new("keyed", "https://keyed/v1").bearer_auth("own"),
         ]);
         let mut theirs = HeaderMap::new();
         for name in ["authorization", "x-api-key", "host", "x-strip"] {
@@ -650,53 +650,53 @@ mod tests {
             (Provider::new("here", "https://h?canary"), "base_url: must not hold a query"),
             (Provider::new("here", "https://h#canary"), "base_url: must not hold a fragment"),
             (Provider::new("here", "ftp://h/canary"), "base_url: must begin with https://"),
-            (Provider::new("here", "http://h").bearer("canary"), "base_url: would show"),
-            (Provider::new("here", "http://h").basic("u", "canary"), "base_url: would show"),
-            (Provider::new("here", "http://h").query_key("k", "canary"), "base_url: would show"),
-            (Provider::new("here", "http://h").bearer_from(token), "base_url: would show"),
+            (Provider::new("here", "http://h").bearer_auth("canary"), "base_url: would show"),
+            (Provider::new("here", "http://h").basic_auth("u", "canary"), "base_url: would show"),
+            (Provider::new("here", "http://h").api_key_query("k", "canary"), "base_url: would show"),
+            (Provider::new("here", "http://h").bearer_auth_with(token), "base_url: would show"),
             (Provider::new("here", "http://h").forward_caller_auth(), "base_url: would show"),
-            (here().bearer(""), "bearer: is empty"),
-            (here().bearer(" \r\n"), "bearer: is empty"),
-            (here().bearer("can\nary"), "bearer: holds control"),
-            (here().bearer("canary\u{7f}x"), "bearer: holds control"),
-            (here().bearer("canary\0"), "bearer: holds control"),
-            (here().bearer("canaryé"), "bearer: holds characters that are not ASCII"),
-            (here().bearer("\u{feff}canary"), "bearer: holds characters that are not ASCII"),
-            (here().bearer("\"canary\""), "bearer: holds quotes"),
-            (here().bearer("'canary'"), "bearer: holds quotes"),
-            (here().bearer("Bearer canary"), "bearer: begins with `Bearer `"),
-            (here().bearer(" bEARER\tcanary"), "bearer: begins with `Bearer `"),
-            (here().bearer("bearer "), "bearer: begins with `Bearer `"),
-            (here().header_key("x-k", "Bearer canary"), "header_key: begins with"),
-            (here().header_key("x-k", ""), "header_key: is empty"),
-            (here().header_key("canary canary", "k"), "header_key: the name must be"),
-            (here().header_key("Host", "canary"), "header_key: `host` is set by"),
-            (here().header_key("TE", "canary"), "header_key: `te` is set by"),
-            (here().query_key("k", "'canary"), "query_key: holds quotes"),
-            (here().query_key("", "canary"), "query_key: the name must not be empty"),
-            (here().query_key("k", "canary").query_key("K", "canary"), "query_key: sets the same name twice"),
-            (here().basic("u\n", "canary"), "basic: must hold no control"),
-            (here().basic("u", "canary\n"), "basic: must hold no control"),
-            (here().basic("u:canary", "canary"), "basic: the user must hold no `:`"),
-            (here().bearer("canary").bearer("canary"), "bearer: `authorization` is set twice"),
-            (here().bearer("canary").basic("u", "canary"), "basic: `authorization` is set twice"),
-            (here().bearer("canary").bearer_from(token), "bearer_from: `authorization` is set twice"),
-            (here().bearer_from(token).bearer_from(token), "bearer_from: `authorization` is set twice"),
-            (here().bearer_from(token).header_key("Authorization", "canary"), "header_key: `authorization` is set twice"),
-            (here().header_key("x-k", "canary").header_key("X-K", "canary"), "header_key: `x-k` is set twice"),
+            (here().bearer_auth(""), "bearer_auth: is empty"),
+            (here().bearer_auth(" \r\n"), "bearer_auth: is empty"),
+            (here().bearer_auth("can\nary"), "bearer_auth: holds control"),
+            (here().bearer_auth("canary\u{7f}x"), "bearer_auth: holds control"),
+            (here().bearer_auth("canary\0"), "bearer_auth: holds control"),
+            (here().bearer_auth("canaryé"), "bearer_auth: holds characters that are not ASCII"),
+            (here().bearer_auth("\u{feff}canary"), "bearer_auth: holds characters that are not ASCII"),
+            (here().bearer_auth("\"canary\""), "bearer_auth: holds quotes"),
+            (here().bearer_auth("'canary'"), "bearer_auth: holds quotes"),
+            (here().bearer_auth("Bearer canary"), "bearer_auth: begins with `Bearer `"),
+            (here().bearer_auth(" bEARER\tcanary"), "bearer_auth: begins with `Bearer `"),
+            (here().bearer_auth("bearer "), "bearer_auth: begins with `Bearer `"),
+            (here().api_key_header("x-k", "Bearer canary"), "api_key_header: begins with"),
+            (here().api_key_header("x-k", ""), "api_key_header: is empty"),
+            (here().api_key_header("canary canary", "k"), "api_key_header: the name must be"),
+            (here().api_key_header("Host", "canary"), "api_key_header: `host` is set by"),
+            (here().api_key_header("TE", "canary"), "api_key_header: `te` is set by"),
+            (here().api_key_query("k", "'canary"), "api_key_query: holds quotes"),
+            (here().api_key_query("", "canary"), "api_key_query: the name must not be empty"),
+            (here().api_key_query("k", "canary").api_key_query("K", "canary"), "api_key_query: sets the same name twice"),
+            (here().basic_auth("u\n", "canary"), "basic_auth: must hold no control"),
+            (here().basic_auth("u", "canary\n"), "basic_auth: must hold no control"),
+            (here().basic_auth("u:canary", "canary"), "basic_auth: the user must hold no `:`"),
+            (here().bearer_auth("canary").bearer_auth("canary"), "bearer_auth: `authorization` is set twice"),
+            (here().bearer_auth("canary").basic_auth("u", "canary"), "basic_auth: `authorization` is set twice"),
+            (here().bearer_auth("canary").bearer_auth_with(token), "bearer_auth_with: `authorization` is set twice"),
+            (here().bearer_auth_with(token).bearer_auth_with(token), "bearer_auth_with: `authorization` is set twice"),
+            (here().bearer_auth_with(token).api_key_header("Authorization", "canary"), "api_key_header: `authorization` is set twice"),
+            (here().api_key_header("x-k", "canary").api_key_header("X-K", "canary"), "api_key_header: `x-k` is set twice"),
             (here().header("canary canary", "v"), "header: the name must be"),
             (here().header("", "canary"), "header: the name must be"),
             (here().header("x-a", "canary\n"), "header: the value of `x-a` must hold"),
             (here().header("x-a", "canary\0"), "header: the value of `x-a` must hold"),
-            (here().header("x-k", "canary").header_key("X-K", "canary"), "header: `x-k` holds this provider's"),
+            (here().header("x-k", "canary").api_key_header("X-K", "canary"), "header: `x-k` holds this provider's"),
             (here().query("", "canary"), "query: the name must not be empty"),
-            (here().query("Key", "canary"), "query: `Key` is a credential: use query_key"),
-            (here().query("access_token", "canary"), "query: `access_token` is a credential: use query_key"),
-            (here().query("T", "canary").query_key("t", "canary"), "query: sets a name that holds"),
-            (here().strip("canary canary"), "strip: the name must be"),
+            (here().query("Key", "canary"), "query: `Key` is a credential: use api_key_query"),
+            (here().query("access_token", "canary"), "query: `access_token` is a credential: use api_key_query"),
+            (here().query("T", "canary").api_key_query("t", "canary"), "query: sets a name that holds"),
+            (here().remove_header("canary canary"), "remove_header: the name must be"),
             (here().attempt_timeout(Duration::ZERO), "attempt_timeout: must be longer"),
-            (here().forward_caller_auth().bearer("canary"), "forward_caller_auth: does not go with"),
-            (here().bearer_from(token).forward_caller_auth(), "forward_caller_auth: does not go with"),
+            (here().forward_caller_auth().bearer_auth("canary"), "forward_caller_auth: does not go with"),
+            (here().bearer_auth_with(token).forward_caller_auth(), "forward_caller_auth: does not go with"),
         ];
         for (provider, problem) in table {
             let debug = format!("{provider:?}");
@@ -729,7 +729,7 @@ mod tests {
             "expect",
         ] {
             assert!(refusal([here().header(name, "canary")]).contains("is set by the HTTP client"));
-            assert!(refusal([here().header_key(name, "k")]).contains("is set by the HTTP client"));
+            assert!(refusal([here().api_key_header(name, "k")]).contains("is set by the HTTP client"));
         }
         for name in [
             "Authorization",
@@ -740,8 +740,8 @@ mod tests {
             "X-Goog-Api-Key",
         ] {
             let error = refusal([here().header(name, "canary")]);
-            assert!(error.contains("use bearer, basic or header_key"), "{error}");
-            checked([here().header_key(name, "key")]);
+            assert!(error.contains("use bearer_auth, basic_auth or api_key_header"), "{error}");
+            checked([here().api_key_header(name, "key")]);
         }
     }
 
@@ -752,18 +752,18 @@ mod tests {
     #[test]
     fn what_is_unusual_but_right_is_accepted() {
         checked([
-            Provider::new("1", "http://127.0.0.1:1").bearer("k"),
-            Provider::new("2", "http://[::1]:1/v1").bearer_from(token),
+            Provider::new("1", "http://127.0.0.1:1").bearer_auth("k"),
+            Provider::new("2", "http://[::1]:1/v1").bearer_auth_with(token),
             Provider::new("3", "http://localhost").forward_caller_auth(),
-            Provider::new("4", "http://h").bearer("k").allow_plaintext(),
+            Provider::new("4", "http://h").bearer_auth("k").danger_allow_plaintext(),
             Provider::new("5", "http://h").header("openai-project", "p").query("a", "b"),
-            Provider::new("6", "https://h").basic("", ""),
-            Provider::new("7", "https://h").basic("ü", "\"':"),
-            Provider::new("8", "https://h").header_key("authorization", "Token k"),
+            Provider::new("6", "https://h").basic_auth("", ""),
+            Provider::new("7", "https://h").basic_auth("ü", "\"':"),
+            Provider::new("8", "https://h").api_key_header("authorization", "Token k"),
             Provider::new("9", "https://h")
-                .bearer("bearer-k")
-                .header_key("x-a", "k")
-                .query_key("a", "k"),
+                .bearer_auth("bearer-k")
+                .api_key_header("x-a", "k")
+                .api_key_query("a", "k"),
             Provider::new("ten ", "https://h").header("x-empty", "").query("a", ""),
         ]);
     }
@@ -812,19 +812,19 @@ mod tests {
     #[test]
     fn debug_shows_names_and_no_values() {
         let provider = Provider::new("here", "https://h/v1?canary")
-            .bearer("canary")
-            .basic("canary", "canary")
-            .header_key("x-k", "canary")
-            .query_key("k", "canary")
-            .bearer_from(token)
+            .bearer_auth("canary")
+            .basic_auth("canary", "canary")
+            .api_key_header("x-k", "canary")
+            .api_key_query("k", "canary")
+            .bearer_auth_with(token)
             .header("x-a", "canary")
             .query("q", "canary");
         let debug = format!("{provider:?} {:#?}", provider.clone());
         assert!(!debug.contains("canary"), "{debug}");
-        for shown in ["here", "<invalid>", "bearer", "header_key", "x-a", "\"q\""] {
+        for shown in ["here", "<invalid>", "bearer_auth", "api_key_header", "x-a", "\"q\""] {
             assert!(debug.contains(shown), "{shown}: {debug}");
         }
-        let entry = format!("{:?}", checked([here().bearer("canary")]).entries[0]);
+        let entry = format!("{:?}", checked([here().bearer_auth("canary")]).entries[0]);
         assert_eq!(entry, r#"Entry { name: "here", base: https://h/v1, .. }"#);
     }
 
@@ -844,12 +844,12 @@ mod tests {
     #[test]
     fn a_source_and_prepare_keep_their_errors() {
         let chain = checked([here()
-            .bearer_from(|| async { Err("no token") })
-            .prepare(|_| Err::<(), _>("not today"))]);
+            .bearer_auth_with(|| async { Err("no token") })
+            .map_request(|_| Err::<(), _>("not today"))]);
         let entry = &chain.entries[0];
         let mut request =
             reqwest::Request::new(http::Method::GET, Url::parse("https://h").unwrap());
-        let prepared = entry.prepare.as_ref().unwrap()(&mut request);
+        let prepared = entry.map_request.as_ref().unwrap()(&mut request);
         assert_eq!(prepared.unwrap_err().to_string(), "not today");
 
         let mut token = entry.source.as_ref().unwrap()();

@@ -127,13 +127,13 @@ impl Stage {
             let provider = provider.attempt_timeout(cell.attempt_timeout());
             let key = &server.seen.asked.key;
             let provider = match at {
-                0 => provider.bearer(key),
-                1 => provider.header_key("x-api-key", key),
-                _ => provider.query_key("key", key),
+                0 => provider.bearer_auth(key),
+                1 => provider.api_key_header("x-api-key", key),
+                _ => provider.api_key_query("key", key),
             };
             // A name that leads nowhere is not known to be this machine's.
             match cell.kind.fault {
-                Fault::Nameless => provider.allow_plaintext(),
+                Fault::Nameless => provider.danger_allow_plaintext(),
                 _ => provider,
             }
         };
@@ -198,7 +198,7 @@ impl Stage {
 
     fn chain(&self, cell: &Cell, events: &Arc<Mutex<Vec<Told>>>) -> ProviderChain {
         let (events, sightings) = (events.clone(), self.sightings.clone());
-        let chain = ProviderChain::of(self.providers(cell))
+        let chain = ProviderChain::builder(self.providers(cell))
             .claim("http://caller.test/v1")
             .total_timeout(TOTAL)
             // One failure opens it, so that the next request is a probe.
@@ -209,7 +209,7 @@ impl Stage {
             });
         let chain = match cell.setup {
             Setup::Standard => chain,
-            Setup::Careful | Setup::CarefulWithKey => chain.ambiguous(Ambiguous::IdempotentOnly),
+            Setup::Careful | Setup::CarefulWithKey => chain.on_ambiguous(Ambiguous::IdempotentOnly),
             Setup::ToldAsError => chain.on_exhausted(Exhausted::Error),
         };
         let inspect = Inspect::errors_in_success().time_limit(HOLD).first_content_timeout(HOLD);

@@ -128,7 +128,7 @@ fn check_report(checks: &mut Checks, report: &Report, plan: &Plan) {
         checks.that(attempt.maybe_processed() == wanted.maybe_processed, || {
             format!("{name}: maybe processed should be {}: {report}", wanted.maybe_processed)
         });
-        checks.that(!attempt.not_replayable(), || format!("{name} is not replayable: {report}"));
+        checks.that(attempt.is_replayable(), || format!("{name} is not replayable: {report}"));
     }
     let server = plan.attempts.last().filter(|_| plan.served).map(|last| NAMES[last.provider]);
     checks.that(report.served_by() == server, || format!("{server:?} was to serve: {report}"));

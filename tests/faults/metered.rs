@@ -31,7 +31,7 @@ pub(crate) fn check(
         ("failover_attempts_total", before + attempts().count()),
         ("failover_maybe_processed_total", attempts().filter(ambiguous).count()),
         ("failover_exhausted_total", reports.iter().filter(unserved).count()),
-        ("failover_unclaimed_total", 0),
+        ("failover_passed_through_total", 0),
     ] {
         let counted = readings.total(name);
         checks.that(counted == wanted as u64, || format!("{name} is {counted}, not {wanted}"));

@@ -44,9 +44,9 @@ impl Form {
         match self {
             Self::Bearer => "bearer",
             Self::Basic => "basic",
-            Self::HeaderKey => "header_key",
-            Self::QueryKey => "query_key",
-            Self::BearerFrom => "bearer_from",
+            Self::HeaderKey => "api_key_header",
+            Self::QueryKey => "api_key_query",
+            Self::BearerFrom => "bearer_auth_with",
             Self::Forwarded => "forward_caller_auth",
             Self::CallersAuthorization => "caller's authorization",
             Self::CallersApiKey => "caller's x-api-key",
@@ -59,18 +59,18 @@ impl Form {
     /// Gives a provider its key. `last`: it is the last one of the chain.
     pub(crate) fn dress(self, provider: Provider, key: &str, last: bool) -> Provider {
         match self {
-            Self::Basic => provider.basic("me", key),
-            Self::HeaderKey => provider.header_key("x-vendor-key", key),
-            Self::QueryKey => provider.query_key("vendor_key", key),
+            Self::Basic => provider.basic_auth("me", key),
+            Self::HeaderKey => provider.api_key_header("x-vendor-key", key),
+            Self::QueryKey => provider.api_key_query("vendor_key", key),
             Self::BearerFrom => {
                 let key = key.to_owned();
-                provider.bearer_from(move || {
+                provider.bearer_auth_with(move || {
                     let key = key.clone();
                     async move { Ok::<_, Infallible>(key) }
                 })
             }
             Self::Forwarded if last => provider.forward_caller_auth(),
-            _ => provider.bearer(key),
+            _ => provider.bearer_auth(key),
         }
     }
 

@@ -92,7 +92,7 @@ pub(crate) const SCENARIOS: &[Scenario] = {
         row("a URL that is nobody's", [Serves; 3], Unclaimed, ELSEWHERE),
         row("a URL beside a base", [Serves; 3], BesideABase, LAST),
         row("a URL that is claimed", [Fails, Fails, Serves], Claimed, THREE),
-        row("a `prepare` that leads away", [Serves; 3], PrepareLeadsAway, SECOND),
+        row("a `map_request` that leads away", [Serves; 3], PrepareLeadsAway, SECOND),
         row("a chain below this one", [Serves, Serves, Fails], Stacked, LAST_TWO),
         row("a stream that can be replayed", [Fails, Serves, Serves], StreamThatFits, BOTH),
         row("a stream that is sent once", [Fails, Serves, Serves], StreamOfUnknownLength, FIRST),
@@ -170,16 +170,16 @@ impl Scenario {
             }
             Way::PrepareLeadsAway => {
                 let away = Url::parse(&world.servers[BYSTANDER].base_url(path)).expect("a URL");
-                let first = world.provider(0).prepare(move |request| {
+                let first = world.provider(0).map_request(move |request| {
                     *request.url_mut() = away.clone();
                     Ok::<_, Infallible>(())
                 });
-                let chain = ProviderChain::of([first, world.provider(1), world.provider(2)]);
+                let chain = ProviderChain::builder([first, world.provider(1), world.provider(2)]);
                 send(world, world.post(&client(chain), 2, path)).await;
             }
             Way::Stacked => {
-                let outer = ProviderChain::of([world.provider(0), world.provider(1)]);
-                let inner = ProviderChain::of([world.provider(2)]);
+                let outer = ProviderChain::builder([world.provider(0), world.provider(1)]);
+                let inner = ProviderChain::builder([world.provider(2)]);
                 let inner = inner.claim(world.servers[0].base_url("/v1"));
                 let http = local(harden(reqwest::Client::builder()));
                 let client = ClientBuilder::new(http).with(built(outer)).with(built(inner)).build();

@@ -65,7 +65,7 @@ impl World {
     }
 
     pub(crate) fn chain(&self) -> ProviderChainBuilder {
-        ProviderChain::of((0..3).map(|at| self.provider(at))).no_breaker()
+        ProviderChain::builder((0..3).map(|at| self.provider(at))).without_health()
     }
 
     /// A POST to this path of a server, with the caller's credential.

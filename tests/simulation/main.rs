@@ -126,7 +126,7 @@ fn check_counts(world: &World) {
     let mut ledger = world.ledger();
     ledger.current = 0;
     let counted =
-        (snapshot.requests(), snapshot.switched(), snapshot.exhausted(), snapshot.unclaimed());
+        (snapshot.requests(), snapshot.switched(), snapshot.exhausted(), snapshot.passed_through());
     let kept = (ledger.requests, ledger.switched, ledger.exhausted, ledger.unclaimed);
     ledger.check(counted == kept, || format!("counts {counted:?}, not {kept:?}"));
     for provider in snapshot.providers() {

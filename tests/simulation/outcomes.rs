@@ -35,7 +35,7 @@ fn check_report(ledger: &mut Ledger, call: &Call, report: &Report) {
         );
         let holds = attempt.provider() == NAMES[entry.provider]
             && Some(told) == entry.expected()
-            && attempt.not_replayable() != call.replayable;
+            && attempt.is_replayable() == call.replayable;
         ledger.check(holds, || format!("{report}: {told:?} is not {:?}", entry.expected()));
     }
     if ledger.current.is_multiple_of(16) {

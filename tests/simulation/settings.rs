@@ -108,14 +108,14 @@ impl Settings {
 
     pub(crate) fn chain(&self) -> ProviderChainBuilder {
         let providers = self.providers.iter().enumerate().map(|(at, own)| own.provider(at));
-        let mut chain = ProviderChain::of(providers)
+        let mut chain = ProviderChain::builder(providers)
             .claim("https://caller.test/v1")
             .total_timeout(self.total_timeout)
-            .ambiguous(self.ambiguous)
+            .on_ambiguous(self.ambiguous)
             .on_exhausted(self.exhausted);
         chain = match self.breaker {
             Some(breaker) => chain.breaker(breaker.breaker()),
-            None => chain.no_breaker(),
+            None => chain.without_health(),
         };
         if let Some(attempts) = self.max_attempts {
             chain = chain.max_attempts(attempts);
@@ -153,10 +153,10 @@ impl ProviderSettings {
     fn provider(&self, at: usize) -> Provider {
         let provider = Provider::new(NAMES[at], format!("https://{}.test/v1", NAMES[at]));
         let provider = match self.credential {
-            Credential::Bearer => provider.bearer(KEYS[at]),
-            Credential::Header => provider.header_key("x-api-key", KEYS[at]),
-            Credential::Query => provider.query_key("key", KEYS[at]),
-            Credential::Basic => provider.basic(KEYS[at], "password"),
+            Credential::Bearer => provider.bearer_auth(KEYS[at]),
+            Credential::Header => provider.api_key_header("x-api-key", KEYS[at]),
+            Credential::Query => provider.api_key_query("key", KEYS[at]),
+            Credential::Basic => provider.basic_auth(KEYS[at], "password"),
         };
         match self.attempt_timeout {
             Some(limit) => provider.attempt_timeout(limit),

@@ -28,7 +28,7 @@ pub struct Actor {
 impl Actor {
     /// With a base that ends in `/v1`, and a bearer key.
     pub fn provider(&self) -> Provider {
-        self.keyless().bearer(&self.key)
+        self.keyless().bearer_auth(&self.key)
     }
 
     pub fn keyless(&self) -> Provider {
@@ -60,7 +60,7 @@ impl Stage {
     }
 
     pub fn chain(&self) -> ProviderChainBuilder {
-        ProviderChain::of(self.providers())
+        ProviderChain::builder(self.providers())
     }
 
     pub fn client(&self) -> ClientWithMiddleware {

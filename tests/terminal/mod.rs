@@ -68,7 +68,7 @@ impl World {
         LazyLock::force(&QUIET);
         let events = Arc::new(Mutex::new(Vec::new()));
         let told = events.clone();
-        let chain = ProviderChain::of(providers)
+        let chain = ProviderChain::builder(providers)
             .claim("https://caller.test/v1")
             .observe(move |event| lock(&told).extend(Told::of(event)));
         let chain = settings(chain).build().unwrap();
@@ -172,7 +172,7 @@ impl World {
 
 /// A provider whose requests go to `name`.test.
 pub fn provider(name: &str) -> Provider {
-    keyless(name).bearer(format!("key-of-{name}"))
+    keyless(name).bearer_auth(format!("key-of-{name}"))
 }
 
 pub fn keyless(name: &str) -> Provider {

@@ -39,9 +39,9 @@ impl Stage {
 
     /// What an application sets up, and then hands to its client.
     fn client(&self, exhausted: Exhausted) -> ClientWithMiddleware {
-        let chain = ProviderChain::of([
-            Provider::new("cometapi", self.cometapi.base_url()).bearer(COMETAPI_KEY),
-            Provider::new("openai", self.openai.base_url()).bearer(OPENAI_KEY),
+        let chain = ProviderChain::builder([
+            Provider::new("cometapi", self.cometapi.base_url()).bearer_auth(COMETAPI_KEY),
+            Provider::new("openai", self.openai.base_url()).bearer_auth(OPENAI_KEY),
         ])
         .claim(BASE_URL)
         .on_exhausted(exhausted)

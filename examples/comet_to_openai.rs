@@ -15,7 +15,7 @@ use reqwest_failover::{Exhausted, Provider, ProviderChain, harden};
 use reqwest_middleware::{ClientBuilder, ClientWithMiddleware};
 use serde_json::{Value, json};
 
-use crate::support::{Stage, show_log_lines, step};
+use crate::support::{Harness, show_log_lines, step};
 
 mod support;
 
@@ -25,49 +25,49 @@ const OPENAI: &str = "https://api.openai.com/v1";
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
     show_log_lines();
-    let stage = Stage::set().await?;
+    let harness = Harness::set().await?;
 
     step("CometAPI answers");
-    let client = build_client([stage.cometapi(), stage.openai()], &stage)?;
+    let client = build_client([harness.cometapi(), harness.openai()], &harness)?;
     let response = ask(&client, &question()).await?;
-    stage.check_answer(stage.first_served(), response).await?;
+    harness.check_answer(harness.first_served(), response).await?;
 
-    if let Some(cometapi) = stage.stand_in_for_cometapi() {
+    if let Some(cometapi) = harness.stand_in_for_cometapi() {
         step("CometAPI fails with 500, OpenAI answers");
         cometapi.fail(500, "The server had an error.");
         let response = ask(&client, &question()).await?;
-        stage.check_answer(&["openai"], response).await?;
+        harness.check_answer(&["openai"], response).await?;
 
         step("CometAPI refuses the request with 400, OpenAI answers");
         cometapi.fail(400, "Unsupported parameter: 'max_completion_tokens'.");
         let response = ask(&client, &question()).await?;
-        stage.check_answer(&["openai"], response).await?;
+        harness.check_answer(&["openai"], response).await?;
         cometapi.recover();
     } else {
         step("CometAPI refuses a wrong key, OpenAI answers");
         println!("   (the real CometAPI cannot be told to fail with 500 or 400)");
-        let client = build_client([Provider::cometapi("wrong-key"), stage.openai()], &stage)?;
+        let client = build_client([Provider::cometapi("wrong-key"), harness.openai()], &harness)?;
         let response = ask(&client, &question()).await?;
-        stage.check_answer(&["openai"], response).await?;
+        harness.check_answer(&["openai"], response).await?;
     }
 
     step("CometAPI is not there, OpenAI answers");
-    let without = build_client([stage.cometapi_gone().await?, stage.openai()], &stage)?;
+    let without = build_client([harness.cometapi_gone().await?, harness.openai()], &harness)?;
     let response = ask(&without, &question()).await?;
-    stage.check_answer(&["openai"], response).await?;
+    harness.check_answer(&["openai"], response).await?;
 
     step("The answer is a stream, and each event is handed on as it comes");
     let mut streamed = question();
     streamed["stream"] = json!(true);
     let response = ask(&client, &streamed).await?;
-    stage.check_stream(stage.first_served(), response).await?;
+    harness.check_stream(harness.first_served(), response).await?;
 
     step("Both fail, and one error says what each of them answered");
-    let client = build_client(stage.both_failing(), &stage)?;
+    let client = build_client(harness.both_failing(), &harness)?;
     let error = ask(&client, &question()).await.expect_err("both fail");
-    stage.check_error(&error);
+    harness.check_error(&error);
 
-    stage.check_keys();
+    harness.check_keys();
     println!("\nEvery step went as announced.");
     Ok(())
 }
@@ -75,7 +75,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
 /// All there is to set up: the providers in order, and a chain of them as a layer on a client.
 fn build_client(
     providers: [Provider; 2],
-    stage: &Stage,
+    harness: &Harness,
 ) -> Result<ClientWithMiddleware, Box<dyn Error>> {
     let chain = ProviderChain::builder(providers)
         // Requests below this URL are the chain's, also when the providers are stand-ins.
@@ -86,7 +86,7 @@ fn build_client(
 
     // No redirects, which would happen behind the chain's back, and no hidden retries.
     let mut http = harden(reqwest::Client::builder());
-    if stage.is_on_loopback() {
+    if harness.is_on_loopback() {
         http = http.no_proxy();
     }
     Ok(ClientBuilder::new(http.build()?).with(chain).build())

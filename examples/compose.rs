@@ -47,110 +47,110 @@ async fn main() -> std::result::Result<(), BoxError> {
     println!("{:<54} {:>8} {:>6}   what the caller got", "arrangement", "CometAPI", "OpenAI");
 
     // The whole list is asked, and asked again: three times each.
-    let stage = Stage::set().await?;
-    stage.cometapi.fail(500, "The server had an error.");
-    stage.openai.fail(500, "The server had an error.");
-    let client = stage.client().with(retry()).with(stage.chain()?).build();
+    let harness = Harness::set().await?;
+    harness.cometapi.fail(500, "The server had an error.");
+    harness.openai.fail(500, "The server had an error.");
+    let client = harness.client().with(retry()).with(harness.chain()?).build();
     let response = ask(&client, "one").await?;
     assert_eq!(response.status(), 500);
-    stage.row("retry (2 more) → failover, both down", (3, 3), response.status());
+    harness.row("retry (2 more) → failover, both down", (3, 3), response.status());
 
     // A chain that answers with an error of its own is asked once: for reqwest-retry, an error of
     // another middleware is final.
-    let stage = Stage::set().await?;
-    stage.cometapi.fail(500, "The server had an error.");
-    stage.openai.fail(500, "The server had an error.");
-    let chain = stage.chain_with(Exhausted::Error)?;
-    let client = stage.client().with(retry()).with(chain).build();
+    let harness = Harness::set().await?;
+    harness.cometapi.fail(500, "The server had an error.");
+    harness.openai.fail(500, "The server had an error.");
+    let chain = harness.chain_with(Exhausted::Error)?;
+    let client = harness.client().with(retry()).with(chain).build();
     let error = ask(&client, "one").await.expect_err("both are down");
     assert!(FailoverError::find(&error).is_some(), "found through reqwest-retry's error");
-    stage.row("retry → failover with `Exhausted::Error`, both down", (1, 1), "FailoverError");
+    harness.row("retry → failover with `Exhausted::Error`, both down", (1, 1), "FailoverError");
 
     // Each provider is asked three times before the next one is.
-    let stage = Stage::set().await?;
-    stage.cometapi.fail(500, "The server had an error.");
-    stage.openai.fail(500, "The server had an error.");
-    let client = stage.client().with(stage.chain()?).with(retry()).build();
+    let harness = Harness::set().await?;
+    harness.cometapi.fail(500, "The server had an error.");
+    harness.openai.fail(500, "The server had an error.");
+    let client = harness.client().with(harness.chain()?).with(retry()).build();
     let response = ask(&client, "one").await?;
     assert_eq!(response.status(), 500);
     assert_eq!(report(&response).attempts().len(), 2, "for the chain, one attempt each");
-    stage.row("failover → retry (2 more), both down", (3, 3), response.status());
+    harness.row("failover → retry (2 more), both down", (3, 3), response.status());
 
     // The same counts, but not the same thing. A hiccup: outside, failover has already covered it;
-    let stage = Stage::set().await?;
-    stage.cometapi.fail_times(1, 500, "The server had an error.");
-    let client = stage.client().with(retry()).with(stage.chain()?).build();
+    let harness = Harness::set().await?;
+    harness.cometapi.fail_times(1, 500, "The server had an error.");
+    let client = harness.client().with(retry()).with(harness.chain()?).build();
     let response = ask(&client, "one").await?;
     assert_eq!(report(&response).served_by(), Some("openai"));
-    stage.row("retry → failover, CometAPI has a hiccup", (1, 1), "OpenAI's answer");
+    harness.row("retry → failover, CometAPI has a hiccup", (1, 1), "OpenAI's answer");
 
     // inside, the first provider is given a second chance.
-    let stage = Stage::set().await?;
-    stage.cometapi.fail_times(1, 500, "The server had an error.");
-    let client = stage.client().with(stage.chain()?).with(retry()).build();
+    let harness = Harness::set().await?;
+    harness.cometapi.fail_times(1, 500, "The server had an error.");
+    let client = harness.client().with(harness.chain()?).with(retry()).build();
     let response = ask(&client, "one").await?;
     assert_eq!(report(&response).served_by(), Some("cometapi"));
-    stage.row("failover → retry, CometAPI has a hiccup", (2, 0), "CometAPI's answer");
+    harness.row("failover → retry, CometAPI has a hiccup", (2, 0), "CometAPI's answer");
 
     // An upload is a stream, which reqwest-retry cannot clone and refuses to send at all;
-    let stage = Stage::set().await?;
-    let client = stage.client().with(retry()).with(stage.chain()?).build();
+    let harness = Harness::set().await?;
+    let client = harness.client().with(retry()).with(harness.chain()?).build();
     let error = upload(&client).await.expect_err("reqwest-retry refuses it");
     assert!(error.to_string().contains("not cloneable"), "{error}");
-    stage.row("retry → failover, an upload", (0, 0), "an error of reqwest-retry");
+    harness.row("retry → failover, an upload", (0, 0), "an error of reqwest-retry");
 
     // after the chain, which has buffered it, it is repeated like anything else.
-    let stage = Stage::set().await?;
-    stage.cometapi.fail(500, "The server had an error.");
-    let client = stage.client().with(stage.chain()?).with(retry()).build();
+    let harness = Harness::set().await?;
+    harness.cometapi.fail(500, "The server had an error.");
+    let client = harness.client().with(harness.chain()?).with(retry()).build();
     let response = upload(&client).await?;
     assert_eq!(report(&response).served_by(), Some("openai"));
-    stage.row("failover → retry (2 more), an upload", (3, 1), "OpenAI's answer");
+    harness.row("failover → retry (2 more), an upload", (3, 1), "OpenAI's answer");
 
     // A span for each attempt, and one for the request around them.
-    let stage = Stage::set().await?;
-    stage.cometapi.fail(500, "The server had an error.");
-    let client = stage
+    let harness = Harness::set().await?;
+    harness.cometapi.fail(500, "The server had an error.");
+    let client = harness
         .client()
         .with(TracingMiddleware::default())
-        .with(stage.chain()?)
+        .with(harness.chain()?)
         .with(TracingMiddleware::default())
         .build();
     spans.store(0, Ordering::SeqCst);
     ask(&client, "one").await?;
     let counted = spans.load(Ordering::SeqCst);
     assert_eq!(counted, 3, "one outside, two inside");
-    stage.row("tracing → failover → tracing", (1, 1), format!("{counted} HTTP spans"));
+    harness.row("tracing → failover → tracing", (1, 1), format!("{counted} HTTP spans"));
 
     // Asked three times, answered twice from memory: nobody is asked again.
-    let stage = Stage::set().await?;
-    let client = stage.client().with(Cache::default()).with(stage.chain()?).build();
+    let harness = Harness::set().await?;
+    let client = harness.client().with(Cache::default()).with(harness.chain()?).build();
     for _ in 0..3 {
         let response = ask(&client, "one").await?;
         assert_eq!(content(response).await?, "I am the stand-in for CometAPI.");
     }
-    stage.row("cache → failover, 3 equal requests", (1, 0), "3 answers");
+    harness.row("cache → failover, 3 equal requests", (1, 0), "3 answers");
     // The cache hands on no extensions: where a report matters, take it from `.observe(..)`.
     assert!(Report::of(&ask(&client, "one").await?).is_none());
-    assert_eq!(stage.observed(), 1, "the one request that reached the chain");
+    assert_eq!(harness.observed(), 1, "the one request that reached the chain");
 
     // Each provider's own limit. What is above CometAPI's goes to OpenAI, and CometAPI is not asked.
-    let stage = Stage::set().await?;
-    let client = stage.client().with(stage.chain()?).with(PerProvider::allow(2)).build();
+    let harness = Harness::set().await?;
+    let client = harness.client().with(harness.chain()?).with(PerProvider::allow(2)).build();
     for n in 0..3 {
         let response = ask(&client, &n.to_string()).await?;
         assert_eq!(response.status(), 200);
     }
-    stage.row("failover → limit (2 each), 3 requests", (2, 1), "3 answers");
+    harness.row("failover → limit (2 each), 3 requests", (2, 1), "3 answers");
 
     // All of it, in the order that the README recommends.
-    let stage = Stage::set().await?;
-    stage.cometapi.fail(500, "The server had an error.");
-    let client = stage
+    let harness = Harness::set().await?;
+    harness.cometapi.fail(500, "The server had an error.");
+    let client = harness
         .client()
         .with(Cache::default())
         .with(TracingMiddleware::default())
-        .with(stage.chain()?)
+        .with(harness.chain()?)
         .with(retry())
         .with(TracingMiddleware::default())
         .with(PerProvider::allow(10))
@@ -163,20 +163,20 @@ async fn main() -> std::result::Result<(), BoxError> {
     let counted = spans.load(Ordering::SeqCst);
     assert_eq!(counted, 5, "one outside, three attempts at CometAPI, one at OpenAI");
     let arrangement = "cache → tracing → failover → retry → tracing → limit";
-    stage.row(arrangement, (3, 1), format!("2 answers, {counted} HTTP spans"));
+    harness.row(arrangement, (3, 1), format!("2 answers, {counted} HTTP spans"));
 
     println!("\nEvery count is as announced.");
     Ok(())
 }
 
 /// Two providers, fresh for each row.
-struct Stage {
+struct Harness {
     cometapi: StandIn,
     openai: StandIn,
     reports: Arc<AtomicUsize>,
 }
 
-impl Stage {
+impl Harness {
     async fn set() -> std::result::Result<Self, BoxError> {
         Ok(Self {
             cometapi: StandIn::start("sk-cometapi", "I am the stand-in for CometAPI.").await?,

@@ -22,14 +22,14 @@ use reqwest::Request;
 use reqwest_middleware::{Middleware, Next};
 
 use crate::error::{ConfigError, Exhausted};
-use crate::health::{Board, Breaker, Change, Changes, State};
+use crate::health::{Breaker, Change, Changes, HealthTable, State};
 #[cfg(feature = "json")]
-use crate::health::{News, Ticket};
+use crate::health::{HealthSignal, Permit};
 use crate::hedge::{Hedge, Hedging};
 #[cfg(feature = "json")]
 use crate::inspect::{Inspect, StreamEnd};
 use crate::observe::rate::{RateLimits, SwitchRate};
-use crate::observe::{Closure, Event, Observer, ProviderSnapshot, Snapshot, Tally};
+use crate::observe::{Closure, Event, Observer, ProviderSnapshot, RequestCounts, Snapshot};
 use crate::provider::{Checked, Entry, MAX_PROVIDERS, Provider, check};
 use crate::readdress::{Scope, StripList};
 use crate::route::Route;
@@ -100,7 +100,7 @@ impl ProviderChain {
         };
         Snapshot {
             providers: shared.order.iter().map(provider).collect(),
-            tally: shared.tally,
+            request_counts: shared.request_counts,
             switch_ratio: shared.switch_rate.ratio(now),
             passed_through: inner.observer.passed_through(),
             callback_panics: inner.observer.callback_panics(),
@@ -430,18 +430,18 @@ impl ProviderChainBuilder {
                 .collect(),
         };
         let now = now();
-        let mut board = Board::new(entries.len(), self.breaker, now, fastrand::u64(..));
+        let mut board = HealthTable::new(entries.len(), self.breaker, now, fastrand::u64(..));
         board.hedging = self.hedge.as_ref().map(|hedge| Hedging::new(hedge, entries.len()));
         let shared = Shared {
             board,
             switch_rate: SwitchRate::new(self.rate_limits, now),
             order: (0..entries.len()).collect(),
-            tally: Tally::default(),
+            request_counts: RequestCounts::default(),
         };
         let names = entries.iter().map(|entry| entry.name.clone());
         let observer = Observer::new(self.observe, self.log_messages, names);
         for (at, entry) in entries.iter().enumerate() {
-            observer.show(at, State::Closed);
+            observer.set_state_gauge(at, State::Closed);
             if entry.base.is_loopback() {
                 continue;
             }
@@ -518,9 +518,9 @@ struct Inner {
 
 /// What requests have in common while they run.
 struct Shared {
-    board: Board,
+    board: HealthTable,
     order: Arc<[usize]>,
-    tally: Tally,
+    request_counts: RequestCounts,
     switch_rate: SwitchRate,
 }
 
@@ -538,18 +538,18 @@ impl Inner {
         shared.board.isolate(provider, isolated);
         let state = shared.board.state(provider, now());
         drop(shared);
-        self.observer.show(provider, state);
+        self.observer.set_state_gauge(provider, state);
     }
 
     /// Takes in how a stream that had begun well has ended.
     #[cfg(feature = "json")]
-    fn end_stream(&self, ticket: Ticket, end: StreamEnd) {
+    fn end_stream(&self, ticket: Permit, end: StreamEnd) {
         let provider = ticket.provider;
         let now = now();
         let mut shared = self.lock();
         let changes = match end {
-            StreamEnd::Complete => shared.board.land(ticket, News::Success, now),
-            StreamEnd::Broken => shared.board.land(ticket, News::Failure, now),
+            StreamEnd::Complete => shared.board.record_outcome(ticket, HealthSignal::Success, now),
+            StreamEnd::Broken => shared.board.record_outcome(ticket, HealthSignal::Failure, now),
             StreamEnd::Dropped => {
                 shared.board.cancel(&ticket);
                 Changes::default()
@@ -557,7 +557,7 @@ impl Inner {
         };
         let state = shared.board.state(provider, now);
         drop(shared);
-        self.observer.show(provider, state);
+        self.observer.set_state_gauge(provider, state);
         if end == StreamEnd::Broken {
             self.observer.emit(&Event::StreamBroken { provider: &self.entries[provider].name });
         }

@@ -119,7 +119,7 @@ impl Default for Breaker {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum State {
-    /// Healthy: requests are sent to it in its turn.
+    /// Healthy: requests are sent to it in its admitted.
     Closed,
     /// The circuit breaker is open. Once `until` is past, the next request is the probe.
     Open {
@@ -140,25 +140,25 @@ pub enum State {
 /// Whether a provider may be asked now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Admission {
-    Admissible,
+    Available,
     /// The break is over and nobody probes: whoever is admitted next is the probe.
     ProbeDue,
     /// Open, cooling, or being probed until then.
-    PassedOver(Instant),
+    Unavailable(Instant),
     Isolated,
 }
 
-/// The right to ask one provider once. It must come back to [`Board::land`] or [`Board::cancel`].
+/// The right to ask one provider once. It must come back to [`HealthTable::record_outcome`] or [`HealthTable::cancel`].
 #[derive(Debug)]
-pub(crate) struct Ticket {
+pub(crate) struct Permit {
     pub(crate) provider: usize,
     sequence: u64,
-    turn: Turn,
+    admitted: Admitted,
 }
 
-impl Ticket {
+impl Permit {
     pub(crate) fn is_probe(&self) -> bool {
-        self.turn == Turn::Probe
+        self.admitted == Admitted::Probe
     }
 
     /// Tickets are numbered in the order of their admission.
@@ -168,18 +168,18 @@ impl Ticket {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Turn {
+enum Admitted {
     Regular,
     Probe,
     /// Asked while it was open, because nobody better was left.
-    Extra,
+    WhileOpen,
     /// The same while it was cooling down.
-    Hurried,
+    WhileCoolingDown,
 }
 
 /// What an attempt told about its provider's health.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum News {
+pub(crate) enum HealthSignal {
     Success,
     /// An answer that is neither success nor failure: the provider is alive.
     Neutral,
@@ -199,14 +199,14 @@ pub(crate) enum Change {
     CoolingDown { until: Instant },
 }
 
-/// The changes that one piece of news can make: the breaker's, the cooldown's.
+/// The changes that one piece of signal can make: the breaker's, the cooldown's.
 pub(crate) type Changes = [Option<Change>; 2];
 
 /// Every provider's health, and the counts that go with it.
 #[derive(Debug)]
-pub(crate) struct Board {
+pub(crate) struct HealthTable {
     breaker: Option<Breaker>,
-    slots: Vec<Slot>,
+    providers: Vec<ProviderHealth>,
     sequence: u64,
     random: fastrand::Rng,
     ticks: Ticks,
@@ -223,14 +223,14 @@ pub(crate) struct Counts {
     pub(crate) in_flight: u64,
 }
 
-impl Board {
-    /// A board on which every provider is healthy. Without a breaker nobody is ever passed over.
+impl HealthTable {
+    /// A health on which every provider is healthy. Without a breaker nobody is ever passed over.
     pub(crate) fn new(providers: usize, breaker: Option<Breaker>, now: Instant, seed: u64) -> Self {
         let window = breaker.as_ref().map_or(Duration::ZERO, |breaker| breaker.window);
         Self {
             ticks: Ticks::new(now, window / BUCKETS as u32),
             breaker,
-            slots: (0..providers).map(|_| Slot::default()).collect(),
+            providers: (0..providers).map(|_| ProviderHealth::default()).collect(),
             sequence: 0,
             random: fastrand::Rng::with_seed(seed),
             hedging: None,
@@ -238,75 +238,84 @@ impl Board {
     }
 
     pub(crate) fn admission(&self, provider: usize, now: Instant) -> Admission {
-        self.slots[provider].admission(now)
+        self.providers[provider].admission(now)
     }
 
-    /// Takes a ticket. If this is a probe, its lease ends at `lease_until`.
-    pub(crate) fn admit(&mut self, provider: usize, now: Instant, lease_until: Instant) -> Ticket {
+    /// Takes a permit. If this is a probe, its lease ends at `lease_until`.
+    pub(crate) fn admit(&mut self, provider: usize, now: Instant, lease_until: Instant) -> Permit {
         self.sequence += 1;
         let sequence = self.sequence;
-        let slot = &mut self.slots[provider];
-        slot.counts.attempts += 1;
-        slot.counts.in_flight += 1;
-        let turn = match slot.admission(now) {
-            Admission::Admissible => Turn::Regular,
+        let provider_health = &mut self.providers[provider];
+        provider_health.counts.attempts += 1;
+        provider_health.counts.in_flight += 1;
+        let admitted = match provider_health.admission(now) {
+            Admission::Available => Admitted::Regular,
             Admission::ProbeDue => {
-                slot.lease = Some(Lease { sequence, until: lease_until });
-                Turn::Probe
+                provider_health.lease = Some(Lease { sequence, until: lease_until });
+                Admitted::Probe
             }
-            _ if slot.cooling(now).is_some() => Turn::Hurried,
-            Admission::PassedOver(_) | Admission::Isolated => Turn::Extra,
+            _ if provider_health.cooling(now).is_some() => Admitted::WhileCoolingDown,
+            Admission::Unavailable(_) | Admission::Isolated => Admitted::WhileOpen,
         };
-        Ticket { provider, sequence, turn }
+        Permit { provider, sequence, admitted }
     }
 
-    /// Takes a ticket back together with what its attempt told.
-    pub(crate) fn land(&mut self, mut ticket: Ticket, news: News, now: Instant) -> Changes {
-        let Self { breaker, slots, sequence, random, ticks, .. } = self;
-        let slot = &mut slots[ticket.provider];
-        if ticket.is_probe() && !slot.holds_lease(&ticket) {
+    /// Takes a permit back together with what its attempt told.
+    pub(crate) fn record_outcome(
+        &mut self,
+        mut permit: Permit,
+        signal: HealthSignal,
+        now: Instant,
+    ) -> Changes {
+        let Self { breaker, providers, sequence, random, ticks, .. } = self;
+        let provider_health = &mut providers[permit.provider];
+        if permit.is_probe() && !provider_health.holds_lease(&permit) {
             // Its lease ran out and another probe is on its way.
-            ticket.turn = Turn::Extra;
+            permit.admitted = Admitted::WhileOpen;
         }
-        slot.give_back(&ticket);
-        slot.counts.failures += u64::from(news == News::Failure);
+        provider_health.give_back(&permit);
+        provider_health.counts.failures += u64::from(signal == HealthSignal::Failure);
         let Some(breaker) = breaker else { return [None, None] };
         let tick = ticks.at(now);
         let mut rules = Rules { breaker, random, tick, sequence: *sequence, now };
-        [slot.move_breaker(&ticket, news, &mut rules), slot.move_cooldown(&ticket, news, &rules)]
+        [
+            provider_health.move_breaker(&permit, signal, &mut rules),
+            provider_health.move_cooldown(&permit, signal, &rules),
+        ]
     }
 
-    /// Takes a ticket back whose attempt was dropped.
-    pub(crate) fn cancel(&mut self, ticket: &Ticket) {
-        self.slots[ticket.provider].give_back(ticket);
+    /// Takes a permit back whose attempt was dropped.
+    pub(crate) fn cancel(&mut self, permit: &Permit) {
+        self.providers[permit.provider].give_back(permit);
     }
 
     /// A stream has begun well. The provider is back, if it was away; whether the stream is a
-    /// success, its end will tell, with which the ticket must come back.
-    pub(crate) fn commit(&mut self, ticket: &Ticket, now: Instant) -> Option<Change> {
-        let Self { breaker, slots, sequence, random, ticks, .. } = self;
-        let slot = &mut slots[ticket.provider];
-        let is_news = slot.open_until.is_some() && ticket.sequence > slot.moved_after;
-        let breaker = breaker.as_ref().filter(|_| is_news)?;
+    /// success, its end will tell, with which the permit must come back.
+    pub(crate) fn commit(&mut self, permit: &Permit, now: Instant) -> Option<Change> {
+        let Self { breaker, providers, sequence, random, ticks, .. } = self;
+        let provider_health = &mut providers[permit.provider];
+        let is_signal =
+            provider_health.open_until.is_some() && permit.sequence > provider_health.moved_after;
+        let breaker = breaker.as_ref().filter(|_| is_signal)?;
         let rules = Rules { breaker, random, tick: ticks.at(now), sequence: *sequence, now };
-        Some(slot.close(&rules))
+        Some(provider_health.close(&rules))
     }
 
     /// Counts a response that was handed to the caller as this provider's success.
     pub(crate) fn serve(&mut self, provider: usize) {
-        self.slots[provider].counts.served += 1;
+        self.providers[provider].counts.served += 1;
     }
 
     pub(crate) fn isolate(&mut self, provider: usize, isolated: bool) {
-        self.slots[provider].isolated = isolated;
+        self.providers[provider].isolated = isolated;
     }
 
     pub(crate) fn state(&self, provider: usize, now: Instant) -> State {
-        self.slots[provider].state(now)
+        self.providers[provider].state(now)
     }
 
     pub(crate) fn counts(&self, provider: usize) -> Counts {
-        self.slots[provider].counts
+        self.providers[provider].counts
     }
 }
 
@@ -354,19 +363,19 @@ fn nanos(length: Duration) -> u64 {
     u64::try_from(length.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// What the rules need beside the slot that they move.
+/// What the rules need is_hedge the provider_health that they move.
 struct Rules<'a> {
     breaker: &'a Breaker,
     random: &'a mut fastrand::Rng,
     /// The number of the current tenth of the window.
     tick: u64,
-    /// The last ticket's number: news of this or an older ticket is old after a transition.
+    /// The last permit's number: signal of this or an older permit is old after a transition.
     sequence: u64,
     now: Instant,
 }
 
 #[derive(Debug, Default)]
-struct Slot {
+struct ProviderHealth {
     isolated: bool,
     counts: Counts,
     consecutive: u32,
@@ -377,10 +386,10 @@ struct Slot {
     /// The number of doublings of the next break.
     level: u32,
     closed_at: Option<Instant>,
-    /// The last ticket before the breaker last opened or closed.
+    /// The last permit before the breaker last opened or closed.
     moved_after: u64,
     cooldown: Option<Cooldown>,
-    /// The last ticket before the last cooldown began.
+    /// The last permit before the last cooldown began.
     cooled_after: u64,
 }
 
@@ -398,7 +407,7 @@ struct Cooldown {
     level: u32,
 }
 
-impl Slot {
+impl ProviderHealth {
     fn admission(&self, now: Instant) -> Admission {
         if self.isolated {
             return Admission::Isolated;
@@ -408,9 +417,9 @@ impl Slot {
             (lease > now).then_some(lease)
         });
         match (self.cooling(now).max(shut), self.open_until) {
-            (Some(until), _) => Admission::PassedOver(until),
+            (Some(until), _) => Admission::Unavailable(until),
             (None, Some(_)) => Admission::ProbeDue,
-            (None, None) => Admission::Admissible,
+            (None, None) => Admission::Available,
         }
     }
 
@@ -429,36 +438,36 @@ impl Slot {
         self.cooldown.map(|cooldown| cooldown.until).filter(|until| *until > now)
     }
 
-    fn give_back(&mut self, ticket: &Ticket) {
+    fn give_back(&mut self, permit: &Permit) {
         self.counts.in_flight = self.counts.in_flight.saturating_sub(1);
-        if self.holds_lease(ticket) {
+        if self.holds_lease(permit) {
             self.lease = None;
         }
     }
 
-    fn holds_lease(&self, ticket: &Ticket) -> bool {
-        self.lease.is_some_and(|lease| lease.sequence == ticket.sequence)
+    fn holds_lease(&self, permit: &Permit) -> bool {
+        self.lease.is_some_and(|lease| lease.sequence == permit.sequence)
     }
 
     fn move_breaker(
         &mut self,
-        ticket: &Ticket,
-        news: News,
+        permit: &Permit,
+        signal: HealthSignal,
         rules: &mut Rules<'_>,
     ) -> Option<Change> {
-        if ticket.sequence <= self.moved_after {
+        if permit.sequence <= self.moved_after {
             return None;
         }
-        match (self.open_until, ticket.turn, news) {
-            (_, _, News::Nothing) => None,
-            (None, _, News::Success) => {
+        match (self.open_until, permit.admitted, signal) {
+            (_, _, HealthSignal::Nothing) => None,
+            (None, _, HealthSignal::Success) => {
                 self.consecutive = 0;
                 self.window.record(false, rules);
                 None
             }
             // It was not given the rest that it had asked for.
-            (None, Turn::Hurried, News::Failure) => None,
-            (None, _, News::Failure) => {
+            (None, Admitted::WhileCoolingDown, HealthSignal::Failure) => None,
+            (None, _, HealthSignal::Failure) => {
                 self.consecutive = self.consecutive.saturating_add(1);
                 self.window.record(true, rules);
                 let tripped =
@@ -466,14 +475,18 @@ impl Slot {
                 tripped.then(|| self.open(rules))
             }
             // Slow is not wrong: only a row of it opens the breaker, not a share.
-            (None, Turn::Hurried, News::Overtaken) => None,
-            (None, _, News::Overtaken) => {
+            (None, Admitted::WhileCoolingDown, HealthSignal::Overtaken) => None,
+            (None, _, HealthSignal::Overtaken) => {
                 self.consecutive = self.consecutive.saturating_add(1);
                 (self.consecutive >= rules.breaker.consecutive).then(|| self.open(rules))
             }
-            (None, _, News::Neutral | News::Cooldown(_)) => None,
-            (Some(_), Turn::Probe, News::Failure | News::Overtaken) => Some(self.open(rules)),
-            (Some(_), Turn::Probe, _) | (Some(_), _, News::Success) => Some(self.close(rules)),
+            (None, _, HealthSignal::Neutral | HealthSignal::Cooldown(_)) => None,
+            (Some(_), Admitted::Probe, HealthSignal::Failure | HealthSignal::Overtaken) => {
+                Some(self.open(rules))
+            }
+            (Some(_), Admitted::Probe, _) | (Some(_), _, HealthSignal::Success) => {
+                Some(self.close(rules))
+            }
             (Some(_), _, _) => None,
         }
     }
@@ -501,24 +514,31 @@ impl Slot {
         Change::Closed
     }
 
-    fn move_cooldown(&mut self, ticket: &Ticket, news: News, rules: &Rules<'_>) -> Option<Change> {
-        if ticket.sequence <= self.cooled_after {
+    fn move_cooldown(
+        &mut self,
+        permit: &Permit,
+        signal: HealthSignal,
+        rules: &Rules<'_>,
+    ) -> Option<Change> {
+        if permit.sequence <= self.cooled_after {
             return None;
         }
-        let hint = match news {
-            News::Success => {
+        let hint = match signal {
+            HealthSignal::Success => {
                 self.cooldown = None;
                 return None;
             }
-            News::Cooldown(hint) => {
+            HealthSignal::Cooldown(hint) => {
                 hint.map(|hint| hint.clamp(SHORTEST_COOLDOWN, LONGEST_COOLDOWN))
             }
             _ => return None,
         };
-        let hurried =
-            |cooldown: &Cooldown| ticket.turn == Turn::Hurried || cooldown.until > rules.now;
-        if let Some(current) = self.cooldown.as_mut().filter(|current| hurried(current)) {
-            // Asked out of turn, it can only ask for more time: it was not given the rest that a
+        let while_cooling_down = |cooldown: &Cooldown| {
+            permit.admitted == Admitted::WhileCoolingDown || cooldown.until > rules.now
+        };
+        if let Some(current) = self.cooldown.as_mut().filter(|current| while_cooling_down(current))
+        {
+            // Asked out of admitted, it can only ask for more time: it was not given the rest that a
             // longer cooldown would have to answer for.
             let until = after(rules.now, hint?);
             return (until > current.until).then(|| {

@@ -49,9 +49,9 @@ impl Hedge {
     }
 
     /// The most hedges, as a share of the chain's requests. Default 0.05; above 0 and at most 1.
-    /// Every claimed request earns its share, and a new chain has earned nothing: with 0.02, the first
+    /// Every claimed request earns its share, and a new chain has balance nothing: with 0.02, the first
     /// hedge comes after 50 requests. What quiet times leave unused is kept, up to what 10,000 requests
-    /// earn, so that many in a row may be hedged then.
+    /// deposit, so that many in a row may be hedged then.
     pub fn max_extra(mut self, share: f64) -> Self {
         self.max_extra = share;
         self
@@ -87,8 +87,8 @@ pub(crate) struct Hedging {
     delay: Delay,
     latencies: Vec<Latencies>,
     /// In millionths of a hedge, so that no rounding adds up.
-    earned_per_request: u64,
-    earned: u64,
+    deposit_per_request: u64,
+    balance: u64,
 }
 
 impl Hedging {
@@ -96,21 +96,21 @@ impl Hedging {
         Self {
             delay: hedge.delay,
             latencies: vec![Latencies::default(); providers],
-            earned_per_request: ((hedge.max_extra * ONE as f64).round() as u64).max(1),
-            earned: 0,
+            deposit_per_request: ((hedge.max_extra * ONE as f64).round() as u64).max(1),
+            balance: 0,
         }
     }
 
     /// A request begins.
-    pub(crate) fn earn(&mut self) {
-        let most = (10_000 * self.earned_per_request).max(ONE);
-        self.earned = (self.earned + self.earned_per_request).min(most);
+    pub(crate) fn deposit(&mut self) {
+        let most = (10_000 * self.deposit_per_request).max(ONE);
+        self.balance = (self.balance + self.deposit_per_request).min(most);
     }
 
     /// Whether one more hedge is within the allowance; it is taken off if so.
-    pub(crate) fn spend(&mut self) -> bool {
-        let left = self.earned.checked_sub(ONE);
-        self.earned = left.unwrap_or(self.earned);
+    pub(crate) fn withdraw(&mut self) -> bool {
+        let left = self.balance.checked_sub(ONE);
+        self.balance = left.unwrap_or(self.balance);
         left.is_some()
     }
 
@@ -175,12 +175,12 @@ mod tests {
             [(0.05, 19, 0), (0.05, 20, 1), (0.05, 999, 49), (1.0, 7, 7)]
         {
             let mut hedging = Hedging::new(&Hedge::after(MS).max_extra(share), 1);
-            let mut spent = 0;
+            let mut withdrawn = 0;
             for _ in 0..requests {
-                hedging.earn();
-                spent += u32::from(hedging.spend());
+                hedging.deposit();
+                withdrawn += u32::from(hedging.withdraw());
             }
-            assert_eq!(spent, allowed, "{share} of {requests}");
+            assert_eq!(withdrawn, allowed, "{share} of {requests}");
         }
     }
 
@@ -188,9 +188,9 @@ mod tests {
     fn quiet_times_are_kept_up_to_what_ten_thousand_requests_earn() {
         for (share, kept) in [(0.05, 500), (0.00001, 1), (1.0, 10_000)] {
             let mut hedging = Hedging::new(&Hedge::after(MS).max_extra(share), 1);
-            (0..100_000).for_each(|_| hedging.earn());
-            let spent = (0..20_000).filter(|_| hedging.spend()).count();
-            assert_eq!(spent, kept, "{share}");
+            (0..100_000).for_each(|_| hedging.deposit());
+            let withdrawn = (0..20_000).filter(|_| hedging.withdraw()).count();
+            assert_eq!(withdrawn, kept, "{share}");
         }
     }
 

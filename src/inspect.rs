@@ -140,7 +140,7 @@ pub(crate) enum Inspected {
     /// It is handed on as it is.
     Pass(Response),
     /// An event stream that has begun well.
-    Stream(Box<Held>),
+    Stream(Box<CommittedStream>),
     /// It is no success. The response is whole all the same, for whoever wants it.
     Failed(Response, Flaw),
 }
@@ -195,13 +195,13 @@ pub(crate) enum StreamEnd {
 pub(crate) type OnEnd = Box<dyn FnOnce(StreamEnd) + Send + Sync>;
 
 /// An event stream whose content has begun.
-pub(crate) struct Held {
+pub(crate) struct CommittedStream {
     head: Head,
     body: Replay,
     peek: Peek,
 }
 
-impl Held {
+impl CommittedStream {
     pub(crate) fn status(&self) -> StatusCode {
         self.head.parts.status
     }
@@ -313,7 +313,7 @@ async fn inspect_events(
     let flaw = match peek.phase() {
         Phase::Refused(said) if said.is_empty() => Flaw::Ended,
         Phase::Refused(said) => Flaw::said(said),
-        _ => return Inspected::Stream(Box::new(Held { head, body, peek })),
+        _ => return Inspected::Stream(Box::new(CommittedStream { head, body, peek })),
     };
     Inspected::Failed(head.with_held(body), flaw)
 }

@@ -17,7 +17,7 @@ pub(crate) fn of_body(body: &[u8], complete: bool, secrets: &[String]) -> Option
     let text = text.replace('\0', "");
     let (text, whole) = cut(&text);
     let text = redact(text, complete && whole, secrets);
-    let text = tidy(text.trim());
+    let text = escape_and_truncate(text.trim());
     (!text.is_empty()).then(|| text.into_boxed_str())
 }
 
@@ -36,7 +36,7 @@ pub(crate) fn of_error(error: &(dyn StdError + 'static), secrets: &[String]) -> 
         }
     }
     let (text, whole) = cut(&text);
-    tidy(&redact(text, whole, secrets)).into_boxed_str()
+    escape_and_truncate(&redact(text, whole, secrets)).into_boxed_str()
 }
 
 /// Whether an error shows a secret to whoever prints it.
@@ -203,29 +203,29 @@ fn escape(text: &[u8]) -> Option<(u8, usize)> {
 const LONGEST_ENTITY: usize = 7;
 
 /// Escapes what would break a line or turn its direction, and cuts what is too long.
-fn tidy(text: &str) -> String {
+fn escape_and_truncate(text: &str) -> String {
     const MOST: usize = LONGEST - '…'.len_utf8();
     // As nearly all of a message is, and a tenth of the work.
     let odd = text.bytes().take(MOST).position(|byte| !matches!(byte, b' '..=b'~'));
     let (plain, rest) = text.split_at(odd.unwrap_or(text.len().min(MOST)));
-    let mut tidy = String::with_capacity(text.len().min(LONGEST));
-    tidy.push_str(plain);
+    let mut escape_and_truncate = String::with_capacity(text.len().min(LONGEST));
+    escape_and_truncate.push_str(plain);
     for character in rest.chars() {
         let hidden = character.is_control()
             || matches!(character, '\u{2028}'..='\u{202E}' | '\u{2066}'..='\u{2069}');
-        let length = tidy.len();
+        let length = escape_and_truncate.len();
         if hidden {
-            tidy.extend(character.escape_default());
+            escape_and_truncate.extend(character.escape_default());
         } else {
-            tidy.push(character);
+            escape_and_truncate.push(character);
         }
-        if tidy.len() > MOST {
-            tidy.truncate(length);
-            tidy.push('…');
+        if escape_and_truncate.len() > MOST {
+            escape_and_truncate.truncate(length);
+            escape_and_truncate.push('…');
             break;
         }
     }
-    tidy
+    escape_and_truncate
 }
 
 #[cfg(test)]

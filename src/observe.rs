@@ -176,7 +176,7 @@ pub enum Event<'a> {
 #[derive(Clone, Debug)]
 pub struct Snapshot {
     pub(crate) providers: Vec<ProviderSnapshot>,
-    pub(crate) tally: Tally,
+    pub(crate) request_counts: RequestCounts,
     pub(crate) switch_ratio: Option<f64>,
     pub(crate) passed_through: u64,
     pub(crate) callback_panics: u64,
@@ -190,12 +190,12 @@ impl Snapshot {
 
     /// Requests that were claimed and are over.
     pub fn requests(&self) -> u64 {
-        self.tally.requests
+        self.request_counts.requests
     }
 
     /// Requests that were served by another provider than the first in order, a hedge's included.
     pub fn switched(&self) -> u64 {
-        self.tally.switched
+        self.request_counts.switched
     }
 
     /// The share of the last 5 minutes' requests that the first provider did not serve; `None` when
@@ -207,7 +207,7 @@ impl Snapshot {
     /// Requests that every provider that was asked failed to serve. What its caller dropped is counted
     /// in [`requests`](Self::requests) only.
     pub fn exhausted(&self) -> u64 {
-        self.tally.exhausted
+        self.request_counts.exhausted
     }
 
     /// Requests that were passed through because their URL is below no base of the chain.
@@ -263,7 +263,7 @@ impl ProviderSnapshot {
 
 /// The counts of a chain's requests.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Tally {
+pub(crate) struct RequestCounts {
     pub(crate) requests: u64,
     pub(crate) switched: u64,
     pub(crate) exhausted: u64,
@@ -323,8 +323,12 @@ impl Observer {
     }
 
     /// Calls one of the user's closures. `None` if it panicked, which is counted and logged.
-    pub(crate) fn guard<T>(&self, callback: &'static str, call: impl FnOnce() -> T) -> Option<T> {
-        let result = caught(call);
+    pub(crate) fn catch_panic<T>(
+        &self,
+        callback: &'static str,
+        call: impl FnOnce() -> T,
+    ) -> Option<T> {
+        let result = catch_panic(call);
         if result.is_none() {
             self.emit(&Event::CallbackPanicked { callback });
         }
@@ -332,9 +336,9 @@ impl Observer {
     }
 
     /// Shows the state that a provider is in now.
-    pub(crate) fn show(&self, provider: usize, state: State) {
+    pub(crate) fn set_state_gauge(&self, provider: usize, state: State) {
         #[cfg(feature = "metrics")]
-        self.meter.show(provider, state);
+        self.meter.set_state_gauge(provider, state);
     }
 
     /// Warns of two providers whose outages will coincide.
@@ -356,7 +360,7 @@ impl Observer {
     pub(crate) fn emit(&self, event: &Event<'_>) {
         self.read(event);
         let Some(closure) = &self.closure else { return };
-        if caught(|| closure(event)).is_none() {
+        if catch_panic(|| closure(event)).is_none() {
             self.read(&Event::CallbackPanicked { callback: "observe" });
         }
     }
@@ -399,7 +403,7 @@ impl Observer {
 }
 
 /// Calls what may panic. `None` if it did; the payload is not dropped, since that may panic too.
-pub(crate) fn caught<T>(call: impl FnOnce() -> T) -> Option<T> {
+pub(crate) fn catch_panic<T>(call: impl FnOnce() -> T) -> Option<T> {
     catch_unwind(AssertUnwindSafe(call)).map_err(std::mem::forget).ok()
 }
 

@@ -160,7 +160,7 @@ impl Claim {
     }
 }
 
-/// What stays behind when a request is readdressed, whoever it goes to: the names that are known to
+/// What remove behind when a request is readdressed, whoever it goes to: the names that are known to
 /// carry keys, and those that any entry of the chain uses for its own.
 pub(crate) struct StripList {
     pub(crate) headers: Vec<HeaderName>,
@@ -194,7 +194,7 @@ impl StripList {
         list
     }
 
-    /// Whether this header stays behind.
+    /// Whether this header remove behind.
     fn holds(&self, name: &HeaderName) -> bool {
         self.has_one_as_long_as(name) && self.headers.contains(name)
     }
@@ -354,18 +354,18 @@ pub(crate) fn strip_headers(
     own: &[HeaderName],
     keep_caller_auth: bool,
 ) {
-    let mut doomed = Vec::new();
+    let mut to_remove = Vec::new();
     for (name, value) in headers.iter() {
-        let stays = match keep_caller_auth {
+        let remove = match keep_caller_auth {
             true => name == HOST,
             // The host's header is in the list, too.
             false => value.is_sensitive() || strip.holds(name),
         };
-        if stays || own.contains(name) {
-            doomed.push(name.clone());
+        if remove || own.contains(name) {
+            to_remove.push(name.clone());
         }
     }
-    for name in doomed {
+    for name in to_remove {
         headers.remove(name);
     }
 }

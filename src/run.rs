@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::health::{Admission, Board, Changes, News, Ticket, after};
+use crate::health::{Admission, Changes, HealthSignal, HealthTable, Permit, after};
 use crate::hedge::Hedging;
 use crate::verdict::{Fault, Verdict};
 
@@ -58,8 +58,8 @@ impl Limits {
 #[derive(Debug)]
 pub(crate) enum Step {
     /// Ask this provider and give up at `until`. After the `last` attempt nobody else is asked.
-    /// `hedge`: beside one that is silent.
-    Send { ticket: Ticket, until: Instant, last: bool, hedge: bool },
+    /// `hedge`: is_hedge one that is silent.
+    Send { permit: Permit, until: Instant, last: bool, hedge: bool },
     /// Wait for what is in flight; if there is a time, no longer than until then.
     Wait(Option<Instant>),
     /// Nobody else is to be asked.
@@ -68,7 +68,7 @@ pub(crate) enum Step {
 
 /// What came of an attempt, as far as decisions go.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Landing {
+pub(crate) struct Judgement {
     pub(crate) verdict: Verdict,
     /// The provider may have processed the request.
     pub(crate) ambiguous: bool,
@@ -90,9 +90,9 @@ pub(crate) struct Run {
     in_flight: usize,
     over: bool,
     /// Whether the last outcome allows asking providers that are passed over.
-    desperate: bool,
+    allow_unhealthy: bool,
     /// Whether an attempt failed that nobody was asked in place of yet.
-    owed: bool,
+    failover_pending: bool,
     /// When the attempt in flight has been silent for too long; `None` also once it was hedged.
     hedge_at: Option<Instant>,
     hedged: bool,
@@ -115,8 +115,8 @@ impl Run {
             replayable: true,
             in_flight: 0,
             over: false,
-            desperate: true,
-            owed: false,
+            allow_unhealthy: true,
+            failover_pending: false,
             hedge_at: None,
             hedged: false,
         }
@@ -151,23 +151,23 @@ impl Run {
     }
 
     /// Whether more than one provider could be asked, so that a copy of the request is worth having.
-    pub(crate) fn may_fail_over(&self, board: &Board, now: Instant) -> bool {
-        self.max_attempts > 1 && self.usable(board, now).nth(1).is_some()
+    pub(crate) fn may_fail_over(&self, health: &HealthTable, now: Instant) -> bool {
+        self.max_attempts > 1 && self.usable(health, now).nth(1).is_some()
     }
 
-    pub(crate) fn step(&mut self, limits: &Limits, board: &mut Board, now: Instant) -> Step {
+    pub(crate) fn step(&mut self, limits: &Limits, health: &mut HealthTable, now: Instant) -> Step {
         if self.over || self.attempts >= self.max_attempts || now >= self.deadline {
             return self.rest();
         }
-        let hedge = self.in_flight > 0 && !self.owed;
+        let hedge = self.in_flight > 0 && !self.failover_pending;
         if hedge && self.hedge_at.is_none_or(|at| now < at) {
             return Step::Wait(self.hedge_at);
         }
-        self.owed = false;
-        let Some(choice) = self.choose(board, now) else { return self.rest() };
+        self.failover_pending = false;
+        let Some(choice) = self.choose(health, now) else { return self.rest() };
         if hedge {
             self.hedged = true;
-            if !board.hedging.as_mut().is_some_and(Hedging::spend) {
+            if !health.hedging.as_mut().is_some_and(Hedging::withdraw) {
                 return self.rest();
             }
         }
@@ -177,59 +177,68 @@ impl Run {
         let last = !self.replayable || self.attempts >= self.max_attempts || !choice.leaves_any;
         self.over = last;
         self.hedge_at =
-            self.silence(choice.provider, limits, board).map(|silence| after(now, silence));
+            self.silence(choice.provider, limits, health).map(|silence| after(now, silence));
         let until = self.attempt_end(&choice, last, limits, now);
         let lease_until = after(until, limits.hold.saturating_add(Limits::LEASE_MARGIN));
-        let ticket = board.admit(choice.provider, now, lease_until);
-        Step::Send { ticket, until, last, hedge }
+        let permit = health.admit(choice.provider, now, lease_until);
+        Step::Send { permit, until, last, hedge }
     }
 
     /// Takes in what came of an attempt that was in flight.
-    pub(crate) fn land(
+    pub(crate) fn record_outcome(
         &mut self,
-        ticket: Ticket,
-        landing: Landing,
+        permit: Permit,
+        judgement: Judgement,
         limits: &Limits,
-        board: &mut Board,
+        health: &mut HealthTable,
         now: Instant,
     ) -> Changes {
         self.in_flight -= 1;
-        match landing.verdict {
+        match judgement.verdict {
             Verdict::Accept => self.over = true,
             Verdict::FailOver(fault) => {
-                self.owed = true;
-                self.desperate = fault != Fault::None;
-                self.over |= landing.ambiguous
+                self.failover_pending = true;
+                self.allow_unhealthy = fault != Fault::None;
+                self.over |= judgement.ambiguous
                     && limits.ambiguous == Ambiguous::IdempotentOnly
                     && !self.idempotent;
             }
         }
-        if landing.verdict == Verdict::Accept && landing.status.is_some() {
-            board.serve(ticket.provider);
+        if judgement.verdict == Verdict::Accept && judgement.status.is_some() {
+            health.serve(permit.provider);
         }
-        board.land(ticket, landing.news(), now)
+        health.record_outcome(permit, judgement.signal(), now)
     }
 
     /// Takes in an attempt that was dropped because the one with the number `winner` served.
-    pub(crate) fn lose(
+    pub(crate) fn cancel_loser(
         &mut self,
-        ticket: Ticket,
+        permit: Permit,
         winner: u64,
-        board: &mut Board,
+        health: &mut HealthTable,
         now: Instant,
     ) -> Changes {
         self.in_flight -= 1;
         // To be slower than somebody who was asked before is nothing to be blamed for.
-        let news = if winner > ticket.sequence() { News::Overtaken } else { News::Nothing };
-        board.land(ticket, news, now)
+        let signal = if winner > permit.sequence() {
+            HealthSignal::Overtaken
+        } else {
+            HealthSignal::Nothing
+        };
+        health.record_outcome(permit, signal, now)
     }
 
     /// Ends the run with a stream that has begun well, whose end is still to come.
-    pub(crate) fn commit(&mut self, ticket: &Ticket, board: &mut Board, now: Instant) -> Changes {
+    pub(crate) fn commit(
+        &mut self,
+        permit: &Permit,
+        health: &mut HealthTable,
+        now: Instant,
+    ) -> Changes {
         self.in_flight -= 1;
         self.over = true;
-        board.serve(ticket.provider);
-        [board.commit(ticket, now), None]
+        health.serve(permit.provider);
+        [health.commit(permit, now), None]
     }
 
     /// Nobody is to be asked now.
@@ -238,52 +247,56 @@ impl Run {
         if self.in_flight > 0 { Step::Wait(None) } else { Step::Done }
     }
 
-    /// How long a provider that is asked now may be silent before somebody is asked beside it.
-    fn silence(&self, provider: usize, limits: &Limits, board: &Board) -> Option<Duration> {
-        let hedging = board.hedging.as_ref()?;
+    /// How long a provider that is asked now may be silent before somebody is asked is_hedge it.
+    fn silence(&self, provider: usize, limits: &Limits, health: &HealthTable) -> Option<Duration> {
+        let hedging = health.hedging.as_ref()?;
         let may_be_processed_twice = self.idempotent || limits.ambiguous == Ambiguous::FailOver;
         let allowed = !self.hedged && !self.over && may_be_processed_twice;
         allowed.then(|| hedging.delay(provider)).flatten()
     }
 
     /// The providers that have not been asked and are not isolated.
-    fn usable(&self, board: &Board, now: Instant) -> impl Iterator<Item = (usize, Admission)> {
+    fn usable(
+        &self,
+        health: &HealthTable,
+        now: Instant,
+    ) -> impl Iterator<Item = (usize, Admission)> {
         self.order
             .iter()
             .filter(|provider| self.tried & (1 << **provider) == 0)
-            .map(move |provider| (*provider, board.admission(*provider, now)))
+            .map(move |provider| (*provider, health.admission(*provider, now)))
             .filter(|(_, admission)| *admission != Admission::Isolated)
     }
 
-    /// The first admissible provider in order; else, when nothing better is left, the passed-over
+    /// The first available provider in order; else, when nothing better is left, the passed-over
     /// one that reopens first. Beside an attempt in flight only healthy ones are asked.
-    fn choose(&self, board: &Board, now: Instant) -> Option<Choice> {
-        let mut admissible = None;
-        let mut passed_over: Option<(usize, Instant)> = None;
-        let mut passed_over_count = 0;
-        let beside = self.in_flight > 0;
-        for (provider, admission) in self.usable(board, now) {
-            let until = match (admission, admissible) {
-                (Admission::ProbeDue, _) if beside || !self.replayable => now,
-                (Admission::PassedOver(until), _) => until,
+    fn choose(&self, health: &HealthTable, now: Instant) -> Option<Choice> {
+        let mut available = None;
+        let mut unavailable: Option<(usize, Instant)> = None;
+        let mut unavailable_count = 0;
+        let is_hedge = self.in_flight > 0;
+        for (provider, admission) in self.usable(health, now) {
+            let until = match (admission, available) {
+                (Admission::ProbeDue, _) if is_hedge || !self.replayable => now,
+                (Admission::Unavailable(until), _) => until,
                 (_, None) => {
-                    admissible = Some(provider);
+                    available = Some(provider);
                     continue;
                 }
                 (_, Some(provider)) => {
                     return Some(Choice { provider, others: true, leaves_any: true });
                 }
             };
-            passed_over_count += 1;
-            if passed_over.is_none_or(|(_, earliest)| until < earliest) {
-                passed_over = Some((provider, until));
+            unavailable_count += 1;
+            if unavailable.is_none_or(|(_, earliest)| until < earliest) {
+                unavailable = Some((provider, until));
             }
         }
-        if let Some(provider) = admissible {
-            return Some(Choice { provider, others: false, leaves_any: passed_over_count > 0 });
+        if let Some(provider) = available {
+            return Some(Choice { provider, others: false, leaves_any: unavailable_count > 0 });
         }
-        let (provider, _) = passed_over.filter(|_| self.desperate && !beside)?;
-        let leaves_any = passed_over_count > 1;
+        let (provider, _) = unavailable.filter(|_| self.allow_unhealthy && !is_hedge)?;
+        let leaves_any = unavailable_count > 1;
         Some(Choice { provider, others: leaves_any, leaves_any })
     }
 
@@ -306,14 +319,14 @@ struct Choice {
     leaves_any: bool,
 }
 
-impl Landing {
-    fn news(&self) -> News {
+impl Judgement {
+    fn signal(&self) -> HealthSignal {
         match (self.verdict, self.status) {
-            (Verdict::FailOver(Fault::Failure), _) => News::Failure,
-            (Verdict::FailOver(Fault::Cooldown(hint)), _) => News::Cooldown(hint),
-            (Verdict::Accept, Some(..400)) => News::Success,
-            (_, Some(_)) => News::Neutral,
-            (_, None) => News::Nothing,
+            (Verdict::FailOver(Fault::Failure), _) => HealthSignal::Failure,
+            (Verdict::FailOver(Fault::Cooldown(hint)), _) => HealthSignal::Cooldown(hint),
+            (Verdict::Accept, Some(..400)) => HealthSignal::Success,
+            (_, Some(_)) => HealthSignal::Neutral,
+            (_, None) => HealthSignal::Nothing,
         }
     }
 }

@@ -60,7 +60,7 @@ impl Verdict {
                 Fault::Cooldown(outcome.retry_after)
             }
             Reason::ClientError | Reason::Redirected => Fault::None,
-            Reason::Other if matches!(outcome.landed, Landed::Unsent(_)) => Fault::None,
+            Reason::Other if matches!(outcome.kind, OutcomeKind::Unsent(_)) => Fault::None,
             _ => Fault::Failure,
         };
         Self::FailOver(fault)
@@ -175,7 +175,7 @@ impl fmt::Display for Reason {
 /// it. Shown at [`Verdict`].
 pub struct Outcome<'a> {
     provider: &'a str,
-    landed: Landed<'a>,
+    kind: OutcomeKind<'a>,
     reason: Reason,
     ambiguous: bool,
     retry_after: Option<Duration>,
@@ -195,7 +195,7 @@ impl<'a> Outcome<'a> {
         let hinted = matches!(status.as_u16(), 429 | 503);
         Self {
             provider,
-            landed: Landed::Response(status, headers),
+            kind: OutcomeKind::Response(status, headers),
             reason: Reason::of_status(status, upgrade_asked),
             ambiguous: matches!(status.as_u16(), 504 | 524),
             retry_after: if hinted { retry_after(headers, wall()) } else { None },
@@ -212,8 +212,8 @@ impl<'a> Outcome<'a> {
         headers: &'a HeaderMap,
         elapsed: Duration,
     ) -> Self {
-        let landed = Landed::Response(status, headers);
-        Self { landed, ..Self::failed(provider, reason, None, elapsed) }
+        let kind = OutcomeKind::Response(status, headers);
+        Self { kind, ..Self::failed(provider, reason, None, elapsed) }
     }
 
     /// The request was sent, or may have been, and no response arrived.
@@ -225,7 +225,7 @@ impl<'a> Outcome<'a> {
     ) -> Self {
         Self {
             provider,
-            landed: Landed::Failed(error),
+            kind: OutcomeKind::Failed(error),
             reason,
             ambiguous: matches!(reason, Reason::Timeout | Reason::Reset | Reason::Other),
             retry_after: None,
@@ -247,7 +247,7 @@ impl<'a> Outcome<'a> {
     ) -> Self {
         Self {
             provider,
-            landed: Landed::Unsent(error),
+            kind: OutcomeKind::Unsent(error),
             reason,
             ambiguous: false,
             retry_after: None,
@@ -267,16 +267,16 @@ impl<'a> Outcome<'a> {
 
     /// The response's status; `None` when there was no response.
     pub fn status(&self) -> Option<StatusCode> {
-        match self.landed {
-            Landed::Response(status, _) => Some(status),
+        match self.kind {
+            OutcomeKind::Response(status, _) => Some(status),
             _ => None,
         }
     }
 
     /// The response's headers; `None` when there was no response.
     pub fn headers(&self) -> Option<&'a HeaderMap> {
-        match self.landed {
-            Landed::Response(_, headers) => Some(headers),
+        match self.kind {
+            OutcomeKind::Response(_, headers) => Some(headers),
             _ => None,
         }
     }
@@ -284,10 +284,10 @@ impl<'a> Outcome<'a> {
     /// The error; `None` when there was a response, or when this layer's own timeout ended the
     /// attempt.
     pub fn error(&self) -> Option<&'a (dyn StdError + 'static)> {
-        match self.landed {
-            Landed::Response(..) => None,
-            Landed::Failed(error) => error,
-            Landed::Unsent(error) => Some(error),
+        match self.kind {
+            OutcomeKind::Response(..) => None,
+            OutcomeKind::Failed(error) => error,
+            OutcomeKind::Unsent(error) => Some(error),
         }
     }
 
@@ -333,7 +333,7 @@ impl fmt::Debug for Outcome<'_> {
     }
 }
 
-enum Landed<'a> {
+enum OutcomeKind<'a> {
     Response(StatusCode, &'a HeaderMap),
     Failed(Option<&'a (dyn StdError + 'static)>),
     Unsent(&'a (dyn StdError + 'static)),

@@ -21,9 +21,9 @@ use reqwest_failover::{
 use reqwest_middleware::{ClientBuilder, ClientWithMiddleware, Middleware, Next};
 use tokio::sync::Notify;
 
-use support::stage::{Stage, client, plain};
+use support::harness::{WireHarness, client, plain};
 use support::{Answer, Server};
-use terminal::{Does, URL, World, keyless, ms, provider, secs, sleep_until};
+use terminal::{Harness, Script, URL, keyless, ms, provider, secs, sleep_until};
 
 /// All that anyone can read of an exchange.
 fn shown(result: &reqwest_middleware::Result<Response>, extensions: &Extensions) -> String {
@@ -34,10 +34,10 @@ fn shown(result: &reqwest_middleware::Result<Response>, extensions: &Extensions)
     text
 }
 
-async fn said_by(world: &World) -> String {
+async fn said_by(harness: &Harness) -> String {
     let mut extensions = Extensions::new();
-    let request = world.post().build().unwrap();
-    let result = world.client.execute_with_extensions(request, &mut extensions).await;
+    let request = harness.post().build().unwrap();
+    let result = harness.client.execute_with_extensions(request, &mut extensions).await;
     shown(&result, &extensions)
 }
 
@@ -77,12 +77,12 @@ async fn a_stream_that_ended_is_not_asked_again() {
 
 #[tokio::test]
 async fn bodies_shorter_than_they_said_open_no_breaker() {
-    let stage = Stage::two(Answer::ok(), Answer::ok()).await;
-    let chain = stage.chain().build().unwrap();
+    let harness = WireHarness::two(Answer::ok(), Answer::ok()).await;
+    let chain = harness.chain().build().unwrap();
     let client = ClientBuilder::new(plain()).with(chain.clone()).build();
     for _ in 0..6 {
         let short = Body::wrap_stream(stream::iter([Ok::<_, io::Error>("xxx")]));
-        let request = client.post(stage.actors[0].url("/files")).header("content-length", "10");
+        let request = client.post(harness.actors[0].url("/files")).header("content-length", "10");
         request.body(short).send().await.unwrap_err();
     }
     let snapshot = chain.snapshot();
@@ -93,7 +93,7 @@ async fn bodies_shorter_than_they_said_open_no_breaker() {
 // Bodies on their way in.
 
 /// A body that always has a frame, and never a byte: an HTTP/2 peer may send empty DATA frames
-/// without end. It does end, later than anybody should wait.
+/// without end. It script end, later than anybody should wait.
 fn hollow(length: Duration) -> Body {
     let end = Instant::now() + length;
     Body::wrap_stream(stream::poll_fn(move |_| {
@@ -106,12 +106,12 @@ const HOLLOW: Duration = Duration::from_millis(1500);
 
 #[tokio::test]
 async fn a_failed_body_of_empty_frames_holds_nothing_up() {
-    let world = World::with(
-        [("a", Does::answer(500, &[], || hollow(HOLLOW))), ("b", Does::status(200))],
+    let harness = Harness::with(
+        [("a", Script::answer(500, &[], || hollow(HOLLOW))), ("b", Script::status(200))],
         |chain| chain.total_timeout(ms(400)),
     );
     let begin = Instant::now();
-    assert_eq!(world.ask().await, "b");
+    assert_eq!(harness.ask().await, "b");
     assert!(begin.elapsed() < ms(800), "took {:?}", begin.elapsed());
 }
 
@@ -119,15 +119,15 @@ async fn a_failed_body_of_empty_frames_holds_nothing_up() {
 async fn a_successful_body_of_empty_frames_is_held_no_longer_than_allowed() {
     for kind in ["application/json", "text/event-stream"] {
         let headers = [("content-type", kind.to_owned())];
-        let world = World::with(
-            [("a", Does::answer(200, &headers, || hollow(HOLLOW))), ("b", Does::status(200))],
+        let harness = Harness::with(
+            [("a", Script::answer(200, &headers, || hollow(HOLLOW))), ("b", Script::status(200))],
             |chain| {
                 let inspect = Inspect::errors_in_success();
                 chain.total_timeout(ms(400)).inspect(inspect.time_limit(ms(100)))
             },
         );
         let begin = Instant::now();
-        let _ = world.post().send().await;
+        let _ = harness.post().send().await;
         assert!(begin.elapsed() < ms(800), "{kind} took {:?}", begin.elapsed());
     }
 }
@@ -143,15 +143,15 @@ async fn a_token_that_was_renewed_meanwhile_is_still_not_shown() {
     };
     let told = Arc::new(Notify::new());
     let echo = || Body::from(r#"{"error":{"message":"bad token: token-0-secret"}}"#);
-    let world = World::of_providers(
+    let harness = Harness::of_providers(
         vec![keyless("a").bearer_auth_with(source)],
-        [("a", Does::answer(401, &[], echo).when(&told))],
+        [("a", Script::answer(401, &[], echo).when(&told))],
         |chain| chain.on_exhausted(Exhausted::Error),
     );
-    let (slow, ()) = tokio::join!(said_by(&world), async {
+    let (slow, ()) = tokio::join!(said_by(&harness), async {
         tokio::task::yield_now().await;
-        world.tell("a", Does::status(200));
-        assert_eq!(world.ask().await, "a");
+        harness.tell("a", Script::status(200));
+        assert_eq!(harness.ask().await, "a");
         told.notify_one();
     });
     assert!(slow.contains("bad token"), "{slow}");
@@ -162,12 +162,12 @@ async fn a_token_that_was_renewed_meanwhile_is_still_not_shown() {
 async fn a_password_that_looks_escaped_is_redacted_as_it_is() {
     for password in [r"correct\\horse", "correct%25horse", "correct&amp;horse", r"co\u005crrect"] {
         let echo = move || Body::from(format!("no such login: {password} (sorry)"));
-        let world = World::of_providers(
+        let harness = Harness::of_providers(
             vec![keyless("a").basic_auth("user", password)],
-            [("a", Does::answer(403, &[], echo))],
+            [("a", Script::answer(403, &[], echo))],
             |chain| chain.on_exhausted(Exhausted::Error),
         );
-        let text = said_by(&world).await;
+        let text = said_by(&harness).await;
         assert!(text.contains("no such login: [redacted] (sorry)"), "{password}: {text}");
     }
 }
@@ -177,16 +177,16 @@ async fn what_the_caller_forwards_is_redacted_in_parts_too() {
     use base64::Engine as _;
     let basic = base64::engine::general_purpose::STANDARD.encode("me:hunter2-secret");
     let echo = || Body::from("no session 0123456789abcdef for password hunter2-secret");
-    let world = World::of_providers(
+    let harness = Harness::of_providers(
         vec![keyless("a").forward_caller_auth()],
-        [("a", Does::answer(403, &[], echo))],
+        [("a", Script::answer(403, &[], echo))],
         |chain| chain.on_exhausted(Exhausted::Error),
     );
-    let request = world.client.post("https://a.test/v1/x");
+    let request = harness.client.post("https://a.test/v1/x");
     let request = request.header("cookie", "session=0123456789abcdef; theme=dark");
     let request = request.header("authorization", format!("Basic {basic}")).build().unwrap();
     let mut extensions = Extensions::new();
-    let result = world.client.execute_with_extensions(request, &mut extensions).await;
+    let result = harness.client.execute_with_extensions(request, &mut extensions).await;
     let text = shown(&result, &extensions);
     assert!(text.contains("no session"), "{text}");
     let leaked: Vec<_> =
@@ -200,37 +200,38 @@ async fn a_key_in_utf_16_is_redacted() {
         let text = "bad key: key-of-a!";
         Body::from(text.encode_utf16().flat_map(u16::to_le_bytes).collect::<Vec<u8>>())
     };
-    let world = World::with([("a", Does::answer(401, &[], echo))], |chain| {
+    let harness = Harness::with([("a", Script::answer(401, &[], echo))], |chain| {
         chain.on_exhausted(Exhausted::Error)
     });
-    let text = said_by(&world).await.replace(r"\u{0}", "").replace(r"\\u{0}", "");
+    let text = said_by(&harness).await.replace(r"\u{0}", "").replace(r"\\u{0}", "");
     assert!(!text.contains("key-of-a"), "{text}");
 }
 
 #[tokio::test(start_paused = true)]
 async fn an_unknown_route_breaks_no_line() {
-    let world = World::of([("a", Does::status(200))]);
+    let harness = Harness::of([("a", Script::status(200))]);
     let route = Route::only(["x\n2026-01-01 INFO forged"]);
-    let error = world.post().with_extension(route).send().await.unwrap_err();
+    let error = harness.post().with_extension(route).send().await.unwrap_err();
     assert!(!error.to_string().contains('\n'), "{error}");
 }
 
 // Chains in chains.
 
-/// The outer chain's first entry is the inner chain, the world's, whose providers are `c` and `d`.
+/// The outer chain's first entry is the inner chain, the harness's, whose providers are `c` and `d`.
 fn stacked(
     outer: impl FnOnce(ProviderChainBuilder) -> ProviderChainBuilder,
-    c: Does,
-    d: Does,
-) -> (World, ClientWithMiddleware) {
-    let world = World::with([("c", c), ("d", d)], |chain| chain.claim("https://in.test/v1"));
+    c: Script,
+    d: Script,
+) -> (Harness, ClientWithMiddleware) {
+    let harness = Harness::with([("c", c), ("d", d)], |chain| chain.claim("https://in.test/v1"));
     let above = ProviderChain::builder([
         Provider::new("in", "https://in.test/v1").bearer_auth("outer-key"),
         Provider::new("out", "https://out.test/v1").bearer_auth("other-key"),
     ]);
     let above = outer(above).build().unwrap();
-    let client = ClientBuilder::new(plain()).with(above).with(Below(world.client.clone())).build();
-    (world, client)
+    let client =
+        ClientBuilder::new(plain()).with(above).with(Below(harness.client.clone())).build();
+    (harness, client)
 }
 
 /// A whole client as the last layer of another.
@@ -250,18 +251,18 @@ impl Middleware for Below {
 
 #[tokio::test(start_paused = true)]
 async fn a_route_for_the_outer_chain_is_none_of_the_inner_ones_business() {
-    let (world, client) = stacked(|chain| chain, Does::status(500), Does::status(200));
+    let (harness, client) = stacked(|chain| chain, Script::status(500), Script::status(200));
     let request = client.post("https://out.test/v1/x").body("{}");
     let response = request.with_extension(Route::only(["in"])).send().await.unwrap();
     assert_eq!(response.status(), 200);
-    assert_eq!(world.all_asked(), ["c", "d"]);
+    assert_eq!(harness.all_asked(), ["c", "d"]);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_key_of_an_inner_chain_is_not_shown_by_the_outer_one() {
-    let echo = || Does::answer(401, &[], || Body::from("bad keys: key-of-c, key-of-d"));
-    let (world, client) = stacked(|chain| chain.on_exhausted(Exhausted::Error), echo(), echo());
-    world.tell("out", Does::status(500));
+    let echo = || Script::answer(401, &[], || Body::from("bad keys: key-of-c, key-of-d"));
+    let (harness, client) = stacked(|chain| chain.on_exhausted(Exhausted::Error), echo(), echo());
+    harness.tell("out", Script::status(500));
     let mut extensions = Extensions::new();
     let request = client.post("https://out.test/v1/x").body("{}").build().unwrap();
     let result = client.execute_with_extensions(request, &mut extensions).await;
@@ -271,14 +272,14 @@ async fn a_key_of_an_inner_chain_is_not_shown_by_the_outer_one() {
 
 #[tokio::test(start_paused = true)]
 async fn what_an_inner_chain_may_have_had_processed_is_not_sent_again_where_that_is_not_wanted() {
-    let (world, client) = stacked(
+    let (harness, client) = stacked(
         |chain| chain.on_ambiguous(Ambiguous::IdempotentOnly),
-        Does::fail(),
-        Does::status(500),
+        Script::fail(),
+        Script::status(500),
     );
     // `c` may have processed it (an error of unknown kind); `d` said 500, which is not ambiguous.
     let response = client.post("https://out.test/v1/x").body("{}").send().await.unwrap();
-    let inner: Vec<_> = world.all_asked();
+    let inner: Vec<_> = harness.all_asked();
     assert_eq!(inner, ["c", "d"], "{:?}", Report::of(&response));
 }
 
@@ -290,26 +291,26 @@ async fn what_an_inner_chain_may_have_had_processed_is_not_sent_again_where_that
 async fn a_response_that_is_forgotten_holds_no_lease() {
     const HELLO: &str = "data: {\"choices\":[{\"delta\":{\"content\":\"Hello\"}}]}\n\n";
     let headers = [("content-type", "text/event-stream".to_owned())];
-    let world = World::with(
-        [("a", Does::answer(200, &headers, || HELLO.into())), ("b", Does::status(200))],
+    let harness = Harness::with(
+        [("a", Script::answer(200, &headers, || HELLO.into())), ("b", Script::status(200))],
         |chain| chain.inspect(Inspect::errors_in_success()),
     );
-    let until = world.break_it("a").await;
+    let until = harness.break_it("a").await;
     sleep_until(until).await;
-    let probe = world.post().send().await.unwrap();
+    let probe = harness.post().send().await.unwrap();
     assert_eq!(Report::of(&probe).unwrap().served_by(), Some("a"));
     std::mem::forget(probe);
-    assert_eq!(world.state("a"), State::Closed);
-    assert_eq!(world.ask().await, "a");
+    assert_eq!(harness.state("a"), State::Closed);
+    assert_eq!(harness.ask().await, "a");
     // What is never dropped is in flight for ever, and that is all.
-    assert_eq!(world.of_provider("a").in_flight(), 1);
+    assert_eq!(harness.of_provider("a").in_flight(), 1);
 }
 
 #[tokio::test]
 async fn headers_in_any_number_and_case_and_form_stay_behind() {
-    let stage = Stage::two(Answer::error(500, "no"), Answer::ok()).await;
-    let mine = stage.secret("mine");
-    let client = stage.client();
+    let harness = WireHarness::two(Answer::error(500, "no"), Answer::ok()).await;
+    let mine = harness.secret("mine");
+    let client = harness.client();
     let mut headers = reqwest::header::HeaderMap::new();
     for name in ["X-API-Key", "x-api-key", "Cookie", "COOKIE", "API-KEY", "Authorization"] {
         headers.append(
@@ -325,18 +326,18 @@ async fn headers_in_any_number_and_case_and_form_stay_behind() {
     headers.append("x-mixed", "plain".parse().unwrap());
     headers.append("x-mixed", sensitive);
     let url =
-        stage.actors[1].url(&format!("/x?K%65y={mine}&API%5FKEY={mine}&%61pi-key={mine}&a=1"));
+        harness.actors[1].url(&format!("/x?K%65y={mine}&API%5FKEY={mine}&%61pi-key={mine}&a=1"));
     let response = client.post(url).headers(headers).send().await.unwrap();
     assert_eq!(response.status(), 200);
     for actor in 0..2 {
-        assert_eq!(stage.requests(actor)[0].target, "/v1/x?a=1");
+        assert_eq!(harness.requests(actor)[0].target, "/v1/x?a=1");
     }
-    stage.assert_asked(&[1, 1]);
+    harness.assert_asked(&[1, 1]);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_url_is_never_taken_for_another_that_differs_in_what_is_not_sent() {
-    let world = World::of([("a", Does::status(200))]);
+    let harness = Harness::of([("a", Script::status(200))]);
     let mut asked = 0;
     for _ in 0..3 {
         for url in [
@@ -345,7 +346,7 @@ async fn a_url_is_never_taken_for_another_that_differs_in_what_is_not_sent() {
             "https://me@caller.test/v1/x",
             "https://caller.test:443/v1/x",
         ] {
-            assert_eq!(terminal::served_by(world.client.get(url).send().await), "a");
+            assert_eq!(terminal::served_by(harness.client.get(url).send().await), "a");
             asked += 1;
         }
         for url in [
@@ -356,11 +357,11 @@ async fn a_url_is_never_taken_for_another_that_differs_in_what_is_not_sent() {
             "https://caller.test/%761/x",
             "https://caller.test/v1;/x",
         ] {
-            let response = world.client.get(url).send().await.unwrap();
+            let response = harness.client.get(url).send().await.unwrap();
             assert!(Report::of(&response).is_none(), "{url}");
         }
     }
-    assert_eq!(world.asked("a"), asked);
+    assert_eq!(harness.asked("a"), asked);
 }
 
 #[tokio::test(start_paused = true)]
@@ -368,37 +369,40 @@ async fn the_order_may_be_turned_round_from_within_every_event() {
     let chain: Arc<std::sync::OnceLock<ProviderChain>> = Arc::default();
     let seen = chain.clone();
     let count = AtomicUsize::new(0);
-    let world = World::with([("a", Does::status(500)), ("b", Does::status(200))], |builder| {
-        builder.observe(move |event| {
-            let Some(chain) = seen.get() else { return };
-            let names = if count.fetch_add(1, Ordering::Relaxed).is_multiple_of(2) {
-                ["b", "a"]
-            } else {
-                ["a", "b"]
-            };
-            chain.set_order(names).unwrap();
-            if let Event::AttemptStarted { provider, .. } = event {
-                chain.isolate(provider).unwrap();
-                chain.restore(provider).unwrap();
-            }
-        })
-    });
-    chain.set(world.chain.clone()).unwrap();
+    let harness =
+        Harness::with([("a", Script::status(500)), ("b", Script::status(200))], |builder| {
+            builder.observe(move |event| {
+                let Some(chain) = seen.get() else { return };
+                let names = if count.fetch_add(1, Ordering::Relaxed).is_multiple_of(2) {
+                    ["b", "a"]
+                } else {
+                    ["a", "b"]
+                };
+                chain.set_order(names).unwrap();
+                if let Event::AttemptStarted { provider, .. } = event {
+                    chain.isolate(provider).unwrap();
+                    chain.restore(provider).unwrap();
+                }
+            })
+        });
+    chain.set(harness.chain.clone()).unwrap();
     for _ in 0..50 {
-        assert_eq!(world.ask().await, "b");
+        assert_eq!(harness.ask().await, "b");
     }
     for name in ["a", "b"] {
-        assert_eq!(world.of_provider(name).in_flight(), 0);
+        assert_eq!(harness.of_provider(name).in_flight(), 0);
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_hint_of_any_size_rests_for_five_minutes_at_most() {
     for hint in ["18446744073709551616", &"9".repeat(4000), "1.7976931348623157", "0.0000000001"] {
-        let world =
-            World::of([("a", Does::hint(429, "retry-after", hint)), ("b", Does::status(200))]);
-        assert_eq!(world.ask().await, "b");
-        let State::CoolingDown { until } = world.state("a") else { panic!("{hint}") };
+        let harness = Harness::of([
+            ("a", Script::hint(429, "retry-after", hint)),
+            ("b", Script::status(200)),
+        ]);
+        assert_eq!(harness.ask().await, "b");
+        let State::CoolingDown { until } = harness.state("a") else { panic!("{hint}") };
         let rest = until - terminal::now();
         assert!((secs(1)..=secs(300)).contains(&rest), "{rest:?}");
     }
@@ -406,22 +410,23 @@ async fn a_hint_of_any_size_rests_for_five_minutes_at_most() {
 
 #[tokio::test(start_paused = true)]
 async fn a_total_timeout_of_a_nanosecond_is_a_timeout_and_leaves_nothing_in_flight() {
-    let world =
-        World::with([("a", Does::hang())], |chain| chain.total_timeout(Duration::from_nanos(1)));
-    let error = world.post().send().await.unwrap_err();
+    let harness = Harness::with([("a", Script::hang())], |chain| {
+        chain.total_timeout(Duration::from_nanos(1))
+    });
+    let error = harness.post().send().await.unwrap_err();
     assert!(FailoverError::find(&error).unwrap().is_timeout());
-    assert_eq!(world.of_provider("a").in_flight(), 0);
+    assert_eq!(harness.of_provider("a").in_flight(), 0);
 }
 
 #[tokio::test]
 async fn a_post_that_was_followed_elsewhere_is_not_sent_again_where_that_is_not_wanted() {
     let elsewhere = Server::start(Answer::ok()).await;
     let to = elsewhere.base_url("/v2/chat/completions");
-    let stage = Stage::two(Answer::status(307).header("location", to), Answer::ok()).await;
-    let client = client(stage.chain().on_ambiguous(Ambiguous::IdempotentOnly));
-    let _ = stage.post(&client).send().await;
+    let harness = WireHarness::two(Answer::status(307).header("location", to), Answer::ok()).await;
+    let client = client(harness.chain().on_ambiguous(Ambiguous::IdempotentOnly));
+    let _ = harness.post(&client).send().await;
     // Whoever it led to has answered 200: processed twice.
-    let times = elsewhere.requests().len() + stage.requests(1).len();
+    let times = elsewhere.requests().len() + harness.requests(1).len();
     assert_eq!(times, 1);
 }
 
@@ -443,7 +448,8 @@ async fn a_query_that_is_cut_in_strange_places_gives_no_key_away() {
         }
     }
     let urls = Urls::default();
-    let chain = ProviderChain::builder([keyless("a").api_key_query("T o+k", "own-key"), provider("b")]);
+    let chain =
+        ProviderChain::builder([keyless("a").api_key_query("T o+k", "own-key"), provider("b")]);
     let chain = chain.claim("https://caller.test/v1").build().unwrap();
     let client = ClientBuilder::new(plain()).with(chain).with(urls.clone()).build();
     for query in [
@@ -471,13 +477,13 @@ async fn a_stream_that_the_callers_own_timeout_cuts_is_no_fault_of_the_provider(
     let talks = Answer::status(200)
         .header("content-type", "text/event-stream")
         .chunked([support::Part::Forever(HELLO.into(), ms(10))]);
-    let stage = Stage::two(talks, Answer::ok()).await;
+    let harness = WireHarness::two(talks, Answer::ok()).await;
     let inspect = Inspect::errors_in_success();
-    let chain = stage.chain().inspect(inspect).build().unwrap();
+    let chain = harness.chain().inspect(inspect).build().unwrap();
     let client = ClientBuilder::new(plain()).with(chain.clone()).build();
     for _ in 0..6 {
         // reqwest's timeout of a request includes its body, and this one talks on and on.
-        let response = stage.post(&client).timeout(ms(120)).send().await.unwrap();
+        let response = harness.post(&client).timeout(ms(120)).send().await.unwrap();
         let _ = response.bytes().await;
     }
     assert_eq!(chain.snapshot().providers()[0].state(), State::Closed);

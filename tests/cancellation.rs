@@ -10,14 +10,14 @@ use reqwest_failover::{Breaker, Exhausted, ProviderChainBuilder, Route, State};
 use reqwest_middleware::RequestBuilder;
 
 use terminal::{
-    Does, Told, World, dribble, keyless, ms, provider, secs, silence, sleep_until, yields,
+    Harness, Script, Told, dribble, keyless, ms, provider, secs, silence, sleep_until, yields,
 };
 
 /// What is swept.
 struct Case {
-    world: fn() -> World,
+    harness: fn() -> Harness,
     prepare: Prepare,
-    request: fn(&World) -> RequestBuilder,
+    request: fn(&Harness) -> RequestBuilder,
     /// It takes at least this many polls, or the case is not what it means to be.
     at_least: usize,
 }
@@ -35,8 +35,8 @@ enum Prepare {
 }
 
 impl Case {
-    fn new(world: fn() -> World, prepare: Prepare, at_least: usize) -> Self {
-        Self { world, prepare, request: World::post, at_least }
+    fn new(harness: fn() -> Harness, prepare: Prepare, at_least: usize) -> Self {
+        Self { harness, prepare, request: Harness::post, at_least }
     }
 
     /// Drops the request after every number of polls.
@@ -51,20 +51,20 @@ impl Case {
 
     /// Whether the request was dropped before it was ready.
     async fn drop_after(&self, k: usize) -> bool {
-        let world = (self.world)();
-        self.prepare.apply(&world).await;
-        world.told();
+        let harness = (self.harness)();
+        self.prepare.apply(&harness).await;
+        harness.told();
         let names: Vec<_> =
-            world.chain.snapshot().providers().iter().map(|p| p.name().to_owned()).collect();
-        let states = || names.iter().map(|name| world.state(name)).collect::<Vec<_>>();
+            harness.chain.snapshot().providers().iter().map(|p| p.name().to_owned()).collect();
+        let states = || names.iter().map(|name| harness.state(name)).collect::<Vec<_>>();
         let before = states();
-        let tally = |world: &World| {
-            let snapshot = world.chain.snapshot();
+        let tally = |harness: &Harness| {
+            let snapshot = harness.chain.snapshot();
             (snapshot.requests(), snapshot.switched(), snapshot.exhausted())
         };
-        let (requests, switched, exhausted) = tally(&world);
+        let (requests, switched, exhausted) = tally(&harness);
 
-        let mut request = Box::pin((self.request)(&world).send());
+        let mut request = Box::pin((self.request)(&harness).send());
         let mut ready = false;
         for _ in 0..k {
             if let Poll::Ready(result) =
@@ -77,11 +77,11 @@ impl Case {
             tokio::time::advance(ms(10)).await;
         }
         let in_flight: u64 =
-            world.chain.snapshot().providers().iter().map(|provider| provider.in_flight()).sum();
+            harness.chain.snapshot().providers().iter().map(|provider| provider.in_flight()).sum();
         assert!(in_flight <= 1 && !(ready && in_flight > 0), "{in_flight} in flight after {k}");
         drop(request);
 
-        let told = world.told();
+        let told = harness.told();
         let finished: Vec<_> = told
             .iter()
             .filter_map(|told| match told {
@@ -90,7 +90,7 @@ impl Case {
             })
             .collect();
         assert_eq!(finished.len(), usize::from(k > 0), "after {k}: {told:?}");
-        for provider in world.chain.snapshot().providers() {
+        for provider in harness.chain.snapshot().providers() {
             assert_eq!(provider.in_flight(), 0, "{} after {k}", provider.name());
             assert_ne!(provider.state(), State::Probing, "{} after {k}", provider.name());
         }
@@ -114,46 +114,46 @@ impl Case {
                 assert_eq!(*before, after, "{name} after {k}: {attempts:?}");
             }
         }
-        let (counted, switched_now, exhausted_now) = tally(&world);
+        let (counted, switched_now, exhausted_now) = tally(&harness);
         assert_eq!(counted, requests + u64::from(k > 0));
         if !ready {
             assert_eq!((switched_now, exhausted_now), (switched, exhausted), "after {k}");
         }
         let first = landed(&names[0]).map(|(_, reason)| reason.as_str());
-        self.prepare.check(&world, first, k).await;
+        self.prepare.check(&harness, first, k).await;
         !ready
     }
 }
 
 impl Prepare {
-    async fn apply(self, world: &World) {
+    async fn apply(self, harness: &Harness) {
         match self {
             Self::TwoFailures => {
-                let wanted = world.replace("first", Does::status(500));
+                let wanted = harness.replace("first", Script::status(500));
                 for _ in 0..2 {
                     // An error where a credential source fails.
-                    let _ = world.post().with_extension(Route::only(["first"])).send().await;
+                    let _ = harness.post().with_extension(Route::only(["first"])).send().await;
                 }
-                assert_eq!(world.of_provider("first").failures(), 2);
-                world.tell("first", wanted);
+                assert_eq!(harness.of_provider("first").failures(), 2);
+                harness.tell("first", wanted);
             }
-            Self::ProbeDue => sleep_until(world.break_it("first").await).await,
+            Self::ProbeDue => sleep_until(harness.break_it("first").await).await,
             Self::AllOpen => {
-                world.break_it("first").await;
-                world.break_it("second").await;
+                harness.break_it("first").await;
+                harness.break_it("second").await;
             }
             Self::Cooling => {
-                let wanted = world.replace("first", Does::hint(429, "retry-after", "300"));
-                world.ask().await;
-                world.tell("first", wanted);
+                let wanted = harness.replace("first", Script::hint(429, "retry-after", "300"));
+                harness.ask().await;
+                harness.tell("first", wanted);
             }
         }
     }
 
     /// Finds out by further requests whether the first provider's breaker is where it was. `landed`
     /// is how the first provider's attempt ended, if it did.
-    async fn check(self, world: &World, landed: Option<&str>, k: usize) {
-        world.tell("second", Does::status(200));
+    async fn check(self, harness: &Harness, landed: Option<&str>, k: usize) {
+        harness.tell("second", Script::status(200));
         let first_fails =
             |landed: &str| matches!(landed, "server_error" | "timeout" | "credential");
         match self {
@@ -164,49 +164,49 @@ impl Prepare {
                     Some(reason) if first_fails(reason) => 0,
                     Some(_) => 1,
                 };
-                world.tell("first", Does::status(500));
+                harness.tell("first", Script::status(500));
                 for _ in 0..missing {
-                    assert_eq!(world.state("first"), State::Closed, "after {k}: {landed:?}");
-                    world.ask().await;
+                    assert_eq!(harness.state("first"), State::Closed, "after {k}: {landed:?}");
+                    harness.ask().await;
                 }
-                let state = world.state("first");
+                let state = harness.state("first");
                 assert!(matches!(state, State::Open { .. }), "after {k}: {landed:?}: {state:?}");
             }
             Self::ProbeDue => match landed {
                 // The lease is back: the next request is the probe, and a failure's break the second.
                 None => {
-                    world.tell("first", Does::status(500));
-                    world.ask().await;
-                    let told = world.told();
+                    harness.tell("first", Script::status(500));
+                    harness.ask().await;
+                    let told = harness.told();
                     assert!(told.contains(&Told::Probing("first".into())), "after {k}: {told:?}");
                     assert!(told.contains(&Told::Opened("first".into(), 2)), "after {k}: {told:?}");
                 }
                 Some("ok" | "client_error") => {
-                    assert_eq!(world.state("first"), State::Closed, "after {k}");
+                    assert_eq!(harness.state("first"), State::Closed, "after {k}");
                 }
                 Some("rate_limited") => {
-                    let state = world.state("first");
+                    let state = harness.state("first");
                     assert!(matches!(state, State::CoolingDown { .. }), "after {k}: {state:?}");
                 }
                 Some(reason) => {
                     assert!(first_fails(reason), "after {k}: {reason}");
-                    let state = world.state("first");
+                    let state = harness.state("first");
                     assert!(matches!(state, State::Open { .. }), "after {k}: {state:?}");
-                    let asked = world.asked("first");
-                    world.ask().await;
-                    assert_eq!(world.asked("first"), asked, "after {k}");
+                    let asked = harness.asked("first");
+                    harness.ask().await;
+                    assert_eq!(harness.asked("first"), asked, "after {k}");
                 }
             },
             Self::AllOpen => {
-                let asked = world.all_asked().len();
-                world.ask().await;
-                assert!(world.all_asked().len() > asked, "never refused untried");
+                let asked = harness.all_asked().len();
+                harness.ask().await;
+                assert!(harness.all_asked().len() > asked, "never refused untried");
             }
             Self::Cooling => {
-                assert!(matches!(world.state("first"), State::CoolingDown { .. }));
-                let asked = world.asked("first");
-                world.ask().await;
-                assert_eq!(world.asked("first"), asked);
+                assert!(matches!(harness.state("first"), State::CoolingDown { .. }));
+                let asked = harness.asked("first");
+                harness.ask().await;
+                assert_eq!(harness.asked("first"), asked);
             }
         }
     }
@@ -216,95 +216,95 @@ fn three_failures(chain: ProviderChainBuilder) -> ProviderChainBuilder {
     chain.breaker(Breaker::default().consecutive(3))
 }
 
-fn healthy() -> World {
-    let answers = [("first", Does::status(200).yields(6)), ("second", Does::status(200))];
-    World::with(answers, three_failures)
+fn healthy() -> Harness {
+    let answers = [("first", Script::status(200).yields(6)), ("second", Script::status(200))];
+    Harness::with(answers, three_failures)
 }
 
-fn failing_first() -> World {
-    World::with(
-        [("first", Does::status(500).yields(5)), ("second", Does::status(200).yields(5))],
+fn failing_first() -> Harness {
+    Harness::with(
+        [("first", Script::status(500).yields(5)), ("second", Script::status(200).yields(5))],
         three_failures,
     )
 }
 
-fn bad_request_first() -> World {
-    World::with(
-        [("first", Does::status(400).yields(5)), ("second", Does::status(200).yields(5))],
+fn bad_request_first() -> Harness {
+    Harness::with(
+        [("first", Script::status(400).yields(5)), ("second", Script::status(200).yields(5))],
         three_failures,
     )
 }
 
-fn limited_first() -> World {
-    World::with(
+fn limited_first() -> Harness {
+    Harness::with(
         [
-            ("first", Does::hint(429, "retry-after", "300").yields(5)),
-            ("second", Does::status(200).yields(5)),
+            ("first", Script::hint(429, "retry-after", "300").yields(5)),
+            ("second", Script::status(200).yields(5)),
         ],
         three_failures,
     )
 }
 
-fn hanging_first() -> World {
-    World::with([("first", Does::hang()), ("second", Does::status(200).yields(5))], |chain| {
+fn hanging_first() -> Harness {
+    Harness::with([("first", Script::hang()), ("second", Script::status(200).yields(5))], |chain| {
         three_failures(chain).attempt_timeout(ms(55))
     })
 }
 
 /// Its error arrives in pieces, beside the second provider's attempt.
-fn slow_error() -> World {
+fn slow_error() -> Harness {
     let error = || dribble(&["{\"error\":{\"message\":", "\"not ", "today\"", "}}"], 2);
-    World::with(
+    Harness::with(
         [
-            ("first", Does::answer(500, &[], error).yields(3)),
-            ("second", Does::status(200).yields(20)),
+            ("first", Script::answer(500, &[], error).yields(3)),
+            ("second", Script::status(200).yields(20)),
         ],
         three_failures,
     )
 }
 
 /// Nobody serves, and the errors are read to their ends, or for 250 ms.
-fn slow_last_error() -> World {
+fn slow_last_error() -> Harness {
     let error = || dribble(&["slow", " and ", "slower"], 2);
-    World::with(
+    Harness::with(
         [
-            ("first", Does::answer(500, &[], silence).yields(2)),
-            ("second", Does::answer(503, &[], error).yields(2)),
+            ("first", Script::answer(500, &[], silence).yields(2)),
+            ("second", Script::answer(503, &[], error).yields(2)),
         ],
         |chain| three_failures(chain).on_exhausted(Exhausted::Error),
     )
 }
 
-fn asking_for_a_token() -> World {
+fn asking_for_a_token() -> Harness {
     let first = keyless("first").bearer_auth_with(|| async {
         yields(4).await;
         Ok::<_, std::io::Error>("token".to_owned())
     });
-    World::of_providers(
+    Harness::of_providers(
         vec![first, provider("second")],
-        [("first", Does::status(500).yields(3)), ("second", Does::status(200).yields(3))],
+        [("first", Script::status(500).yields(3)), ("second", Script::status(200).yields(3))],
         three_failures,
     )
 }
 
-fn without_a_token() -> World {
+fn without_a_token() -> Harness {
     let first = keyless("first").bearer_auth_with(|| async {
         yields(4).await;
         Err::<String, _>(std::io::Error::other("no token today"))
     });
-    World::of_providers(
+    Harness::of_providers(
         vec![first, provider("second")],
-        [("first", Does::status(200)), ("second", Does::status(200).yields(3))],
+        [("first", Script::status(200)), ("second", Script::status(200).yields(3))],
         three_failures,
     )
 }
 
-fn streamed(world: &World) -> RequestBuilder {
-    world.post().header("content-length", "9").body(dribble(&["one", "two", "six"], 2))
+fn streamed(harness: &Harness) -> RequestBuilder {
+    harness.post().header("content-length", "9").body(dribble(&["one", "two", "six"], 2))
 }
 
-fn endless(world: &World) -> RequestBuilder {
-    world.post().body(Body::wrap_stream(futures_util::stream::repeat_with(|| {
+fn endless(harness: &Harness) -> RequestBuilder {
+    harness.post().body(Body::wrap_stream(futures_util::stream::repeat_with(|| {
         Ok::<_, std::io::Error>("more")
     })))
 }
@@ -337,8 +337,8 @@ async fn a_request_that_is_dropped_while_a_token_is_asked_for_leaves_no_trace() 
 
 #[tokio::test(start_paused = true)]
 async fn a_request_that_is_dropped_while_its_body_is_read_leaves_no_trace() {
-    for world in [healthy, failing_first] {
-        Case { request: streamed, ..Case::new(world, Prepare::TwoFailures, 12) }.sweep().await;
+    for harness in [healthy, failing_first] {
+        Case { request: streamed, ..Case::new(harness, Prepare::TwoFailures, 12) }.sweep().await;
     }
     Case { request: endless, ..Case::new(healthy, Prepare::TwoFailures, 6) }.sweep().await;
 }
@@ -374,43 +374,44 @@ async fn a_probe_that_is_dropped_while_a_token_is_asked_for_gives_its_lease_back
 
 #[tokio::test(start_paused = true)]
 async fn a_probe_that_is_dropped_while_its_body_is_read_never_began() {
-    for world in [healthy, failing_first] {
-        Case { request: streamed, ..Case::new(world, Prepare::ProbeDue, 12) }.sweep().await;
+    for harness in [healthy, failing_first] {
+        Case { request: streamed, ..Case::new(harness, Prepare::ProbeDue, 12) }.sweep().await;
     }
     Case { request: endless, ..Case::new(healthy, Prepare::ProbeDue, 1) }.sweep().await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_thousand_probes_that_are_dropped_wedge_nothing() {
-    let world = World::of([("first", Does::hang()), ("second", Does::status(200))]);
-    let until = world.break_it("first").await;
+    let harness = Harness::of([("first", Script::hang()), ("second", Script::status(200))]);
+    let until = harness.break_it("first").await;
     sleep_until(until).await;
     for _ in 0..1_000 {
-        assert!(tokio::time::timeout(ms(1), world.post().send()).await.is_err());
-        assert_eq!(world.state("first"), State::Open { until });
+        assert!(tokio::time::timeout(ms(1), harness.post().send()).await.is_err());
+        assert_eq!(harness.state("first"), State::Open { until });
     }
-    world.tell("first", Does::status(200));
-    assert_eq!(world.ask().await, "first");
-    assert_eq!(world.state("first"), State::Closed);
-    assert_eq!(world.of_provider("first").failures(), 5);
+    harness.tell("first", Script::status(200));
+    assert_eq!(harness.ask().await, "first");
+    assert_eq!(harness.state("first"), State::Closed);
+    assert_eq!(harness.of_provider("first").failures(), 5);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_request_that_its_own_task_drops_with_others_in_flight_takes_back_only_its_own() {
-    let world = World::of([("first", Does::status(200).after(secs(2))), ("second", Does::hang())]);
-    let others: Vec<_> = (0..10).map(|_| world.spawn()).collect();
-    let dropped: Vec<_> = (0..10).map(|_| world.spawn()).collect();
+    let harness =
+        Harness::of([("first", Script::status(200).after(secs(2))), ("second", Script::hang())]);
+    let others: Vec<_> = (0..10).map(|_| harness.spawn()).collect();
+    let dropped: Vec<_> = (0..10).map(|_| harness.spawn()).collect();
     tokio::time::sleep(secs(1)).await;
-    assert_eq!(world.of_provider("first").in_flight(), 20);
+    assert_eq!(harness.of_provider("first").in_flight(), 20);
     dropped.iter().for_each(|dropped| dropped.abort());
     for dropped in dropped {
         assert!(dropped.await.unwrap_err().is_cancelled());
     }
-    assert_eq!(world.of_provider("first").in_flight(), 10);
+    assert_eq!(harness.of_provider("first").in_flight(), 10);
     for other in others {
         assert_eq!(other.await.unwrap(), "first");
     }
-    let first = world.of_provider("first");
+    let first = harness.of_provider("first");
     assert_eq!((first.in_flight(), first.attempts(), first.served()), (0, 20, 10));
-    assert_eq!(world.chain.snapshot().requests(), 20);
+    assert_eq!(harness.chain.snapshot().requests(), 20);
 }

@@ -15,7 +15,7 @@ use reqwest_failover::{
 use reqwest_middleware::{ClientBuilder, ClientWithMiddleware, Error, Middleware, Next, Result};
 
 use support::canary::canary;
-use support::stage::{BODY, Stage, client, line, plain};
+use support::harness::{BODY, WireHarness, client, line, plain};
 use support::{Answer, Refusing};
 
 fn ms(millis: u64) -> Duration {
@@ -26,9 +26,9 @@ fn failing() -> Answer {
     Answer::error(500, "broken")
 }
 
-async fn three(first: Answer, second: Answer, third: Answer) -> Stage {
+async fn three(first: Answer, second: Answer, third: Answer) -> WireHarness {
     let scripts = [("cometapi", first.into()), ("openai", second.into()), ("spare", third.into())];
-    Stage::of(scripts).await
+    WireHarness::of(scripts).await
 }
 
 fn served_by(response: &Response) -> Option<&str> {
@@ -69,8 +69,8 @@ struct FromInner(String);
 
 #[tokio::test]
 async fn each_attempt_has_its_own_extensions_and_only_the_winners_come_back() {
-    let stage = three(failing(), Answer::reset(), Answer::ok()).await;
-    let chain = stage.chain().build().unwrap();
+    let harness = three(failing(), Answer::reset(), Answer::ok()).await;
+    let chain = harness.chain().build().unwrap();
     let before = |_: &Request, extensions: &mut Extensions| {
         extensions.insert(FromOuter(7));
     };
@@ -99,10 +99,10 @@ async fn each_attempt_has_its_own_extensions_and_only_the_winners_come_back() {
         .build();
     let mut extensions = Extensions::new();
     extensions.insert(FromCaller("mine"));
-    let request = stage.post(&client).build().unwrap();
+    let request = harness.post(&client).build().unwrap();
     let response = client.execute_with_extensions(request, &mut extensions).await.unwrap();
     assert_eq!(served_by(&response), Some("spare"));
-    let ports: Vec<_> = stage.actors.iter().map(|actor| actor.server.port()).collect();
+    let ports: Vec<_> = harness.actors.iter().map(|actor| actor.server.port()).collect();
     assert_eq!(*seen.lock().unwrap(), ports);
     let winner = format!("attempt:{}", ports[2]);
     assert_eq!(extensions.get(), Some(&FromInner(winner)));
@@ -112,7 +112,7 @@ async fn each_attempt_has_its_own_extensions_and_only_the_winners_come_back() {
 
 #[tokio::test]
 async fn an_outer_layer_sees_one_request_and_an_inner_one_each_attempt() {
-    let stage = Stage::two(failing(), Answer::ok()).await;
+    let harness = WireHarness::two(failing(), Answer::ok()).await;
     let count = |counter: &Arc<Mutex<Vec<String>>>| {
         let counter = counter.clone();
         let note = move |request: &Request, _: &mut Extensions| {
@@ -123,11 +123,11 @@ async fn an_outer_layer_sees_one_request_and_an_inner_one_each_attempt() {
     let (outer, inner) = (Arc::default(), Arc::default());
     let client = ClientBuilder::new(plain())
         .with(count(&outer))
-        .with(stage.chain().build().unwrap())
+        .with(harness.chain().build().unwrap())
         .with(count(&inner))
         .build();
-    stage.post(&client).send().await.unwrap();
-    let [first, second] = [0, 1].map(|actor| stage.actors[actor].url("/chat/completions"));
+    harness.post(&client).send().await.unwrap();
+    let [first, second] = [0, 1].map(|actor| harness.actors[actor].url("/chat/completions"));
     assert_eq!(*outer.lock().unwrap(), std::slice::from_ref(&second));
     assert_eq!(*inner.lock().unwrap(), [first, second]);
 }
@@ -140,10 +140,10 @@ async fn the_report_is_in_the_callers_extensions_whatever_the_end() {
         (Answer::fin(), Exhausted::LastOutcome, false),
         (failing(), Exhausted::Error, false),
     ] {
-        let stage = Stage::two(failing(), second).await;
-        let client = client(stage.chain().on_exhausted(exhausted));
+        let harness = WireHarness::two(failing(), second).await;
+        let client = client(harness.chain().on_exhausted(exhausted));
         let mut extensions = Extensions::new();
-        let request = stage.post(&client).build().unwrap();
+        let request = harness.post(&client).build().unwrap();
         let result = client.execute_with_extensions(request, &mut extensions).await;
         assert_eq!(result.is_ok(), ends_well);
         let report = Report::from_extensions(&extensions).expect("a report");
@@ -156,35 +156,36 @@ async fn the_report_is_in_the_callers_extensions_whatever_the_end() {
 
 #[tokio::test]
 async fn an_error_of_unknown_kind_fails_over_like_any_other() {
-    let stage = Stage::two(Answer::fin(), Answer::ok()).await;
+    let harness = WireHarness::two(Answer::fin(), Answer::ok()).await;
     let hides = |result: Result<Response>, _: &mut Extensions| {
         result.map_err(|_| Error::middleware(std::io::Error::other("something broke")))
     };
-    let chain = stage.chain().build().unwrap();
+    let chain = harness.chain().build().unwrap();
     let client = ClientBuilder::new(plain()).with(chain).with(Layer(unseen, hides)).build();
-    let response = stage.post(&client).send().await.unwrap();
+    let response = harness.post(&client).send().await.unwrap();
     let report = Report::of(&response).unwrap();
     assert_eq!(report.served_by(), Some("openai"));
     assert_eq!(report.attempts()[0].reason(), Reason::Other);
     assert_eq!(report.attempts()[0].message(), Some("something broke"));
     assert!(report.attempts()[0].maybe_processed());
-    stage.assert_asked(&[1, 1]);
+    harness.assert_asked(&[1, 1]);
 }
 
 #[tokio::test]
 async fn a_wrapped_transport_error_is_known_for_what_it_is() {
     let nobody = Refusing::start();
-    let stage = Stage::of([("openai", Answer::ok().into())]).await;
+    let harness = WireHarness::of([("openai", Answer::ok().into())]).await;
     let wraps = |result: Result<Response>, _: &mut Extensions| {
         result.map_err(|error| match error {
             Error::Reqwest(error) => Error::middleware(error),
             other => other,
         })
     };
-    let first = Provider::new("cometapi", nobody.base_url("/v1")).bearer_auth(stage.secret("cometapi"));
-    let chain = ProviderChain::builder([first, stage.actors[0].provider()]).build().unwrap();
+    let first =
+        Provider::new("cometapi", nobody.base_url("/v1")).bearer_auth(harness.secret("cometapi"));
+    let chain = ProviderChain::builder([first, harness.actors[0].provider()]).build().unwrap();
     let client = ClientBuilder::new(plain()).with(chain).with(Layer(unseen, wraps)).build();
-    let response = stage.post(&client).send().await.unwrap();
+    let response = harness.post(&client).send().await.unwrap();
     let report = Report::of(&response).unwrap();
     assert_eq!(report.served_by(), Some("openai"));
     assert!(matches!(report.attempts()[0].reason(), Reason::Connect | Reason::Other), "{report}");
@@ -192,13 +193,13 @@ async fn a_wrapped_transport_error_is_known_for_what_it_is() {
 
 #[tokio::test]
 async fn a_hidden_error_at_the_end_is_handed_on_as_it_is() {
-    let stage = Stage::two(failing(), Answer::fin()).await;
+    let harness = WireHarness::two(failing(), Answer::fin()).await;
     let hides = |result: Result<Response>, _: &mut Extensions| {
         result.map_err(|_| Error::middleware(std::io::Error::other("something broke")))
     };
-    let chain = stage.chain().build().unwrap();
+    let chain = harness.chain().build().unwrap();
     let client = ClientBuilder::new(plain()).with(chain).with(Layer(unseen, hides)).build();
-    let error = stage.post(&client).send().await.unwrap_err();
+    let error = harness.post(&client).send().await.unwrap_err();
     assert_eq!(error.to_string(), "something broke");
     let Error::Middleware(error) = error else { panic!("not a middleware's error") };
     assert!(error.downcast_ref::<std::io::Error>().is_some());
@@ -206,28 +207,29 @@ async fn a_hidden_error_at_the_end_is_handed_on_as_it_is() {
 
 #[tokio::test]
 async fn an_inner_layer_that_answers_itself_is_believed() {
-    let stage = Stage::two(failing(), failing()).await;
+    let harness = WireHarness::two(failing(), failing()).await;
     let answers = |result: Result<Response>, _: &mut Extensions| {
         result?;
         let cached = http::Response::builder().status(200).body("from the cache").unwrap();
         Ok(Response::from(cached))
     };
-    let chain = stage.chain().build().unwrap();
+    let chain = harness.chain().build().unwrap();
     let client = ClientBuilder::new(plain()).with(chain).with(Layer(unseen, answers)).build();
-    let response = stage.post(&client).send().await.unwrap();
+    let response = harness.post(&client).send().await.unwrap();
     // It has no URL of its own, which is no redirect.
     assert_eq!(served_by(&response), Some("cometapi"));
     assert_eq!(response.text().await.unwrap(), "from the cache");
-    stage.assert_asked(&[1, 0]);
+    harness.assert_asked(&[1, 0]);
 }
 
 #[tokio::test]
 async fn a_chain_may_be_stacked_in_a_chain() {
     // The outer chain's second entry is the inner one's first; the inner one has a spare.
-    let stage = three(failing(), Answer::error(503, "busy"), Answer::ok()).await;
-    let [first, second, spare] = [&stage.actors[0], &stage.actors[1], &stage.actors[2]];
-    let outer_key = stage.secret("outer");
-    let outer = ProviderChain::builder([first.provider(), second.keyless().bearer_auth(&outer_key)]);
+    let harness = three(failing(), Answer::error(503, "busy"), Answer::ok()).await;
+    let [first, second, spare] = [&harness.actors[0], &harness.actors[1], &harness.actors[2]];
+    let outer_key = harness.secret("outer");
+    let outer =
+        ProviderChain::builder([first.provider(), second.keyless().bearer_auth(&outer_key)]);
     let inner = ProviderChain::builder([second.provider(), spare.provider()]);
     let client = ClientBuilder::new(plain())
         .with(outer.build().unwrap())
@@ -236,40 +238,40 @@ async fn a_chain_may_be_stacked_in_a_chain() {
     let response = client.post(second.url("/chat/completions")).body(BODY).send().await.unwrap();
     assert_eq!(response.status(), 200);
     assert_eq!(line(Report::of(&response).unwrap()), "cometapi 500 in # ms → openai 200 in # ms");
-    assert_eq!(stage.requests(2)[0].text(), BODY);
-    stage.assert_asked(&[1, 1, 1]);
+    assert_eq!(harness.requests(2)[0].text(), BODY);
+    harness.assert_asked(&[1, 1, 1]);
 }
 
 #[tokio::test]
 async fn a_stacked_chain_that_fails_is_one_failed_attempt() {
-    let stage = three(failing(), failing(), Answer::ok()).await;
-    let [first, second, last] = [&stage.actors[0], &stage.actors[1], &stage.actors[2]];
-    let inner =
-        ProviderChain::builder([first.provider(), second.provider()]).on_exhausted(Exhausted::Error);
-    let outer_key = stage.secret("outer");
+    let harness = three(failing(), failing(), Answer::ok()).await;
+    let [first, second, last] = [&harness.actors[0], &harness.actors[1], &harness.actors[2]];
+    let inner = ProviderChain::builder([first.provider(), second.provider()])
+        .on_exhausted(Exhausted::Error);
+    let outer_key = harness.secret("outer");
     let outer = ProviderChain::builder([first.keyless().bearer_auth(outer_key), last.provider()]);
     let client = ClientBuilder::new(plain())
         .with(outer.build().unwrap())
         .with(inner.build().unwrap())
         .build();
-    let response = stage.post(&client).send().await.unwrap();
+    let response = harness.post(&client).send().await.unwrap();
     assert_eq!(served_by(&response), Some("spare"));
     assert_eq!(Report::of(&response).unwrap().attempts().len(), 2);
-    stage.assert_asked(&[1, 1, 1]);
+    harness.assert_asked(&[1, 1, 1]);
 }
 
 #[tokio::test]
 async fn a_stacked_chain_that_finds_no_connection_is_a_provider_without_one() {
     let nobody = Refusing::start();
-    let stage = Stage::of([("openai", Answer::ok().into())]).await;
+    let harness = WireHarness::of([("openai", Answer::ok().into())]).await;
     let first = || Provider::new("cometapi", nobody.base_url("/v1"));
     let inner = ProviderChain::builder([first()]).on_exhausted(Exhausted::Error);
-    let outer = ProviderChain::builder([first(), stage.actors[0].provider()]);
+    let outer = ProviderChain::builder([first(), harness.actors[0].provider()]);
     let client = ClientBuilder::new(plain())
         .with(outer.build().unwrap())
         .with(inner.build().unwrap())
         .build();
-    let response = stage.post(&client).send().await.unwrap();
+    let response = harness.post(&client).send().await.unwrap();
     let report = Report::of(&response).unwrap();
     assert_eq!(report.attempts()[0].reason(), Reason::Connect, "{report}");
     assert!(!report.attempts()[0].maybe_processed(), "nothing was sent");
@@ -278,16 +280,18 @@ async fn a_stacked_chain_that_finds_no_connection_is_a_provider_without_one() {
 
 #[tokio::test]
 async fn two_chains_beside_each_other_keep_to_their_own() {
-    let (a, b) =
-        (Stage::two(failing(), Answer::ok()).await, Stage::two(failing(), Answer::ok()).await);
+    let (a, b) = (
+        WireHarness::two(failing(), Answer::ok()).await,
+        WireHarness::two(failing(), Answer::ok()).await,
+    );
     let client = ClientBuilder::new(plain())
         .with(a.chain().build().unwrap())
         .with(b.chain().build().unwrap())
         .build();
-    for stage in [&a, &b] {
-        let response = stage.post(&client).send().await.unwrap();
+    for harness in [&a, &b] {
+        let response = harness.post(&client).send().await.unwrap();
         assert_eq!(served_by(&response), Some("openai"));
-        stage.assert_asked(&[1, 1]);
+        harness.assert_asked(&[1, 1]);
     }
     let keys: Vec<_> = b.actors.iter().map(|actor| &*actor.key).collect();
     for actor in &a.actors {
@@ -297,37 +301,37 @@ async fn two_chains_beside_each_other_keep_to_their_own() {
 
 #[tokio::test]
 async fn clones_of_a_chain_serve_several_clients() {
-    let stage = Stage::two(failing(), Answer::ok()).await;
-    let chain = stage.chain().build().unwrap();
+    let harness = WireHarness::two(failing(), Answer::ok()).await;
+    let chain = harness.chain().build().unwrap();
     for _ in 0..2 {
         let client = ClientBuilder::new(plain()).with(chain.clone()).build();
-        assert_eq!(served_by(&stage.post(&client).send().await.unwrap()), Some("openai"));
+        assert_eq!(served_by(&harness.post(&client).send().await.unwrap()), Some("openai"));
     }
-    stage.assert_asked(&[2, 2]);
+    harness.assert_asked(&[2, 2]);
 }
 
 // Routes.
 
 /// Once as an extension, once from the chain's closure.
-async fn routed(route: Route, answers: [Answer; 3]) -> Vec<(Stage, Result<Response>)> {
+async fn routed(route: Route, answers: [Answer; 3]) -> Vec<(WireHarness, Result<Response>)> {
     let mut results = Vec::new();
     for by_closure in [false, true] {
         let [first, second, third] = answers.clone();
-        let stage = three(first, second, third).await;
+        let harness = three(first, second, third).await;
         let result = if by_closure {
             let route = route.clone();
-            let chain = stage.chain().route(move |request| {
+            let chain = harness.chain().route(move |request| {
                 assert_eq!(request.method(), Method::POST);
                 request.url().path().ends_with("/chat/completions").then(|| route.clone())
             });
-            stage.post(&client(chain)).send().await
+            harness.post(&client(chain)).send().await
         } else {
-            stage.post(&stage.client()).with_extension(route.clone()).send().await
+            harness.post(&harness.client()).with_extension(route.clone()).send().await
         };
         if let Err(error) = &result {
-            stage.hear(format!("{error} {error:?}"));
+            harness.hear(format!("{error} {error:?}"));
         }
-        results.push((stage, result));
+        results.push((harness, result));
     }
     results
 }
@@ -335,44 +339,44 @@ async fn routed(route: Route, answers: [Answer; 3]) -> Vec<(Stage, Result<Respon
 #[tokio::test]
 async fn only_asks_only_these_in_the_chains_order() {
     let answers = || [Answer::ok(), failing(), Answer::ok()];
-    for (stage, result) in routed(Route::only(["spare", "openai"]), answers()).await {
+    for (harness, result) in routed(Route::only(["spare", "openai"]), answers()).await {
         assert_eq!(served_by(&result.unwrap()), Some("spare"));
-        stage.assert_asked(&[0, 1, 1]);
+        harness.assert_asked(&[0, 1, 1]);
     }
-    for (stage, result) in routed(Route::only(["openai"]), answers()).await {
+    for (harness, result) in routed(Route::only(["openai"]), answers()).await {
         let response = result.unwrap();
         assert_eq!((response.status().as_u16(), served_by(&response)), (500, None));
-        stage.assert_asked(&[0, 1, 0]);
+        harness.assert_asked(&[0, 1, 0]);
     }
 }
 
 #[tokio::test]
 async fn order_asks_these_first_and_in_this_order() {
     let answers = [Answer::ok(), failing(), failing()];
-    for (stage, result) in routed(Route::order(["spare", "openai", "cometapi"]), answers).await {
+    for (harness, result) in routed(Route::order(["spare", "openai", "cometapi"]), answers).await {
         let expected = "spare 500 in # ms → openai 500 in # ms → cometapi 200 in # ms";
         assert_eq!(line(Report::of(&result.unwrap()).unwrap()), expected);
-        stage.assert_asked(&[1, 1, 1]);
+        harness.assert_asked(&[1, 1, 1]);
     }
 }
 
 #[tokio::test]
 async fn skip_asks_all_but_these() {
     let answers = [Answer::ok(), failing(), Answer::ok()];
-    for (stage, result) in routed(Route::skip(["cometapi"]), answers).await {
+    for (harness, result) in routed(Route::skip(["cometapi"]), answers).await {
         let expected = "openai 500 in # ms → spare 200 in # ms";
         assert_eq!(line(Report::of(&result.unwrap()).unwrap()), expected);
-        stage.assert_asked(&[0, 1, 1]);
+        harness.assert_asked(&[0, 1, 1]);
     }
 }
 
 #[tokio::test]
 async fn no_failover_asks_the_first_and_nobody_else() {
     let answers = [failing(), Answer::ok(), Answer::ok()];
-    for (stage, result) in routed(Route::no_failover(), answers).await {
+    for (harness, result) in routed(Route::no_failover(), answers).await {
         let response = result.unwrap();
         assert_eq!((response.status().as_u16(), served_by(&response)), (500, None));
-        stage.assert_asked(&[1, 0, 0]);
+        harness.assert_asked(&[1, 0, 0]);
     }
 }
 
@@ -384,13 +388,13 @@ async fn a_route_to_an_unknown_name_is_an_error_and_nothing_is_sent() {
         Route::skip(["nobody"]),
         Route::only(["OpenAI", "nobody"]),
     ] {
-        for (stage, result) in routed(route, [Answer::ok(), Answer::ok(), Answer::ok()]).await {
+        for (harness, result) in routed(route, [Answer::ok(), Answer::ok(), Answer::ok()]).await {
             let error = result.unwrap_err();
             let failed = FailoverError::find(&error).expect("a FailoverError");
             let text = failed.to_string();
             assert!(text.contains("nobody") || text.contains("OpenAI"), "{text}");
             assert_eq!(failed.report().attempts().len(), 0);
-            stage.assert_untouched();
+            harness.assert_untouched();
         }
     }
 }
@@ -399,28 +403,28 @@ async fn a_route_to_an_unknown_name_is_an_error_and_nothing_is_sent() {
 async fn a_route_that_leaves_nobody_is_an_error() {
     let routes = [Route::skip(["cometapi", "openai", "spare"]), Route::only([""; 0])];
     for route in routes {
-        for (stage, result) in routed(route, [Answer::ok(), Answer::ok(), Answer::ok()]).await {
+        for (harness, result) in routed(route, [Answer::ok(), Answer::ok(), Answer::ok()]).await {
             assert!(FailoverError::find(&result.unwrap_err()).is_some());
-            stage.assert_untouched();
+            harness.assert_untouched();
         }
     }
 }
 
 #[tokio::test]
 async fn a_routes_extension_wins_over_the_chains_closure() {
-    let stage = Stage::two(Answer::ok(), Answer::ok()).await;
-    let client = client(stage.chain().route(|_| Some(Route::only(["cometapi"]))));
+    let harness = WireHarness::two(Answer::ok(), Answer::ok()).await;
+    let client = client(harness.chain().route(|_| Some(Route::only(["cometapi"]))));
     let response =
-        stage.post(&client).with_extension(Route::only(["openai"])).send().await.unwrap();
+        harness.post(&client).with_extension(Route::only(["openai"])).send().await.unwrap();
     assert_eq!(served_by(&response), Some("openai"));
-    assert_eq!(served_by(&stage.post(&client).send().await.unwrap()), Some("cometapi"));
+    assert_eq!(served_by(&harness.post(&client).send().await.unwrap()), Some("cometapi"));
 }
 
 #[tokio::test]
 async fn a_route_without_an_opinion_leaves_the_order() {
-    let stage = Stage::two(Answer::ok(), Answer::ok()).await;
-    let client = client(stage.chain().route(|_| None));
-    assert_eq!(served_by(&stage.post(&client).send().await.unwrap()), Some("cometapi"));
+    let harness = WireHarness::two(Answer::ok(), Answer::ok()).await;
+    let client = client(harness.chain().route(|_| None));
+    assert_eq!(served_by(&harness.post(&client).send().await.unwrap()), Some("cometapi"));
 }
 
 // Verdicts.
@@ -435,9 +439,10 @@ async fn classify_sees_every_outcome() {
         ("gateway", Answer::error(504, "upstream").into()),
         ("openai", Answer::ok().header("x-id", "42").into()),
     ];
-    let stage = Stage::of(scripts).await;
-    let mut providers = stage.providers();
-    let refuses = Provider::new("refuses", nobody.base_url("/v1")).bearer_auth(stage.secret("refuses"));
+    let harness = WireHarness::of(scripts).await;
+    let mut providers = harness.providers();
+    let refuses =
+        Provider::new("refuses", nobody.base_url("/v1")).bearer_auth(harness.secret("refuses"));
     providers.insert(0, refuses.clone());
     let unprepared =
         Provider::new("unprepared", nobody.base_url("/v2")).map_request(|_| Err("not now"));
@@ -445,7 +450,7 @@ async fn classify_sees_every_outcome() {
     let tokenless = Provider::new("tokenless", nobody.base_url("/v3"))
         .bearer_auth_with(|| async { Err::<String, _>("no token") });
     providers.insert(2, tokenless);
-    providers[4] = stage.actors[1].provider().attempt_timeout(ms(80));
+    providers[4] = harness.actors[1].provider().attempt_timeout(ms(80));
     let seen = Arc::new(Mutex::new(Vec::new()));
     let chain = ProviderChain::builder(providers).classify({
         let seen = seen.clone();
@@ -467,7 +472,7 @@ async fn classify_sees_every_outcome() {
             Verdict::standard(outcome)
         }
     });
-    let response = stage.post(&client(chain)).send().await.unwrap();
+    let response = harness.post(&client(chain)).send().await.unwrap();
     assert_eq!(served_by(&response), Some("openai"));
     let seen = seen.lock().unwrap();
     let seen: Vec<_> = seen
@@ -495,69 +500,71 @@ async fn classify_decides_what_is_accepted() {
         Some(status) if status == 200 => Verdict::FailOver(Fault::None),
         _ => Verdict::standard(outcome),
     };
-    let stage = Stage::two(Answer::error(404, "no such file"), Answer::ok()).await;
-    let response = stage.post(&client(stage.chain().classify(accepts_404))).send().await.unwrap();
+    let harness = WireHarness::two(Answer::error(404, "no such file"), Answer::ok()).await;
+    let response =
+        harness.post(&client(harness.chain().classify(accepts_404))).send().await.unwrap();
     assert_eq!((response.status().as_u16(), served_by(&response)), (404, Some("cometapi")));
     assert!(response.text().await.unwrap().contains("no such file"));
-    stage.assert_asked(&[1, 0]);
+    harness.assert_asked(&[1, 0]);
 
-    let stage = Stage::two(Answer::ok(), Answer::error(404, "no such file")).await;
-    let response = stage.post(&client(stage.chain().classify(accepts_404))).send().await.unwrap();
+    let harness = WireHarness::two(Answer::ok(), Answer::error(404, "no such file")).await;
+    let response =
+        harness.post(&client(harness.chain().classify(accepts_404))).send().await.unwrap();
     assert_eq!((response.status().as_u16(), served_by(&response)), (404, Some("openai")));
-    stage.assert_asked(&[1, 1]);
+    harness.assert_asked(&[1, 1]);
 }
 
 #[tokio::test]
 async fn an_accepted_outcome_without_a_response_is_a_failover_error() {
-    let stage = Stage::two(Answer::fin(), Answer::ok()).await;
-    let client = client(stage.chain().classify(|_| Verdict::Accept));
-    let error = stage.post(&client).send().await.unwrap_err();
+    let harness = WireHarness::two(Answer::fin(), Answer::ok()).await;
+    let client = client(harness.chain().classify(|_| Verdict::Accept));
+    let error = harness.post(&client).send().await.unwrap_err();
     let failed = FailoverError::find(&error).expect("a FailoverError");
     assert_eq!(failed.report().attempts().len(), 1);
     assert_eq!(failed.report().served_by(), None, "{}", failed.report());
-    stage.assert_asked(&[1, 0]);
+    harness.assert_asked(&[1, 0]);
 }
 
 #[tokio::test]
 async fn a_classify_that_panics_changes_nothing() {
-    let stage = Stage::two(failing(), Answer::ok()).await;
-    let client = client(stage.chain().classify(|_| panic!("misjudged")));
-    assert_eq!(served_by(&stage.post(&client).send().await.unwrap()), Some("openai"));
-    stage.assert_asked(&[1, 1]);
+    let harness = WireHarness::two(failing(), Answer::ok()).await;
+    let client = client(harness.chain().classify(|_| panic!("misjudged")));
+    assert_eq!(served_by(&harness.post(&client).send().await.unwrap()), Some("openai"));
+    harness.assert_asked(&[1, 1]);
 }
 
 #[tokio::test]
 async fn transient_hands_on_what_is_the_requests_own_fault() {
     for status in [400, 401, 402, 403, 404, 409, 413, 422, 302] {
-        let stage = Stage::two(Answer::error(status, "yours"), Answer::ok()).await;
-        let client = client(stage.chain().classify(Verdict::transient));
-        let response = stage.post(&client).send().await.unwrap();
+        let harness = WireHarness::two(Answer::error(status, "yours"), Answer::ok()).await;
+        let client = client(harness.chain().classify(Verdict::transient));
+        let response = harness.post(&client).send().await.unwrap();
         assert_eq!((response.status().as_u16(), served_by(&response)), (status, Some("cometapi")));
         assert!(response.text().await.unwrap().contains("yours"));
-        stage.assert_asked(&[1, 0]);
+        harness.assert_asked(&[1, 0]);
     }
 }
 
 #[tokio::test]
 async fn transient_fails_over_when_the_provider_is_at_fault() {
     for first in [408, 425, 429, 500, 502, 503, 529].map(|status| Answer::error(status, "mine")) {
-        let stage = Stage::two(first, Answer::ok()).await;
-        let client = client(stage.chain().classify(Verdict::transient));
-        assert_eq!(served_by(&stage.post(&client).send().await.unwrap()), Some("openai"));
-        stage.assert_asked(&[1, 1]);
+        let harness = WireHarness::two(first, Answer::ok()).await;
+        let client = client(harness.chain().classify(Verdict::transient));
+        assert_eq!(served_by(&harness.post(&client).send().await.unwrap()), Some("openai"));
+        harness.assert_asked(&[1, 1]);
     }
     for first in [Answer::fin(), Answer::reset(), Answer::stall()] {
-        let stage = Stage::two(first, Answer::ok()).await;
-        let client = client(stage.chain().classify(Verdict::transient).attempt_timeout(ms(80)));
-        assert_eq!(served_by(&stage.post(&client).send().await.unwrap()), Some("openai"));
-        stage.assert_asked(&[1, 1]);
+        let harness = WireHarness::two(first, Answer::ok()).await;
+        let client = client(harness.chain().classify(Verdict::transient).attempt_timeout(ms(80)));
+        assert_eq!(served_by(&harness.post(&client).send().await.unwrap()), Some("openai"));
+        harness.assert_asked(&[1, 1]);
     }
 }
 
 // Requests that may have been processed.
 
-fn cautious(stage: &Stage) -> ClientWithMiddleware {
-    client(stage.chain().on_ambiguous(Ambiguous::IdempotentOnly).attempt_timeout(ms(80)))
+fn cautious(harness: &WireHarness) -> ClientWithMiddleware {
+    client(harness.chain().on_ambiguous(Ambiguous::IdempotentOnly).attempt_timeout(ms(80)))
 }
 
 fn ambiguous_answers() -> [Answer; 5] {
@@ -573,10 +580,10 @@ fn ambiguous_answers() -> [Answer; 5] {
 #[tokio::test]
 async fn a_post_that_may_have_been_processed_is_not_sent_again_where_that_is_not_wanted() {
     for first in ambiguous_answers() {
-        let stage = Stage::two(first, Answer::ok()).await;
+        let harness = WireHarness::two(first, Answer::ok()).await;
         let mut extensions = Extensions::new();
-        let client = cautious(&stage);
-        let request = stage.post(&client).build().unwrap();
+        let client = cautious(&harness);
+        let request = harness.post(&client).build().unwrap();
         let result = client.execute_with_extensions(request, &mut extensions).await;
         match result {
             Ok(response) => assert_eq!(served_by(&response), None),
@@ -585,7 +592,7 @@ async fn a_post_that_may_have_been_processed_is_not_sent_again_where_that_is_not
         let report = Report::from_extensions(&extensions).unwrap();
         assert_eq!(report.attempts().len(), 1, "{report}");
         assert!(report.attempts()[0].maybe_processed(), "{report}");
-        stage.assert_asked(&[1, 0]);
+        harness.assert_asked(&[1, 0]);
     }
 }
 
@@ -593,11 +600,12 @@ async fn a_post_that_may_have_been_processed_is_not_sent_again_where_that_is_not
 async fn an_idempotent_request_that_may_have_been_processed_is_sent_again() {
     for method in ["GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE"] {
         for first in ambiguous_answers() {
-            let stage = Stage::two(first, Answer::ok()).await;
+            let harness = WireHarness::two(first, Answer::ok()).await;
             let method = Method::from_bytes(method.as_bytes()).unwrap();
-            let request = cautious(&stage).request(method.clone(), stage.actors[1].url("/files/1"));
+            let request =
+                cautious(&harness).request(method.clone(), harness.actors[1].url("/files/1"));
             assert_eq!(served_by(&request.send().await.unwrap()), Some("openai"), "{method}");
-            stage.assert_asked(&[1, 1]);
+            harness.assert_asked(&[1, 1]);
         }
     }
 }
@@ -605,20 +613,23 @@ async fn an_idempotent_request_that_may_have_been_processed_is_sent_again() {
 #[tokio::test]
 async fn a_post_with_an_idempotency_key_that_may_have_been_processed_is_sent_again() {
     for first in ambiguous_answers() {
-        let stage = Stage::two(first, Answer::ok()).await;
-        let request = stage.post(&cautious(&stage)).header("Idempotency-Key", "once");
+        let harness = WireHarness::two(first, Answer::ok()).await;
+        let request = harness.post(&cautious(&harness)).header("Idempotency-Key", "once");
         assert_eq!(served_by(&request.send().await.unwrap()), Some("openai"));
-        stage.assert_asked(&[1, 1]);
-        assert_eq!(stage.requests(1)[0].header("idempotency-key"), Some("once"));
+        harness.assert_asked(&[1, 1]);
+        assert_eq!(harness.requests(1)[0].header("idempotency-key"), Some("once"));
     }
 }
 
 #[tokio::test]
 async fn a_post_that_was_surely_not_processed_is_sent_again_anyway() {
     for first in [400, 401, 429, 500, 502, 503].map(|status| Answer::error(status, "no")) {
-        let stage = Stage::two(first, Answer::ok()).await;
-        assert_eq!(served_by(&stage.post(&cautious(&stage)).send().await.unwrap()), Some("openai"));
-        stage.assert_asked(&[1, 1]);
+        let harness = WireHarness::two(first, Answer::ok()).await;
+        assert_eq!(
+            served_by(&harness.post(&cautious(&harness)).send().await.unwrap()),
+            Some("openai")
+        );
+        harness.assert_asked(&[1, 1]);
     }
     let hangs = || std::future::pending::<std::result::Result<String, std::convert::Infallible>>();
     let nobody = Refusing::start();
@@ -630,13 +641,13 @@ async fn a_post_that_was_surely_not_processed_is_sent_again_anyway() {
             .bearer_auth_with(|| async { Err::<String, _>("no token") }),
         Provider::new("cometapi", nobody.base_url("/v1")).bearer_auth_with(hangs),
     ] {
-        let stage = Stage::of([("openai", Answer::ok().into())]).await;
-        let chain = ProviderChain::builder([first.clone(), stage.actors[0].provider()]);
+        let harness = WireHarness::of([("openai", Answer::ok().into())]).await;
+        let chain = ProviderChain::builder([first.clone(), harness.actors[0].provider()]);
         let chain = chain.on_ambiguous(Ambiguous::IdempotentOnly).attempt_timeout(ms(80));
-        let result = stage.post(&client(chain)).send().await;
+        let result = harness.post(&client(chain)).send().await;
         let response = result.unwrap_or_else(|error| panic!("{error} with {first:?}"));
         assert_eq!(served_by(&response), Some("openai"), "{first:?}");
-        stage.assert_asked(&[1]);
+        harness.assert_asked(&[1]);
     }
 }
 
@@ -647,11 +658,11 @@ async fn no_more_providers_are_asked_than_allowed() {
     for (allowed, asked) in
         [(1, [1, 0, 0]), (2, [1, 1, 0]), (3, [1, 1, 1]), (usize::MAX, [1, 1, 1])]
     {
-        let stage = three(failing(), failing(), failing()).await;
+        let harness = three(failing(), failing(), failing()).await;
         let response =
-            stage.post(&client(stage.chain().max_attempts(allowed))).send().await.unwrap();
+            harness.post(&client(harness.chain().max_attempts(allowed))).send().await.unwrap();
         assert_eq!(Report::of(&response).unwrap().attempts().len(), allowed.min(3));
-        stage.assert_asked(&asked);
+        harness.assert_asked(&asked);
     }
 }
 
@@ -665,11 +676,11 @@ async fn a_claimed_url_is_readdressed_without_being_looked_up() {
         ("https://llm.example.invalid:443/openai/v1/models", "/v1/models"),
         ("http://[2001:db8::1]:8080/models", "/v1/models"),
     ] {
-        let stage = Stage::two(failing(), Answer::ok()).await;
-        let response = client(claims(stage.chain())).get(url).send().await.unwrap();
+        let harness = WireHarness::two(failing(), Answer::ok()).await;
+        let response = client(claims(harness.chain())).get(url).send().await.unwrap();
         assert_eq!(served_by(&response), Some("openai"));
-        assert_eq!(stage.requests(0)[0].target, target);
-        assert_eq!(stage.requests(1)[0].target, target);
-        stage.assert_asked(&[1, 1]);
+        assert_eq!(harness.requests(0)[0].target, target);
+        assert_eq!(harness.requests(1)[0].target, target);
+        harness.assert_asked(&[1, 1]);
     }
 }

@@ -37,7 +37,8 @@ fn assert_names(chain: ProviderChainBuilder, provider: &str, field: &str, keys: 
 /// `mine`, refused, in the middle of providers that are fine.
 #[track_caller]
 fn assert_refused(provider: Provider, field: &str, keys: &[&str]) {
-    let chain = ProviderChain::builder([Provider::openai("key"), provider, Provider::cometapi("key")]);
+    let chain =
+        ProviderChain::builder([Provider::openai("key"), provider, Provider::cometapi("key")]);
     assert_names(chain, "mine", field, keys);
 }
 
@@ -159,7 +160,9 @@ fn plaintext_with_a_credential_is_refused_except_on_loopback_or_where_it_is_allo
         "http://[::1]:8080/v1",
         "https://api.example.test/v1",
     ] {
-        ProviderChain::builder([Provider::new("mine", base).bearer_auth(&key)]).build().expect(base);
+        ProviderChain::builder([Provider::new("mine", base).bearer_auth(&key)])
+            .build()
+            .expect(base);
     }
 }
 
@@ -271,8 +274,16 @@ fn credentials_that_exclude_each_other_are_refused() {
     let key = canary("twice");
     assert_refused(mine().bearer_auth(&key).bearer_auth(&key), "bearer", &[&key]);
     assert_refused(mine().bearer_auth(&key).basic_auth("me", &key), "basic", &[&key]);
-    assert_refused(mine().bearer_auth(&key).api_key_header("Authorization", &key), "api_key_header", &[&key]);
-    assert_refused(mine().api_key_query("key", &key).api_key_query("key", &key), "api_key_query", &[&key]);
+    assert_refused(
+        mine().bearer_auth(&key).api_key_header("Authorization", &key),
+        "api_key_header",
+        &[&key],
+    );
+    assert_refused(
+        mine().api_key_query("key", &key).api_key_query("key", &key),
+        "api_key_query",
+        &[&key],
+    );
     let forwards = || mine().forward_caller_auth();
     for both in [
         forwards().bearer_auth(&key),
@@ -283,7 +294,9 @@ fn credentials_that_exclude_each_other_are_refused() {
     ] {
         assert_refused(both, "forward_caller_auth", &[&key]);
     }
-    ProviderChain::builder([mine().api_key_header("x-a", &key).api_key_query("b", &key)]).build().unwrap();
+    ProviderChain::builder([mine().api_key_header("x-a", &key).api_key_query("b", &key)])
+        .build()
+        .unwrap();
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use reqwest_failover::{Exhausted, FailoverError, Report};
 
-use support::stage::{Stage, client, line};
+use support::harness::{WireHarness, client, line};
 use support::{Answer, Place, Received, Step};
 
 const KIB: usize = 1024;
@@ -39,14 +39,14 @@ fn clocked(answer: Answer) -> (Arc<Mutex<Vec<Instant>>>, impl Fn(&Received) -> A
 /// the median and the longest.
 async fn delays(requests: usize, first: Answer) -> [Duration; 3] {
     let ((from, first), (to, second)) = (clocked(first), clocked(Answer::ok()));
-    let stage = Stage::two(first, second).await;
-    let client = stage.client();
+    let harness = WireHarness::two(first, second).await;
+    let client = harness.client();
     for _ in 0..requests {
-        let response = stage.post(&client).send().await.unwrap();
+        let response = harness.post(&client).send().await.unwrap();
         assert_eq!(Report::of(&response).unwrap().served_by(), Some("openai"));
         response.bytes().await.unwrap();
     }
-    stage.assert_asked(&[requests, requests]);
+    harness.assert_asked(&[requests, requests]);
     let (from, to) = (from.lock().unwrap(), to.lock().unwrap());
     let mut delays: Vec<_> = from.iter().zip(to.iter()).map(|(from, to)| *to - *from).collect();
     delays.sort();
@@ -55,18 +55,18 @@ async fn delays(requests: usize, first: Answer) -> [Duration; 3] {
 
 #[tokio::test]
 async fn three_hundred_failovers_open_at_most_two_connections_per_provider() {
-    let stage = Stage::two(error_of(16 * KIB), Answer::ok()).await;
-    let client = stage.client();
+    let harness = WireHarness::two(error_of(16 * KIB), Answer::ok()).await;
+    let client = harness.client();
     for _ in 0..300 {
-        let response = stage.post(&client).send().await.unwrap();
+        let response = harness.post(&client).send().await.unwrap();
         assert_eq!(
             line(Report::of(&response).unwrap()),
             "cometapi 400 in # ms → openai 200 in # ms"
         );
         response.bytes().await.unwrap();
     }
-    stage.assert_asked(&[300, 300]);
-    for actor in &stage.actors {
+    harness.assert_asked(&[300, 300]);
+    for actor in &harness.actors {
         let connections = actor.server.connections();
         assert!(connections <= 2, "{connections} connections to {}", actor.name);
     }
@@ -75,31 +75,31 @@ async fn three_hundred_failovers_open_at_most_two_connections_per_provider() {
 #[tokio::test]
 async fn a_late_error_body_gives_its_connection_back_too() {
     let late = error_of(16 * KIB).body_after(ms(5));
-    let stage = Stage::two(late, Answer::ok().headers_after(ms(15))).await;
-    let client = stage.client();
+    let harness = WireHarness::two(late, Answer::ok().headers_after(ms(15))).await;
+    let client = harness.client();
     for _ in 0..50 {
-        let response = stage.post(&client).send().await.unwrap();
+        let response = harness.post(&client).send().await.unwrap();
         assert_eq!(Report::of(&response).unwrap().served_by(), Some("openai"));
         response.bytes().await.unwrap();
     }
     // A body may once in a while come after the answer, which ends the reading.
-    let connections = stage.actors[0].server.connections();
+    let connections = harness.actors[0].server.connections();
     assert!(connections <= 10, "{connections} connections for 50 requests");
 }
 
 #[tokio::test]
 async fn connections_are_given_back_where_everybody_fails() {
     for exhausted in [Exhausted::LastOutcome, Exhausted::Error] {
-        let stage = Stage::two(error_of(16 * KIB), error_of(16 * KIB)).await;
-        let client = client(stage.chain().on_exhausted(exhausted));
+        let harness = WireHarness::two(error_of(16 * KIB), error_of(16 * KIB)).await;
+        let client = client(harness.chain().on_exhausted(exhausted));
         for _ in 0..20 {
-            match stage.post(&client).send().await {
+            match harness.post(&client).send().await {
                 Ok(response) => drop(response.bytes().await.unwrap()),
                 Err(error) => assert!(FailoverError::find(&error).is_some()),
             }
         }
-        stage.assert_asked(&[20, 20]);
-        for actor in &stage.actors {
+        harness.assert_asked(&[20, 20]);
+        for actor in &harness.actors {
             let connections = actor.server.connections();
             assert!(connections <= 2, "{connections} connections to {}, {exhausted:?}", actor.name);
         }
@@ -127,12 +127,12 @@ async fn an_error_body_that_stalls_delays_no_failover() {
 async fn an_error_body_that_never_ends_delays_nothing() {
     for endless in [error_of(16).endless(), error_of(KIB * KIB).endless()] {
         let (_, second) = clocked(Answer::ok().headers_after(ms(50)));
-        let stage = Stage::two(endless, second).await;
-        let client = stage.client();
+        let harness = WireHarness::two(endless, second).await;
+        let client = harness.client();
         let mut took: Vec<_> = Vec::new();
         for _ in 0..5 {
             let started = Instant::now();
-            let response = stage.post(&client).send().await.unwrap();
+            let response = harness.post(&client).send().await.unwrap();
             assert_eq!(Report::of(&response).unwrap().served_by(), Some("openai"));
             took.push(started.elapsed());
         }
@@ -144,14 +144,15 @@ async fn an_error_body_that_never_ends_delays_nothing() {
 #[tokio::test]
 async fn an_error_body_without_an_end_is_read_for_its_message_and_then_left() {
     // The second takes longer than a body is read for.
-    let stage = Stage::two(error_of(16).endless(), Answer::ok().headers_after(ms(400))).await;
+    let harness =
+        WireHarness::two(error_of(16).endless(), Answer::ok().headers_after(ms(400))).await;
     let started = Instant::now();
-    let response = stage.post(&stage.client()).send().await.unwrap();
+    let response = harness.post(&harness.client()).send().await.unwrap();
     let took = started.elapsed();
     assert!(took < ms(1500), "{took:?}");
     let message = Report::of(&response).unwrap().attempts()[0].message();
     assert!(message.is_some_and(|message| message.contains("too long")), "{message:?}");
-    stage.assert_asked(&[1, 1]);
+    harness.assert_asked(&[1, 1]);
 }
 
 #[tokio::test]
@@ -161,10 +162,10 @@ async fn the_last_body_is_waited_for_only_so_long_where_an_error_is_made_of_it()
         error_of(16).at(Place::AfterHeaders, Step::Stall),
         error_of(16).at(Place::WithinBody, Step::Stall),
     ] {
-        let stage = Stage::two(error_of(16), last).await;
-        let client = client(stage.chain().on_exhausted(Exhausted::Error));
+        let harness = WireHarness::two(error_of(16), last).await;
+        let client = client(harness.chain().on_exhausted(Exhausted::Error));
         let started = Instant::now();
-        let error = stage.post(&client).send().await.unwrap_err();
+        let error = harness.post(&client).send().await.unwrap_err();
         let took = started.elapsed();
         assert!(took < ms(1000), "{took:?}");
         let failed = FailoverError::find(&error).expect("a FailoverError");
@@ -176,18 +177,19 @@ async fn the_last_body_is_waited_for_only_so_long_where_an_error_is_made_of_it()
 
 #[tokio::test]
 async fn a_late_last_body_is_in_the_error() {
-    let stage = Stage::two(error_of(16), Answer::error(503, "closed").body_after(ms(50))).await;
-    let client = client(stage.chain().on_exhausted(Exhausted::Error));
-    let error = stage.post(&client).send().await.unwrap_err();
+    let harness =
+        WireHarness::two(error_of(16), Answer::error(503, "closed").body_after(ms(50))).await;
+    let client = client(harness.chain().on_exhausted(Exhausted::Error));
+    let error = harness.post(&client).send().await.unwrap_err();
     assert!(FailoverError::find(&error).unwrap().to_string().contains("closed"), "{error}");
 }
 
 #[tokio::test]
 async fn the_last_body_is_neither_read_nor_waited_for_where_it_is_handed_on() {
     let last = Answer::error(503, "closed").body_after(ms(300));
-    let stage = Stage::two(error_of(16), last).await;
+    let harness = WireHarness::two(error_of(16), last).await;
     let started = Instant::now();
-    let response = stage.post(&stage.client()).send().await.unwrap();
+    let response = harness.post(&harness.client()).send().await.unwrap();
     let took = started.elapsed();
     assert!(took < ms(200), "{took:?}");
     assert_eq!(response.status(), 503);
@@ -198,12 +200,12 @@ async fn the_last_body_is_neither_read_nor_waited_for_where_it_is_handed_on() {
 #[tokio::test]
 async fn no_more_than_64_kib_of_an_error_body_are_read() {
     let many = 16 * KIB * KIB;
-    let stage = Stage::two(error_of(many), Answer::ok().headers_after(ms(300))).await;
-    let response = stage.post(&stage.client()).send().await.unwrap();
+    let harness = WireHarness::two(error_of(many), Answer::ok().headers_after(ms(300))).await;
+    let response = harness.post(&harness.client()).send().await.unwrap();
     assert_eq!(response.status(), 200);
     let message = Report::of(&response).unwrap().attempts()[0].message().unwrap();
     assert!(message.len() <= 2 * KIB && message.contains("too long"), "{message}");
     // Its connection was closed, not read to its end: the next request opens another.
-    stage.post(&stage.client()).send().await.unwrap();
-    assert_eq!(stage.actors[0].server.connections(), 2);
+    harness.post(&harness.client()).send().await.unwrap();
+    assert_eq!(harness.actors[0].server.connections(), 2);
 }

@@ -15,9 +15,9 @@ use reqwest_failover::{
     Exhausted, Fault, Hedge, Outcome, Provider, ProviderChainBuilder, Report, Route, Verdict,
 };
 use reqwest_middleware::{ClientBuilder, ClientWithMiddleware, Middleware, Next, Result};
-use terminal::{Does, Told, World, keyless, ms, provider, secs};
+use terminal::{Harness, Script, Told, keyless, ms, provider, secs};
 
-/// A hedge that nobody waits for: it takes a chain off the short way, and does nothing else.
+/// A hedge that nobody waits for: it takes a chain off the short way, and script nothing else.
 fn general(chain: ProviderChainBuilder) -> ProviderChainBuilder {
     chain.hedge(Hedge::after(secs(30)))
 }
@@ -33,7 +33,7 @@ fn note(of: &str) -> Note {
     Note(of.to_owned())
 }
 
-/// Leaves a note of the provider that is asked, before it does and tells anything.
+/// Leaves a note of the provider that is asked, before it script and tells anything.
 struct Scribe;
 
 #[async_trait]
@@ -69,10 +69,10 @@ struct Seen {
 type Way = fn(ProviderChainBuilder) -> ProviderChainBuilder;
 
 async fn see(way: Way, case: &Case, limit: Option<Duration>) -> Seen {
-    let world = World::of_providers((case.providers)(), (case.does)(), |chain| {
+    let harness = Harness::of_providers((case.providers)(), (case.script)(), |chain| {
         way((case.settings)(chain.attempt_timeout(secs(40)).total_timeout(secs(60))))
     });
-    let client = with_scribe(&world);
+    let client = with_scribe(&harness);
     let mut extensions = Extensions::new();
     extensions.insert(note("caller"));
     extensions.insert(Route::order(["a", "b"]));
@@ -93,7 +93,7 @@ async fn see(way: Way, case: &Case, limit: Option<Duration>) -> Seen {
     };
     let report = Report::from_extensions(&extensions);
     let attempts = report.iter().flat_map(|report| report.attempts());
-    let snapshot = world.chain.snapshot();
+    let snapshot = harness.chain.snapshot();
     Seen {
         answer,
         panicked,
@@ -101,9 +101,9 @@ async fn see(way: Way, case: &Case, limit: Option<Duration>) -> Seen {
         report: report.map(ToString::to_string),
         note: extensions.get().cloned(),
         has_route: extensions.get::<Route>().is_some(),
-        told: world.told(),
+        told: harness.told(),
         counts: ["a", "b"]
-            .map(|name| world.of_provider(name))
+            .map(|name| harness.of_provider(name))
             .map(|of| (of.attempts(), of.served(), of.failures(), of.in_flight()))
             .into(),
         totals: [snapshot.requests(), snapshot.switched(), snapshot.exhausted()],
@@ -111,8 +111,8 @@ async fn see(way: Way, case: &Case, limit: Option<Duration>) -> Seen {
     }
 }
 
-fn with_scribe(world: &World) -> ClientWithMiddleware {
-    above_unused().with(world.chain.clone()).with(Scribe).with(world.terminal()).build()
+fn with_scribe(harness: &Harness) -> ClientWithMiddleware {
+    above_unused().with(harness.chain.clone()).with(Scribe).with(harness.terminal()).build()
 }
 
 /// Layers above a client where nothing arrives, which is slow to make.
@@ -125,38 +125,38 @@ fn above_unused() -> ClientBuilder {
 struct Case {
     name: &'static str,
     providers: fn() -> Vec<Provider>,
-    does: fn() -> [(&'static str, Does); 2],
+    script: fn() -> [(&'static str, Script); 2],
     settings: Way,
 }
 
 const TWO: fn() -> Vec<Provider> = || vec![provider("a"), provider("b")];
 const DEFAULT: Way = |chain| chain;
 
-fn says(status: u16) -> Does {
-    Does::answer(status, &[], || Body::from(r#"{"error":{"message":"for key-of-a: no"}}"#))
+fn says(status: u16) -> Script {
+    Script::answer(status, &[], || Body::from(r#"{"error":{"message":"for key-of-a: no"}}"#))
 }
 
 fn cases() -> Vec<Case> {
-    let two = |name, does, settings| Case { name, providers: TWO, does, settings };
+    let two = |name, script, settings| Case { name, providers: TWO, script, settings };
     let accepting: Way = |chain| chain.classify(|_| Verdict::Accept);
     vec![
         two("served", || [("a", says(200)), ("b", says(200))], DEFAULT),
         two("switched", || [("a", says(500)), ("b", says(200).after(ms(9)))], DEFAULT),
-        two("refused", || [("a", Does::fail()), ("b", says(201))], DEFAULT),
+        two("refused", || [("a", Script::fail()), ("b", says(201))], DEFAULT),
         two("exhausted", || [("a", says(401)), ("b", says(503).after(ms(9)))], DEFAULT),
-        two("exhausted by errors", || [("a", says(500)), ("b", Does::fail())], DEFAULT),
+        two("exhausted by errors", || [("a", says(500)), ("b", Script::fail())], DEFAULT),
         two(
             "exhausted, and told",
             || [("a", says(500)), ("b", says(429))],
             |chain| chain.on_exhausted(Exhausted::Error),
         ),
-        two("late", || [("a", Does::hang()), ("b", says(200))], DEFAULT),
-        two("too late", || [("a", Does::hang()), ("b", Does::hang())], DEFAULT),
+        two("late", || [("a", Script::hang()), ("b", says(200))], DEFAULT),
+        two("too late", || [("a", Script::hang()), ("b", Script::hang())], DEFAULT),
         two("accepted", || [("a", says(500).after(ms(3))), ("b", says(200))], accepting),
-        two("nothing accepted", || [("a", Does::fail()), ("b", says(200))], accepting),
-        two("nothing accepted late", || [("a", Does::hang()), ("b", says(200))], accepting),
-        two("a panic", || [("a", Does::panic()), ("b", says(200))], DEFAULT),
-        two("a late panic", || [("a", says(500)), ("b", Does::panic().after(ms(2)))], DEFAULT),
+        two("nothing accepted", || [("a", Script::fail()), ("b", says(200))], accepting),
+        two("nothing accepted late", || [("a", Script::hang()), ("b", says(200))], accepting),
+        two("a panic", || [("a", Script::panic()), ("b", says(200))], DEFAULT),
+        two("a late panic", || [("a", says(500)), ("b", Script::panic().after(ms(2)))], DEFAULT),
         two("once", || [("a", says(500)), ("b", says(200))], |chain| chain.max_attempts(1)),
         two(
             "a closure that panics",
@@ -179,7 +179,7 @@ fn cases() -> Vec<Case> {
                 let fails = |_: &mut Request| Err(std::io::Error::other("key-of-a"));
                 vec![provider("a").map_request(fails), provider("b")]
             },
-            does: || [("a", says(200)), ("b", says(200))],
+            script: || [("a", says(200)), ("b", says(200))],
             settings: DEFAULT,
         },
         Case {
@@ -191,7 +191,7 @@ fn cases() -> Vec<Case> {
                 };
                 vec![provider("a").map_request(panics), provider("b").map_request(moves)]
             },
-            does: || [("a", says(200)), ("b", says(200))],
+            script: || [("a", says(200)), ("b", says(200))],
             settings: DEFAULT,
         },
         Case {
@@ -201,7 +201,7 @@ fn cases() -> Vec<Case> {
                     .map(|name| keyless(name).api_key_query("key", format!("key-of-{name}")))
                     .into()
             },
-            does: || [("a", says(500)), ("b", says(200))],
+            script: || [("a", says(500)), ("b", says(200))],
             settings: DEFAULT,
         },
     ]
@@ -231,11 +231,11 @@ async fn a_plain_request_is_dropped_as_any_other() {
 #[tokio::test(start_paused = true)]
 async fn the_callers_extensions_outlast_an_error_that_is_accepted() {
     for way in [plain, general] {
-        for does in [Does::fail(), Does::hang()] {
-            let world = World::with([("a", does), ("b", says(200))], |chain| {
+        for script in [Script::fail(), Script::hang()] {
+            let harness = Harness::with([("a", script), ("b", says(200))], |chain| {
                 way(chain.classify(|_| Verdict::Accept).attempt_timeout(secs(40)))
             });
-            let client = with_scribe(&world);
+            let client = with_scribe(&harness);
             let mut extensions = Extensions::new();
             extensions.insert(note("caller"));
             let request = client.post(terminal::URL).body("{}").build().unwrap();
@@ -250,7 +250,7 @@ async fn the_callers_extensions_outlast_an_error_that_is_accepted() {
 
 type Answer<'a> = BoxFuture<'a, Result<Response>>;
 
-/// A layer that does this with the answer of those below it.
+/// A layer that script this with the answer of those below it.
 struct Outer(fn(Answer<'_>) -> Answer<'_>);
 
 #[async_trait]
@@ -275,15 +275,15 @@ async fn what_an_outer_layer_sets_for_its_task_is_there_for_every_closure() {
         let checked = |name: &str| {
             provider(name).map_request(|_| TENANT.try_with(|_| ()).map_err(std::io::Error::other))
         };
-        let world = World::of_providers(
+        let harness = Harness::of_providers(
             vec![checked("a"), checked("b")],
             [("a", says(200)), ("b", says(200))],
             |chain| way(chain.route(|_| TENANT.try_with(|name| Route::only([*name])).ok())),
         );
         let client = above_unused()
             .with(Outer(|rest| Box::pin(TENANT.scope("b", rest))))
-            .with(world.chain.clone())
-            .with(world.terminal())
+            .with(harness.chain.clone())
+            .with(harness.terminal())
             .build();
         let response = client.post(terminal::URL).body("{}").send().await;
         assert_eq!(terminal::served_by(response), "b");
@@ -293,15 +293,18 @@ async fn what_an_outer_layer_sets_for_its_task_is_there_for_every_closure() {
 #[tokio::test(start_paused = true)]
 async fn a_request_that_an_outer_layer_never_polls_never_was() {
     for way in [plain, general] {
-        let world = World::with([("a", says(200)), ("b", says(200))], way);
+        let harness = Harness::with([("a", says(200)), ("b", says(200))], way);
         let answer = |rest: Answer<'_>| {
             drop(rest);
             async { Ok(http::Response::new("").into()) }.boxed()
         };
-        let client = above_unused().with(Outer(answer)).with(world.chain.clone()).build();
+        let client = above_unused().with(Outer(answer)).with(harness.chain.clone()).build();
         client.post(terminal::URL).body("{}").send().await.unwrap();
-        assert_eq!(world.told(), []);
-        assert_eq!((world.chain.snapshot().requests(), world.of_provider("a").attempts()), (0, 0));
+        assert_eq!(harness.told(), []);
+        assert_eq!(
+            (harness.chain.snapshot().requests(), harness.of_provider("a").attempts()),
+            (0, 0)
+        );
     }
 }
 
@@ -372,15 +375,15 @@ mod traced {
                     std::io::Result::Ok(())
                 })
             };
-            let world = World::of_providers(
+            let harness = Harness::of_providers(
                 vec![checked("a"), checked("b")],
                 [("a", says(500)), ("b", says(200))],
                 way,
             );
             let client = above_unused()
-                .with(world.chain.clone())
+                .with(harness.chain.clone())
                 .with(Eager(scopes.clone()))
-                .with(world.terminal())
+                .with(harness.terminal())
                 .build();
             client.post(terminal::URL).body("{}").send().await.unwrap();
             assert_eq!(*lock(&scopes), [ATTEMPT; 4], "`map_request` and an inner layer, twice");
@@ -393,13 +396,13 @@ mod traced {
         for way in [plain, general] {
             let scopes = Scopes::default();
             let inner = way(ProviderChain::builder([provider("b")]).claim("https://a.test/v1"));
-            let world = World::with([("a", says(200)), ("b", says(200))], way);
+            let harness = Harness::with([("a", says(200)), ("b", says(200))], way);
             let client = above_unused()
                 .with(Outer(|rest| Box::pin(rest.instrument(info_span!("outer")))))
-                .with(world.chain.clone())
+                .with(harness.chain.clone())
                 .with(inner.build().unwrap())
                 .with(Eager(scopes.clone()))
-                .with(world.terminal())
+                .with(harness.terminal())
                 .build();
             client.post(terminal::URL).body("{}").send().await.unwrap();
             let expected = [&ATTEMPT[..], &ATTEMPT, &["outer"]].concat();
@@ -410,10 +413,10 @@ mod traced {
 
 #[tokio::test(start_paused = true)]
 async fn as_many_header_values_as_a_request_can_hold_go_on_to_the_next() {
-    let world = World::of([("a", Does::status(500)), ("b", Does::status(200))]);
-    let mut request = world.post().build().unwrap();
+    let harness = Harness::of([("a", Script::status(500)), ("b", Script::status(200))]);
+    let mut request = harness.post().build().unwrap();
     for _ in 0..30_000 {
         request.headers_mut().append("x-many", http::HeaderValue::from_static("1"));
     }
-    assert_eq!(terminal::served_by(world.client.execute(request).await), "b");
+    assert_eq!(terminal::served_by(harness.client.execute(request).await), "b");
 }

@@ -13,7 +13,7 @@ use reqwest_failover::{
 };
 use reqwest_middleware::{ClientBuilder, ClientWithMiddleware, Error};
 
-use support::stage::{BODY, Stage, client, line, local};
+use support::harness::{BODY, WireHarness, client, line, local};
 use support::{Answer, Place, Received, Refusing, Step};
 
 const FINE: &str = "{\"answer\":\"fine\"}";
@@ -23,15 +23,15 @@ fn ms(millis: u64) -> Duration {
 }
 
 /// The response is the second provider's, and both were sent the same request, byte for byte.
-async fn assert_failed_over(stage: &Stage, response: Response) -> Report {
+async fn assert_failed_over(harness: &WireHarness, response: Response) -> Report {
     let report = Report::of(&response).expect("a report").clone();
-    stage.hear(format!("{report} {report:?} {response:?}"));
+    harness.hear(format!("{report} {report:?} {response:?}"));
     assert_eq!(response.status(), 200, "{report}");
     assert_eq!(report.served_by(), Some("openai"));
     assert_eq!(report.attempts().len(), 2, "{report}");
     assert_eq!(response.text().await.unwrap(), FINE);
-    stage.assert_asked(&[1, 1]);
-    let (first, second) = (stage.requests(0).remove(0), stage.requests(1).remove(0));
+    harness.assert_asked(&[1, 1]);
+    let (first, second) = (harness.requests(0).remove(0), harness.requests(1).remove(0));
     assert_eq!(first.body, BODY.as_bytes());
     assert_eq!(second.body, BODY.as_bytes());
     assert_eq!((&*first.method, &*first.target), ("POST", "/v1/chat/completions"));
@@ -44,17 +44,17 @@ async fn assert_failed_over(stage: &Stage, response: Response) -> Report {
 
 /// Sends one POST and keeps the caller's `Extensions`.
 async fn execute(
-    stage: &Stage,
+    harness: &WireHarness,
     client: &ClientWithMiddleware,
 ) -> (reqwest_middleware::Result<Response>, Extensions) {
     let mut extensions = Extensions::new();
-    let request = stage.post(client).build().unwrap();
+    let request = harness.post(client).build().unwrap();
     let result = client.execute_with_extensions(request, &mut extensions).await;
     if let Err(error) = &result {
-        stage.hear(format!("{error} {error:?}"));
+        harness.hear(format!("{error} {error:?}"));
         let mut source = error.source();
         while let Some(error) = source {
-            stage.hear(format!("{error} {error:?}"));
+            harness.hear(format!("{error} {error:?}"));
             source = error.source();
         }
     }
@@ -63,25 +63,25 @@ async fn execute(
 
 #[tokio::test]
 async fn the_first_provider_answers_and_nobody_else_is_asked() {
-    let stage = Stage::two(Answer::ok(), Answer::ok()).await;
-    let response = stage.post(&stage.client()).send().await.unwrap();
+    let harness = WireHarness::two(Answer::ok(), Answer::ok()).await;
+    let response = harness.post(&harness.client()).send().await.unwrap();
     let report = Report::of(&response).unwrap();
     assert_eq!(line(report), "cometapi 200 in # ms");
     assert_eq!(report.served_by(), Some("cometapi"));
     assert_eq!(report.attempts()[0].reason(), Reason::Ok);
     assert_eq!(report.attempts()[0].message(), None);
     assert_eq!(response.text().await.unwrap(), FINE);
-    stage.assert_asked(&[1, 0]);
-    assert_eq!(stage.actors[1].server.connections(), 0);
+    harness.assert_asked(&[1, 0]);
+    assert_eq!(harness.actors[1].server.connections(), 0);
 }
 
 macro_rules! statuses {
     ($($name:ident: $status:literal $reason:ident,)*) => {$(
         #[tokio::test]
         async fn $name() {
-            let stage = Stage::two(Answer::error($status, "it broke"), Answer::ok()).await;
-            let response = stage.post(&stage.client()).send().await.unwrap();
-            let report = assert_failed_over(&stage, response).await;
+            let harness = WireHarness::two(Answer::error($status, "it broke"), Answer::ok()).await;
+            let response = harness.post(&harness.client()).send().await.unwrap();
+            let report = assert_failed_over(&harness, response).await;
             let expected = concat!("cometapi ", $status, " in # ms → openai 200 in # ms");
             let told = line(&report).replace(" (maybe processed)", "").replace(" (redirected)", "");
             assert_eq!(told, expected);
@@ -123,11 +123,12 @@ statuses! {
 #[tokio::test]
 async fn every_success_is_handed_on() {
     for status in [200, 201, 202, 204, 206, 304] {
-        let stage = Stage::two(Answer::status(status).header("x-kept", "yes"), Answer::ok()).await;
-        let response = stage.post(&stage.client()).send().await.unwrap();
+        let harness =
+            WireHarness::two(Answer::status(status).header("x-kept", "yes"), Answer::ok()).await;
+        let response = harness.post(&harness.client()).send().await.unwrap();
         assert_eq!(response.status().as_u16(), status);
         assert_eq!(response.headers()["x-kept"], "yes");
-        stage.assert_asked(&[1, 0]);
+        harness.assert_asked(&[1, 0]);
     }
 }
 
@@ -135,30 +136,30 @@ async fn every_success_is_handed_on() {
 async fn a_switch_of_protocols_is_a_success_only_where_it_was_asked_for() {
     let upgrade =
         Answer::status(101).header("connection", "upgrade").header("upgrade", "websocket");
-    let stage = Stage::two(upgrade.clone(), Answer::ok()).await;
-    let request = stage.client().get(stage.actors[1].url("/realtime"));
+    let harness = WireHarness::two(upgrade.clone(), Answer::ok()).await;
+    let request = harness.client().get(harness.actors[1].url("/realtime"));
     let request = request.header("connection", "upgrade").header("upgrade", "websocket");
     assert_eq!(request.send().await.unwrap().status(), 101);
-    stage.assert_asked(&[1, 0]);
+    harness.assert_asked(&[1, 0]);
 
-    let stage = Stage::two(upgrade, Answer::ok()).await;
-    let response = stage.client().get(stage.actors[1].url("/realtime")).send().await.unwrap();
+    let harness = WireHarness::two(upgrade, Answer::ok()).await;
+    let response = harness.client().get(harness.actors[1].url("/realtime")).send().await.unwrap();
     assert_eq!(response.status(), 200);
-    stage.assert_asked(&[1, 1]);
+    harness.assert_asked(&[1, 1]);
 }
 
 #[tokio::test]
 async fn every_method_fails_over_with_its_path_and_query_as_they_were() {
     for method in ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "QUERY"] {
-        let stage = Stage::two(Answer::error(500, "broken"), Answer::ok()).await;
+        let harness = WireHarness::two(Answer::error(500, "broken"), Answer::ok()).await;
         let suffix = "/files/a%20b?after=%2Fx&limit=1&empty&plus=a+b&again=1&again=2";
         let method = reqwest::Method::from_bytes(method.as_bytes()).unwrap();
-        let url = stage.actors[1].url(suffix);
-        let response = stage.client().request(method.clone(), url).send().await.unwrap();
+        let url = harness.actors[1].url(suffix);
+        let response = harness.client().request(method.clone(), url).send().await.unwrap();
         assert_eq!(response.status(), 200, "{method}");
-        stage.assert_asked(&[1, 1]);
+        harness.assert_asked(&[1, 1]);
         for actor in 0..2 {
-            let request = stage.requests(actor).remove(0);
+            let request = harness.requests(actor).remove(0);
             assert_eq!(request.method, method.as_str());
             assert_eq!(request.target, format!("/v1{suffix}"));
             assert!(request.body.is_empty());
@@ -168,85 +169,87 @@ async fn every_method_fails_over_with_its_path_and_query_as_they_were() {
 
 #[tokio::test]
 async fn the_request_may_be_addressed_to_any_base_of_the_chain() {
-    let stage = Stage::two(Answer::error(500, "broken"), Answer::ok()).await;
-    let client = stage.client();
-    for actor in &stage.actors {
+    let harness = WireHarness::two(Answer::error(500, "broken"), Answer::ok()).await;
+    let client = harness.client();
+    for actor in &harness.actors {
         let response = client.get(actor.url("/models")).send().await.unwrap();
         assert_eq!(Report::of(&response).unwrap().served_by(), Some("openai"));
     }
-    stage.assert_asked(&[2, 2]);
+    harness.assert_asked(&[2, 2]);
 }
 
 #[tokio::test]
 async fn a_body_of_a_mebibyte_arrives_byte_for_byte_at_both() {
-    let stage = Stage::two(Answer::error(500, "broken"), Answer::ok()).await;
+    let harness = WireHarness::two(Answer::error(500, "broken"), Answer::ok()).await;
     let body: Vec<u8> = (0..1 << 20).map(|at: u32| (at.wrapping_mul(at) >> 7) as u8).collect();
-    let url = stage.actors[1].url("/files");
-    let response = stage.client().put(url).body(body.clone()).send().await.unwrap();
+    let url = harness.actors[1].url("/files");
+    let response = harness.client().put(url).body(body.clone()).send().await.unwrap();
     assert_eq!(response.status(), 200);
     for actor in 0..2 {
-        assert!(stage.requests(actor)[0].body == body, "body at {actor}");
+        assert!(harness.requests(actor)[0].body == body, "body at {actor}");
     }
 }
 
 #[tokio::test]
 async fn fifty_requests_at_once_all_fail_over() {
-    let stage = Stage::two(Answer::error(400, "broken"), Answer::ok()).await;
-    let client = stage.client();
-    let requests = (0..50).map(|_| stage.post(&client).send());
+    let harness = WireHarness::two(Answer::error(400, "broken"), Answer::ok()).await;
+    let client = harness.client();
+    let requests = (0..50).map(|_| harness.post(&client).send());
     for response in futures_util::future::join_all(requests).await {
         assert_eq!(
             line(Report::of(&response.unwrap()).unwrap()),
             "cometapi 400 in # ms → openai 200 in # ms"
         );
     }
-    stage.assert_asked(&[50, 50]);
+    harness.assert_asked(&[50, 50]);
 }
 
 // Connections that fail.
 
-/// `openai` alone on the stage, and another provider before it.
-async fn behind(first: impl FnOnce(&Stage) -> Provider) -> (Stage, ClientWithMiddleware) {
-    let stage = Stage::of([("openai", Answer::ok().into())]).await;
-    let client = client(ProviderChain::builder([first(&stage), stage.actors[0].provider()]));
-    (stage, client)
+/// `openai` alone on the harness, and another provider before it.
+async fn behind(
+    first: impl FnOnce(&WireHarness) -> Provider,
+) -> (WireHarness, ClientWithMiddleware) {
+    let harness = WireHarness::of([("openai", Answer::ok().into())]).await;
+    let client = client(ProviderChain::builder([first(&harness), harness.actors[0].provider()]));
+    (harness, client)
 }
 
-async fn assert_connects_elsewhere(stage: &Stage, client: &ClientWithMiddleware) {
-    let response = stage.post(client).send().await.unwrap();
+async fn assert_connects_elsewhere(harness: &WireHarness, client: &ClientWithMiddleware) {
+    let response = harness.post(client).send().await.unwrap();
     let report = Report::of(&response).unwrap();
     assert_eq!(line(report), "cometapi failed (connect) in # ms → openai 200 in # ms");
     assert_eq!(report.attempts()[0].reason(), Reason::Connect);
     assert_eq!(report.attempts()[0].status(), None);
     assert!(!report.attempts()[0].maybe_processed());
-    assert_eq!(stage.requests(0)[0].text(), BODY);
-    stage.assert_asked(&[1]);
+    assert_eq!(harness.requests(0)[0].text(), BODY);
+    harness.assert_asked(&[1]);
 }
 
 #[tokio::test]
 async fn fails_over_when_the_first_provider_refuses_connections() {
     let nobody = Refusing::start();
-    let first = |stage: &Stage| {
-        Provider::new("cometapi", nobody.base_url("/v1")).bearer_auth(stage.secret("cometapi"))
+    let first = |harness: &WireHarness| {
+        Provider::new("cometapi", nobody.base_url("/v1")).bearer_auth(harness.secret("cometapi"))
     };
-    let (stage, client) = behind(first).await;
-    assert_connects_elsewhere(&stage, &client).await;
+    let (harness, client) = behind(first).await;
+    assert_connects_elsewhere(&harness, &client).await;
 }
 
 #[tokio::test]
 async fn fails_over_when_the_first_provider_speaks_no_tls() {
     let mute = support::Server::start(Answer::ok()).await;
-    let first = |stage: &Stage| {
+    let first = |harness: &WireHarness| {
         let base = mute.base_url("/v1").replace("http:", "https:");
-        Provider::new("cometapi", base).bearer_auth(stage.secret("cometapi"))
+        Provider::new("cometapi", base).bearer_auth(harness.secret("cometapi"))
     };
-    let (stage, client) = behind(first).await;
+    let (harness, client) = behind(first).await;
     // It takes the handshake for a request without an end; closing the connection ends it.
     let client_hello = async {
         mute.until(|mute| mute.raw().iter().any(|bytes| !bytes.is_empty())).await;
         mute.hang_up();
     };
-    tokio::join!(assert_connects_elsewhere(&stage, &client), client_hello);
+    tokio::join!(assert_connects_elsewhere(&harness, &client), client_hello);
     assert_eq!(mute.requests().len(), 0);
 }
 
@@ -258,13 +261,15 @@ async fn fails_over_when_the_first_providers_name_cannot_be_resolved() {
             Box::pin(async { Err("no such host".into()) })
         }
     }
-    let stage = Stage::of([("openai", Answer::ok().into())]).await;
+    let harness = WireHarness::of([("openai", Answer::ok().into())]).await;
     let first = Provider::new("cometapi", "https://api.example.invalid/v1");
-    let chain =
-        ProviderChain::builder([first.bearer_auth(stage.secret("cometapi")), stage.actors[0].provider()]);
+    let chain = ProviderChain::builder([
+        first.bearer_auth(harness.secret("cometapi")),
+        harness.actors[0].provider(),
+    ]);
     let plain = local(reqwest::Client::builder().dns_resolver(Arc::new(Nowhere)));
     let client = ClientBuilder::new(plain).with(chain.build().unwrap()).build();
-    assert_connects_elsewhere(&stage, &client).await;
+    assert_connects_elsewhere(&harness, &client).await;
 }
 
 macro_rules! broken_connections {
@@ -272,9 +277,9 @@ macro_rules! broken_connections {
         #[tokio::test]
         async fn $name() {
             let broken = Answer::ok().at(Place::$place, Step::$step);
-            let stage = Stage::two(broken, Answer::ok()).await;
-            let response = stage.post(&stage.client()).send().await.unwrap();
-            let report = assert_failed_over(&stage, response).await;
+            let harness = WireHarness::two(broken, Answer::ok()).await;
+            let response = harness.post(&harness.client()).send().await.unwrap();
+            let report = assert_failed_over(&harness, response).await;
             assert_eq!(report.attempts()[0].reason(), Reason::Reset);
             assert_eq!(report.attempts()[0].status(), None);
             assert!(report.attempts()[0].maybe_processed());
@@ -298,15 +303,15 @@ macro_rules! broken_bodies {
             // The pause lets the headers arrive before the connection ends.
             let answer = Answer::error($status, "it broke");
             let broken = answer.at(Place::$place, Step::Wait(ms(5))).at(Place::$place, Step::$step);
-            let stage = Stage::two(broken, Answer::ok()).await;
-            let response = stage.post(&stage.client()).send().await.unwrap();
+            let harness = WireHarness::two(broken, Answer::ok()).await;
+            let response = harness.post(&harness.client()).send().await.unwrap();
             if $status >= 400 {
-                let report = assert_failed_over(&stage, response).await;
+                let report = assert_failed_over(&harness, response).await;
                 assert_eq!(report.attempts()[0].reason(), Reason::ServerError);
             } else {
                 assert_eq!(Report::of(&response).unwrap().served_by(), Some("cometapi"));
                 assert!(response.bytes().await.unwrap_err().is_decode());
-                stage.assert_asked(&[1, 0]);
+                harness.assert_asked(&[1, 0]);
             }
         }
     )*};
@@ -325,10 +330,14 @@ broken_bodies! {
 
 // Time.
 
-async fn assert_times_out_elsewhere(stage: &Stage, client: &ClientWithMiddleware, limit: Duration) {
+async fn assert_times_out_elsewhere(
+    harness: &WireHarness,
+    client: &ClientWithMiddleware,
+    limit: Duration,
+) {
     let started = Instant::now();
-    let response = stage.post(client).send().await.unwrap();
-    let report = assert_failed_over(stage, response).await;
+    let response = harness.post(client).send().await.unwrap();
+    let report = assert_failed_over(harness, response).await;
     assert_eq!(report.attempts()[0].reason(), Reason::Timeout);
     assert_eq!(report.attempts()[0].status(), None);
     assert!(report.attempts()[0].maybe_processed());
@@ -338,52 +347,52 @@ async fn assert_times_out_elsewhere(stage: &Stage, client: &ClientWithMiddleware
 
 #[tokio::test]
 async fn fails_over_when_the_headers_stall_past_the_chains_attempt_timeout() {
-    let stage = Stage::two(Answer::stall(), Answer::ok()).await;
-    let client = client(stage.chain().attempt_timeout(ms(80)));
-    assert_times_out_elsewhere(&stage, &client, ms(80)).await;
+    let harness = WireHarness::two(Answer::stall(), Answer::ok()).await;
+    let client = client(harness.chain().attempt_timeout(ms(80)));
+    assert_times_out_elsewhere(&harness, &client, ms(80)).await;
 }
 
 #[tokio::test]
 async fn fails_over_when_the_headers_stall_past_the_providers_attempt_timeout() {
-    let stage = Stage::two(Answer::stall(), Answer::ok().headers_after(ms(120))).await;
-    let [first, second] = [stage.actors[0].provider(), stage.actors[1].provider()];
+    let harness = WireHarness::two(Answer::stall(), Answer::ok().headers_after(ms(120))).await;
+    let [first, second] = [harness.actors[0].provider(), harness.actors[1].provider()];
     let client = client(ProviderChain::builder([first.attempt_timeout(ms(80)), second]));
-    assert_times_out_elsewhere(&stage, &client, ms(80)).await;
+    assert_times_out_elsewhere(&harness, &client, ms(80)).await;
 }
 
 #[tokio::test]
 async fn fails_over_when_the_headers_stall_half_way() {
     let stalls = Answer::ok().at(Place::WithinHeaders, Step::Stall);
-    let stage = Stage::two(stalls, Answer::ok()).await;
-    let client = client(stage.chain().attempt_timeout(ms(80)));
-    assert_times_out_elsewhere(&stage, &client, ms(80)).await;
+    let harness = WireHarness::two(stalls, Answer::ok()).await;
+    let client = client(harness.chain().attempt_timeout(ms(80)));
+    assert_times_out_elsewhere(&harness, &client, ms(80)).await;
 }
 
 #[tokio::test]
 async fn the_requests_own_timeout_ends_an_attempt_and_the_next_has_as_much() {
-    let stage = Stage::two(Answer::stall(), Answer::ok().headers_after(ms(100))).await;
-    let client = stage.client();
-    let response = stage.post(&client).timeout(ms(150)).send().await.unwrap();
-    let report = assert_failed_over(&stage, response).await;
+    let harness = WireHarness::two(Answer::stall(), Answer::ok().headers_after(ms(100))).await;
+    let client = harness.client();
+    let response = harness.post(&client).timeout(ms(150)).send().await.unwrap();
+    let report = assert_failed_over(&harness, response).await;
     assert_eq!(report.attempts()[0].reason(), Reason::Timeout);
 }
 
 #[tokio::test]
 async fn the_clients_timeout_ends_an_attempt_and_the_next_has_as_much() {
-    let stage = Stage::two(Answer::stall(), Answer::ok().headers_after(ms(100))).await;
+    let harness = WireHarness::two(Answer::stall(), Answer::ok().headers_after(ms(100))).await;
     let plain = local(reqwest::Client::builder().timeout(ms(150)));
-    let client = ClientBuilder::new(plain).with(stage.chain().build().unwrap()).build();
-    let response = stage.post(&client).send().await.unwrap();
-    let report = assert_failed_over(&stage, response).await;
+    let client = ClientBuilder::new(plain).with(harness.chain().build().unwrap()).build();
+    let response = harness.post(&client).send().await.unwrap();
+    let report = assert_failed_over(&harness, response).await;
     assert_eq!(report.attempts()[0].reason(), Reason::Timeout);
 }
 
 #[tokio::test]
 async fn the_total_timeout_ends_the_request_wherever_it_is() {
-    let stage = Stage::two(Answer::stall(), Answer::stall()).await;
-    let client = client(stage.chain().attempt_timeout(ms(100)).total_timeout(ms(150)));
+    let harness = WireHarness::two(Answer::stall(), Answer::stall()).await;
+    let client = client(harness.chain().attempt_timeout(ms(100)).total_timeout(ms(150)));
     let started = Instant::now();
-    let (result, extensions) = execute(&stage, &client).await;
+    let (result, extensions) = execute(&harness, &client).await;
     let error = result.unwrap_err();
     assert!((ms(150)..ms(1500)).contains(&started.elapsed()));
     let failed = FailoverError::find(&error).expect("a FailoverError");
@@ -391,25 +400,25 @@ async fn the_total_timeout_ends_the_request_wherever_it_is() {
     assert_eq!(failed.last_status(), None);
     assert_eq!(failed.report().attempts().len(), 2);
     assert_eq!(Report::from_extensions(&extensions).unwrap().served_by(), None);
-    stage.assert_asked(&[1, 1]);
+    harness.assert_asked(&[1, 1]);
 }
 
 #[tokio::test]
 async fn no_timeout_binds_the_body() {
     let slow = Answer::ok().at(Place::WithinBody, Step::Wait(ms(200)));
-    let stage = Stage::two(slow, Answer::ok()).await;
-    let client = client(stage.chain().attempt_timeout(ms(100)).total_timeout(ms(100)));
-    let response = stage.post(&client).send().await.unwrap();
+    let harness = WireHarness::two(slow, Answer::ok()).await;
+    let client = client(harness.chain().attempt_timeout(ms(100)).total_timeout(ms(100)));
+    let response = harness.post(&client).send().await.unwrap();
     assert_eq!(response.text().await.unwrap(), FINE);
-    stage.assert_asked(&[1, 0]);
+    harness.assert_asked(&[1, 0]);
 }
 
 #[tokio::test]
 async fn an_answer_is_handed_on_with_its_headers_and_streams_on() {
     let slow = Answer::ok().at(Place::WithinBody, Step::Wait(ms(300)));
-    let stage = Stage::two(Answer::error(503, "busy"), slow).await;
+    let harness = WireHarness::two(Answer::error(503, "busy"), slow).await;
     let started = Instant::now();
-    let mut response = stage.post(&stage.client()).send().await.unwrap();
+    let mut response = harness.post(&harness.client()).send().await.unwrap();
     let first = response.chunk().await.unwrap().unwrap();
     assert!(started.elapsed() < ms(250), "the first half came after {:?}", started.elapsed());
     let rest = response.chunk().await.unwrap().unwrap();
@@ -419,16 +428,16 @@ async fn an_answer_is_handed_on_with_its_headers_and_streams_on() {
 
 #[tokio::test]
 async fn a_request_that_is_dropped_asks_nobody_else() {
-    let stage = Stage::two(Answer::stall(), Answer::ok()).await;
-    let client = client(stage.chain().attempt_timeout(ms(200)));
-    let request = tokio::spawn(stage.post(&client).send());
-    stage.actors[0].server.until(|server| server.requests().len() == 1).await;
+    let harness = WireHarness::two(Answer::stall(), Answer::ok()).await;
+    let client = client(harness.chain().attempt_timeout(ms(200)));
+    let request = tokio::spawn(harness.post(&client).send());
+    harness.actors[0].server.until(|server| server.requests().len() == 1).await;
     request.abort();
     assert!(request.await.unwrap_err().is_cancelled());
     tokio::time::sleep(ms(250)).await;
-    stage.assert_asked(&[1, 0]);
+    harness.assert_asked(&[1, 0]);
     // The chain is as good as new.
-    let response = stage.post(&client).send().await.unwrap();
+    let response = harness.post(&client).send().await.unwrap();
     assert_eq!(Report::of(&response).unwrap().served_by(), Some("openai"));
 }
 
@@ -438,14 +447,14 @@ async fn a_request_that_is_dropped_asks_nobody_else() {
 async fn the_last_response_is_handed_on_untouched() {
     let last =
         Answer::error(503, "closed for today").header("retry-after", "7").header("x-id", "42");
-    let stage = Stage::two(Answer::error(500, "broken"), last).await;
-    let client = stage.client();
-    let (result, extensions) = execute(&stage, &client).await;
+    let harness = WireHarness::two(Answer::error(500, "broken"), last).await;
+    let client = harness.client();
+    let (result, extensions) = execute(&harness, &client).await;
     let response = result.unwrap();
     assert_eq!(response.status(), 503);
     assert_eq!(response.headers()["retry-after"], "7");
     assert_eq!(response.headers()["x-id"], "42");
-    assert_eq!(response.url().as_str(), stage.actors[1].url("/chat/completions"));
+    assert_eq!(response.url().as_str(), harness.actors[1].url("/chat/completions"));
     for report in [Report::of(&response), Report::from_extensions(&extensions)] {
         let report = report.expect("a report");
         assert_eq!(report.served_by(), None);
@@ -454,16 +463,16 @@ async fn the_last_response_is_handed_on_untouched() {
     }
     let body = response.text().await.unwrap();
     assert_eq!(body, r#"{"error":{"code":503,"message":"closed for today"}}"#);
-    stage.assert_asked(&[1, 1]);
+    harness.assert_asked(&[1, 1]);
 }
 
 #[tokio::test]
 async fn the_last_transport_error_is_handed_on_as_it_is() {
-    let stage = Stage::two(Answer::error(500, "broken"), Answer::fin()).await;
-    let (result, extensions) = execute(&stage, &stage.client()).await;
+    let harness = WireHarness::two(Answer::error(500, "broken"), Answer::fin()).await;
+    let (result, extensions) = execute(&harness, &harness.client()).await;
     let Error::Reqwest(error) = result.unwrap_err() else { panic!("not a reqwest::Error") };
     assert!(error.is_request() && !error.is_timeout() && !error.is_connect());
-    assert_eq!(error.url().unwrap().as_str(), stage.actors[1].url("/chat/completions"));
+    assert_eq!(error.url().unwrap().as_str(), harness.actors[1].url("/chat/completions"));
     let report = Report::from_extensions(&extensions).expect("a report");
     assert_eq!(report.served_by(), None);
     let expected = "cometapi 500 in # ms → openai failed (reset) in # ms (maybe processed)";
@@ -473,37 +482,38 @@ async fn the_last_transport_error_is_handed_on_as_it_is() {
 #[tokio::test]
 async fn a_refused_connection_at_the_end_is_handed_on_as_it_is() {
     let nobody = Refusing::start();
-    let stage = Stage::of([("cometapi", Answer::error(500, "broken").into())]).await;
-    let last = Provider::new("openai", nobody.base_url("/v1")).bearer_auth(stage.secret("openai"));
-    let client = client(ProviderChain::builder([stage.actors[0].provider(), last]));
-    let (result, _) = execute(&stage, &client).await;
+    let harness = WireHarness::of([("cometapi", Answer::error(500, "broken").into())]).await;
+    let last =
+        Provider::new("openai", nobody.base_url("/v1")).bearer_auth(harness.secret("openai"));
+    let client = client(ProviderChain::builder([harness.actors[0].provider(), last]));
+    let (result, _) = execute(&harness, &client).await;
     let Error::Reqwest(error) = result.unwrap_err() else { panic!("not a reqwest::Error") };
     assert!(error.is_connect());
-    stage.assert_asked(&[1]);
+    harness.assert_asked(&[1]);
 }
 
 #[tokio::test]
 async fn a_timeout_of_this_layer_at_the_end_is_a_failover_error() {
-    let stage = Stage::two(Answer::error(500, "broken"), Answer::stall()).await;
-    let client = client(stage.chain().attempt_timeout(ms(80)));
-    let (result, _) = execute(&stage, &client).await;
+    let harness = WireHarness::two(Answer::error(500, "broken"), Answer::stall()).await;
+    let client = client(harness.chain().attempt_timeout(ms(80)));
+    let (result, _) = execute(&harness, &client).await;
     let error = result.unwrap_err();
     let failed = FailoverError::find(&error).expect("a FailoverError");
     assert!(failed.is_timeout());
     assert_eq!(failed.last_status(), Some(StatusCode::INTERNAL_SERVER_ERROR));
 }
 
-fn exhausted_error(stage: &Stage) -> ProviderChainBuilder {
-    stage.chain().on_exhausted(Exhausted::Error)
+fn exhausted_error(harness: &WireHarness) -> ProviderChainBuilder {
+    harness.chain().on_exhausted(Exhausted::Error)
 }
 
 #[tokio::test]
 async fn the_error_says_what_every_provider_answered() {
     let last =
         Answer::error(503, "closed for today\nall\u{1b}[2Jday \u{202e}").header("retry-after", "7");
-    let stage = Stage::two(Answer::error(500, "out of order"), last).await;
-    let client = client(exhausted_error(&stage));
-    let (result, extensions) = execute(&stage, &client).await;
+    let harness = WireHarness::two(Answer::error(500, "out of order"), last).await;
+    let client = client(exhausted_error(&harness));
+    let (result, extensions) = execute(&harness, &client).await;
     let error = result.unwrap_err();
     assert!(error.is_middleware());
     let failed = FailoverError::find(&error).expect("a FailoverError");
@@ -524,13 +534,13 @@ async fn the_error_says_what_every_provider_answered() {
     assert_eq!(line(failed.report()), "cometapi 500 in # ms → openai 503 in # ms");
     let report = Report::from_extensions(&extensions).expect("a report");
     assert_eq!(report.to_string(), failed.report().to_string());
-    stage.assert_asked(&[1, 1]);
+    harness.assert_asked(&[1, 1]);
 }
 
 #[tokio::test]
 async fn the_error_says_so_too_where_the_last_has_not_answered() {
-    let stage = Stage::two(Answer::error(500, "out of order"), Answer::reset()).await;
-    let (result, _) = execute(&stage, &client(exhausted_error(&stage))).await;
+    let harness = WireHarness::two(Answer::error(500, "out of order"), Answer::reset()).await;
+    let (result, _) = execute(&harness, &client(exhausted_error(&harness))).await;
     let error = result.unwrap_err();
     let failed = FailoverError::find(&error).expect("a FailoverError");
     assert_eq!(failed.last_status(), Some(StatusCode::INTERNAL_SERVER_ERROR));
@@ -542,14 +552,14 @@ async fn the_error_says_so_too_where_the_last_has_not_answered() {
 #[tokio::test]
 async fn the_error_knows_that_nobody_could_be_connected_to() {
     let (nobody, noone) = (Refusing::start(), Refusing::start());
-    let stage = Stage::of([]).await;
+    let harness = WireHarness::of([]).await;
     let provider = |name, refusing: &Refusing| {
-        Provider::new(name, refusing.base_url("/v1")).bearer_auth(stage.secret(name))
+        Provider::new(name, refusing.base_url("/v1")).bearer_auth(harness.secret(name))
     };
     let chain = ProviderChain::builder([provider("cometapi", &nobody), provider("openai", &noone)]);
     let client = client(chain.on_exhausted(Exhausted::Error));
     let error = client.get(noone.base_url("/v1/models")).send().await.unwrap_err();
-    stage.hear(format!("{error} {error:?}"));
+    harness.hear(format!("{error} {error:?}"));
     let failed = FailoverError::find(&error).expect("a FailoverError");
     assert!(failed.is_connect() && !failed.is_timeout());
     assert_eq!(failed.last_status(), None);
@@ -575,11 +585,12 @@ async fn the_error_is_found_behind_another_layers_error() {
         }
     }
 
-    let stage = Stage::two(Answer::error(500, "broken"), Answer::error(502, "broken")).await;
-    let chain = exhausted_error(&stage).build().unwrap();
+    let harness =
+        WireHarness::two(Answer::error(500, "broken"), Answer::error(502, "broken")).await;
+    let chain = exhausted_error(&harness).build().unwrap();
     let plain = local(harden(reqwest::Client::builder()));
     let client = ClientBuilder::new(plain).with(Retries).with(chain).build();
-    let (result, _) = execute(&stage, &client).await;
+    let (result, _) = execute(&harness, &client).await;
     let error = result.unwrap_err();
     assert_eq!(error.to_string(), "gave up after 3 retries");
     assert_eq!(FailoverError::find(&error).unwrap().last_status(), Some(StatusCode::BAD_GATEWAY));
@@ -591,68 +602,68 @@ async fn the_error_is_found_behind_another_layers_error() {
 
 #[tokio::test]
 async fn one_provider_alone_is_readdressed_and_authorized() {
-    let stage = Stage::of([("openai", Answer::ok().into())]).await;
-    let response = stage.post(&stage.client()).send().await.unwrap();
+    let harness = WireHarness::of([("openai", Answer::ok().into())]).await;
+    let response = harness.post(&harness.client()).send().await.unwrap();
     assert_eq!(line(Report::of(&response).unwrap()), "openai 200 in # ms");
-    stage.assert_asked(&[1]);
+    harness.assert_asked(&[1]);
 }
 
 #[tokio::test]
 async fn one_provider_alone_that_fails_is_asked_once() {
-    let stage = Stage::of([("openai", Answer::error(500, "broken").into())]).await;
-    let response = stage.post(&stage.client()).send().await.unwrap();
+    let harness = WireHarness::of([("openai", Answer::error(500, "broken").into())]).await;
+    let response = harness.post(&harness.client()).send().await.unwrap();
     assert_eq!(response.status(), 500);
     assert_eq!(Report::of(&response).unwrap().served_by(), None);
     assert!(response.text().await.unwrap().contains("broken"));
-    stage.assert_asked(&[1]);
+    harness.assert_asked(&[1]);
 }
 
-async fn three(first: Answer, second: Answer, third: Answer) -> Stage {
+async fn three(first: Answer, second: Answer, third: Answer) -> WireHarness {
     let scripts = [("cometapi", first.into()), ("openai", second.into()), ("spare", third.into())];
-    Stage::of(scripts).await
+    WireHarness::of(scripts).await
 }
 
 #[tokio::test]
 async fn of_three_providers_the_second_answers_and_the_third_rests() {
-    let stage = three(Answer::fin(), Answer::ok(), Answer::ok()).await;
-    let response = stage.post(&stage.client()).send().await.unwrap();
+    let harness = three(Answer::fin(), Answer::ok(), Answer::ok()).await;
+    let response = harness.post(&harness.client()).send().await.unwrap();
     let expected = "cometapi failed (reset) in # ms (maybe processed) → openai 200 in # ms";
     assert_eq!(line(Report::of(&response).unwrap()), expected);
-    stage.assert_asked(&[1, 1, 0]);
+    harness.assert_asked(&[1, 1, 0]);
 }
 
 #[tokio::test]
 async fn of_three_providers_the_third_answers() {
-    let stage = three(Answer::error(429, "slow down"), Answer::reset(), Answer::ok()).await;
-    let response = stage.post(&stage.client()).send().await.unwrap();
+    let harness = three(Answer::error(429, "slow down"), Answer::reset(), Answer::ok()).await;
+    let response = harness.post(&harness.client()).send().await.unwrap();
     let expected = "cometapi 429 in # ms → openai failed (reset) in # ms (maybe processed) → spare 200 in # ms";
     assert_eq!(line(Report::of(&response).unwrap()), expected);
-    stage.assert_asked(&[1, 1, 1]);
+    harness.assert_asked(&[1, 1, 1]);
     for actor in 0..3 {
-        assert_eq!(stage.requests(actor)[0].text(), BODY);
+        assert_eq!(harness.requests(actor)[0].text(), BODY);
     }
 }
 
 #[tokio::test]
 async fn of_three_providers_that_fail_the_last_has_the_last_word() {
     let [a, b, c] = [500, 401, 404].map(|status| Answer::error(status, &format!("no {status}")));
-    let stage = three(a, b, c).await;
-    let response = stage.post(&stage.client()).send().await.unwrap();
+    let harness = three(a, b, c).await;
+    let response = harness.post(&harness.client()).send().await.unwrap();
     assert_eq!(response.status(), 404);
     let expected = "cometapi 500 in # ms → openai 401 in # ms → spare 404 in # ms";
     assert_eq!(line(Report::of(&response).unwrap()), expected);
     assert!(response.text().await.unwrap().contains("no 404"));
-    stage.assert_asked(&[1, 1, 1]);
+    harness.assert_asked(&[1, 1, 1]);
 }
 
 #[tokio::test]
 async fn the_order_is_the_lists_order() {
-    let stage = Stage::two(Answer::ok(), Answer::ok()).await;
-    let mut providers = stage.providers();
+    let harness = WireHarness::two(Answer::ok(), Answer::ok()).await;
+    let mut providers = harness.providers();
     providers.reverse();
-    let response = stage.post(&client(ProviderChain::builder(providers))).send().await.unwrap();
+    let response = harness.post(&client(ProviderChain::builder(providers))).send().await.unwrap();
     assert_eq!(Report::of(&response).unwrap().served_by(), Some("openai"));
-    stage.assert_asked(&[0, 1]);
+    harness.assert_asked(&[0, 1]);
 }
 
 // What is said about it.
@@ -660,9 +671,9 @@ async fn the_order_is_the_lists_order() {
 #[tokio::test]
 async fn a_report_tells_each_attempt_its_time_and_its_message() {
     let first = Answer::error(503, "closed\nfor today").headers_after(ms(30));
-    let stage = Stage::two(first, Answer::ok().headers_after(ms(60))).await;
-    let client = stage.client();
-    let (result, extensions) = execute(&stage, &client).await;
+    let harness = WireHarness::two(first, Answer::ok().headers_after(ms(60))).await;
+    let client = harness.client();
+    let (result, extensions) = execute(&harness, &client).await;
     let response = result.unwrap();
     let report = Report::of(&response).unwrap();
     let [first, second] = report.attempts() else { panic!("{report}") };
@@ -690,9 +701,9 @@ mod log_lines {
     use super::support::canary::logs;
     use super::*;
 
-    /// Sends one request through the stage's chain.
+    /// Sends one request through the harness's chain.
     struct Heard {
-        stage: Stage,
+        harness: WireHarness,
         /// How much was logged before the request was sent.
         before: usize,
     }
@@ -700,18 +711,18 @@ mod log_lines {
     impl Heard {
         async fn of(first: (&'static str, Answer), second: (&'static str, Answer)) -> Self {
             let scripts = [(first.0, first.1.into()), (second.0, second.1.into())];
-            let stage = Stage::of(scripts).await;
-            let client = stage.client();
+            let harness = WireHarness::of(scripts).await;
+            let client = harness.client();
             let before = logs().len();
-            stage.post(&client).send().await.unwrap();
-            Self { stage, before }
+            harness.post(&client).send().await.unwrap();
+            Self { harness, before }
         }
 
-        /// The lines of this level that speak of the stage's providers, whose names no other test
+        /// The lines of this level that speak of the harness's providers, whose names no other test
         /// uses.
         fn lines(&self, level: &str) -> Vec<String> {
             let level = format!(" {level} ");
-            let names = self.stage.actors.iter().map(|actor| actor.name).collect::<Vec<_>>();
+            let names = self.harness.actors.iter().map(|actor| actor.name).collect::<Vec<_>>();
             let speaks =
                 |line: &&str| line.contains(&level) && names.iter().any(|name| line.contains(name));
             logs()[self.before..].lines().filter(speaks).map(str::to_owned).collect()
@@ -769,9 +780,9 @@ mod log_lines {
                 (name, Answer::error(500, &message).into()),
                 ("b", Answer::error(500, &message).headers_after(ms(30)).into()),
             ];
-            let stage = Stage::of(scripts).await;
-            let chain = exhausted_error(&stage).log_messages(wanted);
-            let (result, _) = execute(&stage, &client(chain)).await;
+            let harness = WireHarness::of(scripts).await;
+            let chain = exhausted_error(&harness).log_messages(wanted);
+            let (result, _) = execute(&harness, &client(chain)).await;
             assert!(FailoverError::find(&result.unwrap_err()).is_some());
             assert_eq!(logs().contains(&message), wanted, "{name}");
         }

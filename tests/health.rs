@@ -15,14 +15,14 @@ use reqwest_failover::{
 
 use tokio::sync::Notify;
 
-use terminal::{Does, Told, World, dribble, ms, now, provider, secs, silence, sleep_until};
+use terminal::{Harness, Script, Told, dribble, ms, now, provider, secs, silence, sleep_until};
 
-fn ok() -> Does {
-    Does::status(200)
+fn ok() -> Script {
+    Script::status(200)
 }
 
-fn two(first: Does, second: Does) -> World {
-    World::of([("first", first), ("second", second)])
+fn two(first: Script, second: Script) -> Harness {
+    Harness::of([("first", first), ("second", second)])
 }
 
 fn served<const N: usize>(counts: [(&str, usize); N]) -> HashMap<String, usize> {
@@ -53,9 +53,9 @@ fn reasons(report: &Report) -> Vec<(&str, Reason)> {
 }
 
 /// The error of a request that nobody served, and how long it took to the millisecond.
-async fn failure(world: &World) -> (reqwest_middleware::Error, Duration) {
+async fn failure(harness: &Harness) -> (reqwest_middleware::Error, Duration) {
     let started = now();
-    let error = world.post().send().await.expect_err("an error");
+    let error = harness.post().send().await.expect_err("an error");
     (error, now() - started)
 }
 
@@ -64,10 +64,13 @@ async fn failure(world: &World) -> (reqwest_middleware::Error, Duration) {
 #[tokio::test(start_paused = true)]
 async fn the_default_attempt_timeout_binds_all_but_the_last_admissible_provider() {
     let slow = ok().after(secs(300));
-    let world =
-        World::of([("first", Does::hang()), ("second", Does::hang()), ("third", slow.clone())]);
+    let harness = Harness::of([
+        ("first", Script::hang()),
+        ("second", Script::hang()),
+        ("third", slow.clone()),
+    ]);
     let started = now();
-    let response = world.post().send().await.unwrap();
+    let response = harness.post().send().await.unwrap();
     assert_eq!(now() - started, secs(120 + 120 + 300));
     let report = Report::of(&response).unwrap();
     let expected = [("first", Reason::Timeout), ("second", Reason::Timeout), ("third", Reason::Ok)];
@@ -76,25 +79,25 @@ async fn the_default_attempt_timeout_binds_all_but_the_last_admissible_provider(
     assert!(report.attempts()[0].maybe_processed() && !report.attempts()[2].maybe_processed());
 
     // The last admissible one is not the last of the list where the others are out.
-    world.tell("first", slow);
-    world.chain.isolate("second").unwrap();
-    world.break_it("third").await;
+    harness.tell("first", slow);
+    harness.chain.isolate("second").unwrap();
+    harness.break_it("third").await;
     let started = now();
-    assert_eq!(world.ask().await, "first");
+    assert_eq!(harness.ask().await, "first");
     assert_eq!(now() - started, secs(300));
 }
 
 #[tokio::test(start_paused = true)]
 async fn the_default_attempt_timeout_binds_nobody_where_there_is_one_provider() {
-    let world = World::of([("only", ok().after(secs(599)))]);
-    assert_eq!(world.ask().await, "only");
+    let harness = Harness::of([("only", ok().after(secs(599)))]);
+    assert_eq!(harness.ask().await, "only");
 }
 
 #[tokio::test(start_paused = true)]
 async fn an_explicit_attempt_timeout_binds_the_last_provider_too() {
-    let hanging = [("first", Does::hang()), ("second", Does::hang())];
-    let world = World::with(hanging.clone(), |chain| chain.attempt_timeout(secs(7)));
-    let (error, elapsed) = failure(&world).await;
+    let hanging = [("first", Script::hang()), ("second", Script::hang())];
+    let harness = Harness::with(hanging.clone(), |chain| chain.attempt_timeout(secs(7)));
+    let (error, elapsed) = failure(&harness).await;
     assert_eq!(elapsed, secs(14));
     let failed = FailoverError::find(&error).unwrap();
     assert!(failed.is_timeout() && !failed.is_connect());
@@ -105,76 +108,77 @@ async fn an_explicit_attempt_timeout_binds_the_last_provider_too() {
         provider("first").attempt_timeout(secs(3)),
         provider("second").attempt_timeout(secs(20)),
     ];
-    let world = World::of_providers(providers, hanging, |chain| chain.attempt_timeout(secs(7)));
-    assert_eq!(failure(&world).await.1, secs(23));
+    let harness = Harness::of_providers(providers, hanging, |chain| chain.attempt_timeout(secs(7)));
+    assert_eq!(failure(&harness).await.1, secs(23));
 }
 
 #[tokio::test(start_paused = true)]
 async fn an_answer_at_the_last_moment_is_in_time() {
-    let world =
-        World::with([("first", ok().after(secs(7))), ("second", ok().after(ms(7_001)))], |chain| {
-            chain.attempt_timeout(secs(7))
-        });
-    assert_eq!(world.ask().await, "first");
-    world.chain.isolate("first").unwrap();
-    let (error, elapsed) = failure(&world).await;
+    let harness = Harness::with(
+        [("first", ok().after(secs(7))), ("second", ok().after(ms(7_001)))],
+        |chain| chain.attempt_timeout(secs(7)),
+    );
+    assert_eq!(harness.ask().await, "first");
+    harness.chain.isolate("first").unwrap();
+    let (error, elapsed) = failure(&harness).await;
     assert!(FailoverError::find(&error).unwrap().is_timeout());
     assert_eq!(elapsed, secs(7));
 }
 
 #[tokio::test(start_paused = true)]
 async fn the_total_timeout_is_exact() {
-    let hanging = ["first", "second", "third", "fourth"].map(|name| (name, Does::hang()));
-    let world = World::with(hanging, |chain| chain.attempt_timeout(secs(2)).total_timeout(secs(5)));
-    let (error, elapsed) = failure(&world).await;
+    let hanging = ["first", "second", "third", "fourth"].map(|name| (name, Script::hang()));
+    let harness =
+        Harness::with(hanging, |chain| chain.attempt_timeout(secs(2)).total_timeout(secs(5)));
+    let (error, elapsed) = failure(&harness).await;
     assert_eq!(elapsed, secs(5));
     let failed = FailoverError::find(&error).unwrap();
     assert!(failed.is_timeout());
     let elapsed: Vec<_> = failed.report().attempts().iter().map(|a| a.elapsed()).collect();
     assert_eq!(elapsed, [secs(2), secs(2), secs(1)]);
     assert_eq!(failed.report().elapsed(), secs(5));
-    assert_eq!(world.asked("fourth"), 0);
+    assert_eq!(harness.asked("fourth"), 0);
 
-    let world = World::of([("only", Does::hang())]);
-    assert_eq!(failure(&world).await.1, secs(600));
+    let harness = Harness::of([("only", Script::hang())]);
+    assert_eq!(failure(&harness).await.1, secs(600));
 }
 
 #[tokio::test(start_paused = true)]
 async fn nobody_is_asked_at_the_very_moment_when_time_is_up() {
-    let world =
-        World::with([("first", Does::status(500).after(secs(5))), ("second", ok())], |chain| {
+    let harness =
+        Harness::with([("first", Script::status(500).after(secs(5))), ("second", ok())], |chain| {
             chain.total_timeout(secs(5))
         });
-    let response = world.post().send().await.unwrap();
+    let response = harness.post().send().await.unwrap();
     assert_eq!(response.status(), 500, "the last outcome");
-    assert_eq!(world.all_asked(), ["first"]);
+    assert_eq!(harness.all_asked(), ["first"]);
 }
 
 #[tokio::test(start_paused = true)]
 async fn the_total_timeout_covers_the_reading_of_a_streamed_body() {
     let settings = |chain: reqwest_failover::ProviderChainBuilder| chain.total_timeout(secs(5));
-    let world = World::with([("first", ok()), ("second", ok())], settings);
+    let harness = Harness::with([("first", ok()), ("second", ok())], settings);
     let started = now();
-    let request = world.post().header("content-length", "4").body(silence());
+    let request = harness.post().header("content-length", "4").body(silence());
     let error = request.send().await.unwrap_err();
     assert_eq!(now() - started, secs(5));
     let failed = FailoverError::find(&error).unwrap();
     assert!(failed.is_timeout());
-    assert!(failed.report().attempts().is_empty() && world.all_asked().is_empty());
+    assert!(failed.report().attempts().is_empty() && harness.all_asked().is_empty());
 }
 
 #[tokio::test(start_paused = true)]
 async fn the_total_timeout_covers_the_reading_of_failed_bodies() {
-    let failing = Does::answer(500, &[], silence).after(ms(900));
-    let world = World::with([("only", failing)], |chain| {
+    let failing = Script::answer(500, &[], silence).after(ms(900));
+    let harness = Harness::with([("only", failing)], |chain| {
         chain.on_exhausted(Exhausted::Error).total_timeout(secs(1))
     });
-    assert_eq!(failure(&world).await.1, secs(1));
+    assert_eq!(failure(&harness).await.1, secs(1));
     // With time to spare it is 250 ms.
-    let world = World::with([("only", Does::answer(500, &[], silence))], |chain| {
+    let harness = Harness::with([("only", Script::answer(500, &[], silence))], |chain| {
         chain.on_exhausted(Exhausted::Error)
     });
-    assert_eq!(failure(&world).await.1, ms(250));
+    assert_eq!(failure(&harness).await.1, ms(250));
 }
 
 #[tokio::test(start_paused = true)]
@@ -185,19 +189,19 @@ async fn a_body_streams_on_for_as_long_as_it_likes() {
             (sent < 3).then_some((Ok::<_, std::io::Error>("late "), sent + 1))
         }))
     };
-    let world = World::with([("first", Does::answer(200, &[], endless))], |chain| {
+    let harness = Harness::with([("first", Script::answer(200, &[], endless))], |chain| {
         chain.attempt_timeout(secs(2)).total_timeout(secs(5))
     });
-    let response = world.post().send().await.unwrap();
+    let response = harness.post().send().await.unwrap();
     assert_eq!(response.text().await.unwrap(), "late late late ");
 }
 
 #[tokio::test(start_paused = true)]
 async fn no_limit_is_too_long() {
     for provider_limit in [Duration::MAX, secs(1)] {
-        let world = World::of_providers(
+        let harness = Harness::of_providers(
             vec![provider("first").attempt_timeout(provider_limit), provider("second")],
-            [("first", ok().after(ms(900))), ("second", Does::hang())],
+            [("first", ok().after(ms(900))), ("second", Script::hang())],
             |chain| {
                 let breaker = Breaker::default()
                     .breaks(Duration::MAX, Duration::MAX)
@@ -206,295 +210,295 @@ async fn no_limit_is_too_long() {
                 chain.breaker(breaker).total_timeout(Duration::MAX).attempt_timeout(Duration::MAX)
             },
         );
-        assert_eq!(world.ask().await, "first");
-        world.chain.set_order(["second", "first"]).unwrap();
-        let waiting = tokio::time::timeout(secs(30 * 24 * 3600), world.post().send());
+        assert_eq!(harness.ask().await, "first");
+        harness.chain.set_order(["second", "first"]).unwrap();
+        let waiting = tokio::time::timeout(secs(30 * 24 * 3600), harness.post().send());
         assert!(waiting.await.is_err(), "a month is not the end of all time");
-        assert_eq!(world.of_provider("second").in_flight(), 0);
+        assert_eq!(harness.of_provider("second").in_flight(), 0);
 
-        world.chain.set_order(["first", "second"]).unwrap();
-        world.tell("first", Does::status(500));
-        world.tell("second", ok());
-        assert_eq!(world.ask().await, "second");
-        assert!(open_until(world.state("first")) > now() + secs(365 * 24 * 3600));
-        assert_eq!(world.ask().await, "second");
-        assert_eq!(world.asked("first"), 2);
+        harness.chain.set_order(["first", "second"]).unwrap();
+        harness.tell("first", Script::status(500));
+        harness.tell("second", ok());
+        assert_eq!(harness.ask().await, "second");
+        assert!(open_until(harness.state("first")) > now() + secs(365 * 24 * 3600));
+        assert_eq!(harness.ask().await, "second");
+        assert_eq!(harness.asked("first"), 2);
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn breaks_of_no_length_are_no_breaks() {
-    let world = World::with([("first", Does::status(500)), ("second", ok())], |chain| {
+    let harness = Harness::with([("first", Script::status(500)), ("second", ok())], |chain| {
         chain.breaker(Breaker::default().breaks(Duration::ZERO, Duration::ZERO))
     });
-    assert_eq!(world.ask_times(20).await, served([("second", 20)]));
-    assert_eq!(world.asked("first"), 20);
-    world.tell("first", ok());
-    assert_eq!(world.ask().await, "first");
-    assert_eq!(world.state("first"), State::Closed);
+    assert_eq!(harness.ask_times(20).await, served([("second", 20)]));
+    assert_eq!(harness.asked("first"), 20);
+    harness.tell("first", ok());
+    assert_eq!(harness.ask().await, "first");
+    assert_eq!(harness.state("first"), State::Closed);
 }
 
 // The breaker.
 
 #[tokio::test(start_paused = true)]
 async fn a_breaker_opens_after_5_failures_and_closes_after_a_probe() {
-    let world = two(Does::status(500), ok());
-    assert_eq!(world.ask_times(4).await, served([("second", 4)]));
-    assert_eq!(world.state("first"), State::Closed);
-    assert_eq!(world.ask().await, "second");
-    let until = open_until(world.state("first"));
+    let harness = two(Script::status(500), ok());
+    assert_eq!(harness.ask_times(4).await, served([("second", 4)]));
+    assert_eq!(harness.state("first"), State::Closed);
+    assert_eq!(harness.ask().await, "second");
+    let until = open_until(harness.state("first"));
     let length = until - now();
     assert!((secs(15)..=secs(30)).contains(&length), "equal jitter: {length:?}");
-    assert_eq!(world.asked("first"), 5);
-    assert!(world.told().contains(&Told::Opened("first".into(), 1)));
+    assert_eq!(harness.asked("first"), 5);
+    assert!(harness.told().contains(&Told::Opened("first".into(), 1)));
 
     // During the break it is left alone, to the last millisecond.
-    assert_eq!(world.ask_times(100).await, served([("second", 100)]));
+    assert_eq!(harness.ask_times(100).await, served([("second", 100)]));
     sleep_until(until - ms(2)).await;
-    assert_eq!(world.ask().await, "second");
-    assert_eq!(world.asked("first"), 5);
-    assert_eq!(world.state("first"), State::Open { until });
+    assert_eq!(harness.ask().await, "second");
+    assert_eq!(harness.asked("first"), 5);
+    assert_eq!(harness.state("first"), State::Open { until });
 
     // Then the next request is the probe, and others do not wait for it.
     sleep_until(until).await;
-    assert_eq!(world.state("first"), State::Open { until }, "`until` is past");
-    world.tell("first", Does::status(500).after(secs(1)));
-    world.told();
-    let probe = world.spawn();
+    assert_eq!(harness.state("first"), State::Open { until }, "`until` is past");
+    harness.tell("first", Script::status(500).after(secs(1)));
+    harness.told();
+    let probe = harness.spawn();
     tokio::time::sleep(ms(500)).await;
-    assert_eq!(world.state("first"), State::Probing);
-    assert_eq!(world.of_provider("first").in_flight(), 1);
-    assert_eq!(world.ask_times(10).await, served([("second", 10)]));
+    assert_eq!(harness.state("first"), State::Probing);
+    assert_eq!(harness.of_provider("first").in_flight(), 1);
+    assert_eq!(harness.ask_times(10).await, served([("second", 10)]));
     assert_eq!(probe.await.unwrap(), "second");
-    assert_eq!(world.asked("first"), 6);
-    assert_eq!(world.told()[0], Told::Probing("first".into()));
+    assert_eq!(harness.asked("first"), 6);
+    assert_eq!(harness.told()[0], Told::Probing("first".into()));
 
     // It failed: the second break is twice as long.
-    let until = open_until(world.state("first"));
+    let until = open_until(harness.state("first"));
     let length = until - now();
     assert!((secs(30)..=secs(60)).contains(&length), "equal jitter: {length:?}");
 
     // The next one succeeds, and with it the first provider has its traffic back.
     sleep_until(until).await;
-    world.tell("first", ok());
-    assert_eq!(world.ask().await, "first");
-    assert_eq!(world.state("first"), State::Closed);
-    assert!(world.told().contains(&Told::Closed("first".into())));
-    assert_eq!(world.ask_times(100).await, served([("first", 100)]));
-    assert_eq!(world.of_provider("first").failures(), 6);
+    harness.tell("first", ok());
+    assert_eq!(harness.ask().await, "first");
+    assert_eq!(harness.state("first"), State::Closed);
+    assert!(harness.told().contains(&Told::Closed("first".into())));
+    assert_eq!(harness.ask_times(100).await, served([("first", 100)]));
+    assert_eq!(harness.of_provider("first").failures(), 6);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_success_in_between_starts_the_count_anew() {
-    let world = two(ok(), ok());
+    let harness = two(ok(), ok());
     for _ in 0..10 {
         // And never as many failures as successes.
-        world.tell("first", ok());
-        world.ask_times(5).await;
-        world.tell("first", Does::status(500));
-        world.ask_times(4).await;
+        harness.tell("first", ok());
+        harness.ask_times(5).await;
+        harness.tell("first", Script::status(500));
+        harness.ask_times(4).await;
     }
-    assert_eq!(world.state("first"), State::Closed);
-    assert_eq!(world.asked("first"), 90);
+    assert_eq!(harness.state("first"), State::Closed);
+    assert_eq!(harness.asked("first"), 90);
 }
 
 #[tokio::test(start_paused = true)]
 async fn half_of_10_requests_in_a_minute_open_the_breaker_too() {
     for (pace, opens) in [(secs(5), true), (secs(7), false)] {
-        let world = two(ok(), ok());
+        let harness = two(ok(), ok());
         for request in 0..10 {
-            assert_eq!(world.state("first"), State::Closed, "{request} requests, {pace:?} apart");
-            let does = if request % 2 == 0 { ok() } else { Does::status(503) };
-            world.tell("first", does);
-            world.ask().await;
+            assert_eq!(harness.state("first"), State::Closed, "{request} requests, {pace:?} apart");
+            let script = if request % 2 == 0 { ok() } else { Script::status(503) };
+            harness.tell("first", script);
+            harness.ask().await;
             tokio::time::sleep(pace).await;
         }
-        assert_eq!(world.state("first") != State::Closed, opens, "{pace:?} apart");
+        assert_eq!(harness.state("first") != State::Closed, opens, "{pace:?} apart");
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn bad_requests_open_no_breaker_and_hammer_no_dead_provider() {
-    let world = two(Does::status(400), Does::status(400));
+    let harness = two(Script::status(400), Script::status(400));
     for _ in 0..100 {
-        assert_eq!(world.post().send().await.unwrap().status(), 400);
+        assert_eq!(harness.post().send().await.unwrap().status(), 400);
     }
-    assert_eq!(world.state("first"), State::Closed);
-    assert_eq!(world.of_provider("first").failures(), 0);
+    assert_eq!(harness.state("first"), State::Closed);
+    assert_eq!(harness.of_provider("first").failures(), 0);
 
-    world.break_it("first").await;
-    let asked = world.asked("first");
+    harness.break_it("first").await;
+    let asked = harness.asked("first");
     for _ in 0..100 {
-        assert_eq!(world.post().send().await.unwrap().status(), 400);
+        assert_eq!(harness.post().send().await.unwrap().status(), 400);
     }
-    assert_eq!(world.asked("first"), asked);
+    assert_eq!(harness.asked("first"), asked);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_thousand_requests_at_the_end_of_a_break_are_one_probe() {
-    for (does, by_first) in [(ok(), 1), (Does::status(500), 0), (Does::hang(), 0)] {
-        let world = two(does.after(secs(1)), ok());
-        let until = world.break_it("first").await;
+    for (script, by_first) in [(ok(), 1), (Script::status(500), 0), (Script::hang(), 0)] {
+        let harness = two(script.after(secs(1)), ok());
+        let until = harness.break_it("first").await;
         sleep_until(until).await;
-        let (asked, _) = (world.asked("first"), world.told());
-        let answers = world.ask_at_once(1_000).await;
+        let (asked, _) = (harness.asked("first"), harness.told());
+        let answers = harness.ask_at_once(1_000).await;
         assert_eq!(answers.get("first").copied().unwrap_or_default(), by_first);
         assert_eq!(answers.values().sum::<usize>(), 1_000);
-        assert_eq!(world.asked("first") - asked, 1);
-        let probes = world.told().iter().filter(|told| matches!(told, Told::Probing(_))).count();
+        assert_eq!(harness.asked("first") - asked, 1);
+        let probes = harness.told().iter().filter(|told| matches!(told, Told::Probing(_))).count();
         assert_eq!(probes, 1);
-        assert_eq!(world.of_provider("first").in_flight(), 0);
+        assert_eq!(harness.of_provider("first").in_flight(), 0);
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_thousand_requests_on_four_threads_are_one_probe() {
     let answer = Arc::new(Notify::new());
-    let world = World::with([("first", ok().when(&answer)), ("second", ok())], |chain| {
+    let harness = Harness::with([("first", ok().when(&answer)), ("second", ok())], |chain| {
         chain.breaker(Breaker::default().breaks(ms(1), ms(1)))
     });
-    world.break_it("first").await;
+    harness.break_it("first").await;
     tokio::time::sleep(ms(5)).await;
-    let asked = world.asked("first");
-    let mut answers: FuturesUnordered<_> = (0..1_000).map(|_| world.spawn()).collect();
+    let asked = harness.asked("first");
+    let mut answers: FuturesUnordered<_> = (0..1_000).map(|_| harness.spawn()).collect();
     for _ in 0..999 {
         let served = tokio::time::timeout(secs(20), answers.next()).await;
         assert_eq!(served.expect("not more than one waits").unwrap().unwrap(), "second");
     }
-    assert_eq!(world.asked("first") - asked, 1);
+    assert_eq!(harness.asked("first") - asked, 1);
     answer.notify_one();
     assert_eq!(answers.next().await.unwrap().unwrap(), "first");
-    assert_eq!(world.state("first"), State::Closed);
+    assert_eq!(harness.state("first"), State::Closed);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_body_that_cannot_be_replayed_is_no_probe_while_another_is_admissible() {
-    let world = two(ok(), ok());
-    let until = world.break_it("first").await;
-    let asked = world.asked("first");
+    let harness = two(ok(), ok());
+    let until = harness.break_it("first").await;
+    let asked = harness.asked("first");
     sleep_until(until).await;
     for _ in 0..10 {
-        let response = world.post().body(once()).send().await.unwrap();
+        let response = harness.post().body(once()).send().await.unwrap();
         let report = Report::of(&response).unwrap();
         assert_eq!(report.served_by(), Some("second"));
         assert!(!report.attempts()[0].is_replayable());
     }
-    assert_eq!(world.asked("first"), asked);
-    assert_eq!(world.state("first"), State::Open { until }, "the probe is still due");
-    assert_eq!(world.ask().await, "first");
-    assert_eq!(world.state("first"), State::Closed);
+    assert_eq!(harness.asked("first"), asked);
+    assert_eq!(harness.state("first"), State::Open { until }, "the probe is still due");
+    assert_eq!(harness.ask().await, "first");
+    assert_eq!(harness.state("first"), State::Closed);
 
     // Where nobody is admissible it is, and is sent once.
-    let until = world.break_it("first").await;
-    world.break_it("second").await;
+    let until = harness.break_it("first").await;
+    harness.break_it("second").await;
     sleep_until(until).await;
-    world.tell("first", Does::status(500).after(secs(1)));
-    let asked = world.all_asked().len();
-    let request = tokio::spawn(world.post().body(once()).send());
+    harness.tell("first", Script::status(500).after(secs(1)));
+    let asked = harness.all_asked().len();
+    let request = tokio::spawn(harness.post().body(once()).send());
     tokio::time::sleep(ms(500)).await;
-    assert_eq!(world.state("first"), State::Probing);
+    assert_eq!(harness.state("first"), State::Probing);
     assert_eq!(request.await.unwrap().unwrap().status(), 500);
-    assert_eq!(world.all_asked().len(), asked + 1);
+    assert_eq!(harness.all_asked().len(), asked + 1);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_probe_that_says_nothing_about_health_closes_or_leaves_its_lease() {
-    for (does, expected) in [
-        (Does::status(400), "Closed"),
-        (Does::status(302), "Closed"),
-        (Does::hint(429, "retry-after", "9"), "CoolingDown"),
-        (Does::fail(), "Open"),
+    for (script, expected) in [
+        (Script::status(400), "Closed"),
+        (Script::status(302), "Closed"),
+        (Script::hint(429, "retry-after", "9"), "CoolingDown"),
+        (Script::fail(), "Open"),
     ] {
-        let world = two(does, ok());
-        let until = world.break_it("first").await;
+        let harness = two(script, ok());
+        let until = harness.break_it("first").await;
         sleep_until(until).await;
-        assert_eq!(world.ask().await, "second");
-        let state = format!("{:?}", world.state("first"));
+        assert_eq!(harness.ask().await, "second");
+        let state = format!("{:?}", harness.state("first"));
         assert!(state.starts_with(expected), "{state} is not {expected}");
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn old_failures_do_not_reopen_a_breaker_that_recovered() {
-    let world = two(Does::status(500).after(secs(60)), ok());
-    let hung: Vec<_> = (0..20).map(|_| world.spawn()).collect();
+    let harness = two(Script::status(500).after(secs(60)), ok());
+    let hung: Vec<_> = (0..20).map(|_| harness.spawn()).collect();
     tokio::time::sleep(ms(1)).await;
-    assert_eq!(world.of_provider("first").in_flight(), 20);
-    sleep_until(world.break_it("first").await).await;
-    world.tell("first", ok());
-    assert_eq!(world.ask().await, "first");
+    assert_eq!(harness.of_provider("first").in_flight(), 20);
+    sleep_until(harness.break_it("first").await).await;
+    harness.tell("first", ok());
+    assert_eq!(harness.ask().await, "first");
     for hung in hung {
         assert_eq!(hung.await.unwrap(), "second");
     }
-    assert_eq!(world.of_provider("first").failures(), 25);
-    assert_eq!(world.state("first"), State::Closed);
-    assert_eq!(world.ask().await, "first");
+    assert_eq!(harness.of_provider("first").failures(), 25);
+    assert_eq!(harness.state("first"), State::Closed);
+    assert_eq!(harness.ask().await, "first");
 }
 
 #[tokio::test(start_paused = true)]
 async fn an_old_success_does_not_close_a_breaker() {
-    let world = two(ok().after(secs(5)), ok());
-    let slow = world.spawn();
+    let harness = two(ok().after(secs(5)), ok());
+    let slow = harness.spawn();
     tokio::time::sleep(ms(1)).await;
-    let until = world.break_it("first").await;
+    let until = harness.break_it("first").await;
     assert_eq!(slow.await.unwrap(), "first");
-    assert_eq!(world.state("first"), State::Open { until });
+    assert_eq!(harness.state("first"), State::Open { until });
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_request_is_never_refused_untried_when_all_breakers_are_open() {
-    let world = World::of([("first", ok()), ("second", ok()), ("third", ok())]);
+    let harness = Harness::of([("first", ok()), ("second", ok()), ("third", ok())]);
     let mut reopening = Vec::new();
     for name in ["first", "second", "third"] {
-        reopening.push((world.break_it(name).await, name));
-        world.tell(name, Does::status(500));
+        reopening.push((harness.break_it(name).await, name));
+        harness.tell(name, Script::status(500));
     }
     reopening.sort();
     let names: Vec<_> = reopening.iter().map(|(_, name)| *name).collect();
-    let asked = world.all_asked().len();
-    assert_eq!(world.post().send().await.unwrap().status(), 500);
-    assert_eq!(world.all_asked()[asked..], names, "by the time they reopen, each once");
+    let asked = harness.all_asked().len();
+    assert_eq!(harness.post().send().await.unwrap().status(), 500);
+    assert_eq!(harness.all_asked()[asked..], names, "by the time they reopen, each once");
     // Out of turn, a failure is no news.
     for (until, name) in reopening {
-        assert_eq!(world.state(name), State::Open { until });
+        assert_eq!(harness.state(name), State::Open { until });
     }
     // A success is.
-    world.tell("third", ok());
-    assert_eq!(world.ask().await, "third");
-    assert_eq!(world.state("third"), State::Closed);
-    let asked = world.all_asked().len();
-    assert_eq!(world.ask().await, "third");
-    assert_eq!(world.all_asked().len(), asked + 1, "the others are left alone again");
+    harness.tell("third", ok());
+    assert_eq!(harness.ask().await, "third");
+    assert_eq!(harness.state("third"), State::Closed);
+    let asked = harness.all_asked().len();
+    assert_eq!(harness.ask().await, "third");
+    assert_eq!(harness.all_asked().len(), asked + 1, "the others are left alone again");
 }
 
 #[tokio::test(start_paused = true)]
 async fn the_passed_over_are_asked_only_after_a_fault_of_somebody() {
-    let world = two(ok(), Does::status(500));
-    world.break_it("first").await;
-    assert_eq!(world.ask().await, "first", "the second one failed");
-    world.break_it("first").await;
-    world.tell("second", Does::status(404));
-    let asked = world.asked("first");
-    assert_eq!(world.post().send().await.unwrap().status(), 404);
-    assert_eq!(world.asked("first"), asked);
+    let harness = two(ok(), Script::status(500));
+    harness.break_it("first").await;
+    assert_eq!(harness.ask().await, "first", "the second one failed");
+    harness.break_it("first").await;
+    harness.tell("second", Script::status(404));
+    let asked = harness.asked("first");
+    assert_eq!(harness.post().send().await.unwrap().status(), 404);
+    assert_eq!(harness.asked("first"), asked);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_provider_that_hangs_for_10_minutes_is_asked_once_per_break() {
-    let world = World::with([("first", Does::hang()), ("second", ok())], |chain| {
+    let harness = Harness::with([("first", Script::hang()), ("second", ok())], |chain| {
         chain.attempt_timeout(secs(10))
     });
     let begun = now();
     let mut asked = Vec::new();
     while now() - begun < secs(600) {
-        asked.push(world.spawn());
+        asked.push(harness.spawn());
         tokio::time::sleep(ms(500)).await;
     }
     let requests = asked.len();
     for asked in asked {
         assert_eq!(asked.await.unwrap(), "second");
     }
-    let told = world.told();
+    let told = harness.told();
     let count = |wanted: fn(&Told) -> bool| told.iter().filter(|told| wanted(told)).count();
     let breaks = count(|told| matches!(told, Told::Opened(..)));
     let probes = count(|told| matches!(told, Told::Probing(_)));
@@ -533,162 +537,164 @@ async fn a_provider_rests_for_as_long_as_it_says() {
         (429, "x-nothing", "7", secs(5), secs(5)),
         (503, "retry-after", "7", secs(7), secs(7)),
     ] {
-        let world = two(Does::hint(status, header, value), ok());
-        assert_eq!(world.ask().await, "second");
-        let until = cooling_until(world.state("first"));
+        let harness = two(Script::hint(status, header, value), ok());
+        assert_eq!(harness.ask().await, "second");
+        let until = cooling_until(harness.state("first"));
         let length = until - now();
         assert!((least..=most).contains(&length), "{status} {header}: {value}: {length:?}");
-        assert_eq!(world.ask_times(50).await, served([("second", 50)]));
+        assert_eq!(harness.ask_times(50).await, served([("second", 50)]));
         sleep_until(until - ms(2)).await;
-        assert_eq!(world.ask().await, "second");
-        assert_eq!((world.asked("first"), world.of_provider("first").failures()), (1, 0));
+        assert_eq!(harness.ask().await, "second");
+        assert_eq!((harness.asked("first"), harness.of_provider("first").failures()), (1, 0));
         sleep_until(until).await;
-        assert_eq!(world.state("first"), State::Closed);
-        world.tell("first", ok());
-        assert_eq!(world.ask().await, "first");
+        assert_eq!(harness.state("first"), State::Closed);
+        harness.tell("first", ok());
+        assert_eq!(harness.ask().await, "first");
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn cooldowns_without_a_hint_double_and_a_success_ends_that() {
-    let world = two(Does::status(429), ok());
+    let harness = two(Script::status(429), ok());
     for length in [5, 10, 20, 40, 80, 160, 300, 300] {
-        assert_eq!(world.ask().await, "second");
-        let until = cooling_until(world.state("first"));
+        assert_eq!(harness.ask().await, "second");
+        let until = cooling_until(harness.state("first"));
         assert_eq!(until - now(), secs(length));
         sleep_until(until).await;
     }
-    assert_eq!(world.asked("first"), 8);
-    assert_eq!(world.of_provider("first").failures(), 0);
-    world.tell("first", ok());
-    assert_eq!(world.ask().await, "first");
-    world.tell("first", Does::status(429));
-    world.ask().await;
-    assert_eq!(cooling_until(world.state("first")) - now(), secs(5));
+    assert_eq!(harness.asked("first"), 8);
+    assert_eq!(harness.of_provider("first").failures(), 0);
+    harness.tell("first", ok());
+    assert_eq!(harness.ask().await, "first");
+    harness.tell("first", Script::status(429));
+    harness.ask().await;
+    assert_eq!(cooling_until(harness.state("first")) - now(), secs(5));
 }
 
 #[tokio::test(start_paused = true)]
 async fn ten_requests_that_are_limited_at_once_are_one_cooldown() {
-    let world = two(Does::status(429).after(secs(1)), ok());
-    assert_eq!(world.ask_at_once(10).await, served([("second", 10)]));
-    assert_eq!(world.asked("first"), 10);
-    let until = cooling_until(world.state("first"));
+    let harness = two(Script::status(429).after(secs(1)), ok());
+    assert_eq!(harness.ask_at_once(10).await, served([("second", 10)]));
+    assert_eq!(harness.asked("first"), 10);
+    let until = cooling_until(harness.state("first"));
     assert_eq!(until - now(), secs(5));
     sleep_until(until).await;
-    world.ask().await;
-    assert_eq!(cooling_until(world.state("first")) - now(), secs(10), "one step, not ten");
+    harness.ask().await;
+    assert_eq!(cooling_until(harness.state("first")) - now(), secs(10), "one step, not ten");
 }
 
 #[tokio::test(start_paused = true)]
 async fn without_a_breaker_the_first_provider_is_always_asked_first() {
-    let world =
-        World::with([("first", Does::status(500)), ("second", ok())], |chain| chain.without_health());
-    for does in [Does::status(500), Does::hint(429, "retry-after", "60"), Does::status(401)] {
-        world.tell("first", does);
-        assert_eq!(world.ask_times(50).await, served([("second", 50)]));
-        assert_eq!(world.state("first"), State::Closed);
+    let harness = Harness::with([("first", Script::status(500)), ("second", ok())], |chain| {
+        chain.without_health()
+    });
+    for script in [Script::status(500), Script::hint(429, "retry-after", "60"), Script::status(401)]
+    {
+        harness.tell("first", script);
+        assert_eq!(harness.ask_times(50).await, served([("second", 50)]));
+        assert_eq!(harness.state("first"), State::Closed);
     }
-    let asked = world.all_asked();
+    let asked = harness.all_asked();
     assert!(asked.chunks(2).all(|pair| pair == ["first", "second"]), "{asked:?}");
-    assert_eq!(world.of_provider("first").attempts(), 150);
+    assert_eq!(harness.of_provider("first").attempts(), 150);
 }
 
 // What a user may change.
 
 #[tokio::test(start_paused = true)]
 async fn an_isolated_provider_is_not_asked_until_it_is_restored() {
-    let world = two(ok(), Does::status(500));
-    world.chain.isolate("first").unwrap();
-    assert_eq!(world.state("first"), State::Isolated);
-    assert_eq!(world.post().send().await.unwrap().status(), 500, "not even as a last resort");
-    assert_eq!(world.asked("first"), 0);
-    world.chain.restore("first").unwrap();
-    assert_eq!(world.ask().await, "first");
+    let harness = two(ok(), Script::status(500));
+    harness.chain.isolate("first").unwrap();
+    assert_eq!(harness.state("first"), State::Isolated);
+    assert_eq!(harness.post().send().await.unwrap().status(), 500, "not even as a last resort");
+    assert_eq!(harness.asked("first"), 0);
+    harness.chain.restore("first").unwrap();
+    assert_eq!(harness.ask().await, "first");
 
     // It stands as its health has it.
-    let until = world.break_it("first").await;
-    world.chain.isolate("first").unwrap();
-    assert_eq!(world.state("first"), State::Isolated);
-    world.chain.restore("first").unwrap();
-    assert_eq!(world.state("first"), State::Open { until });
+    let until = harness.break_it("first").await;
+    harness.chain.isolate("first").unwrap();
+    assert_eq!(harness.state("first"), State::Isolated);
+    harness.chain.restore("first").unwrap();
+    assert_eq!(harness.state("first"), State::Open { until });
 }
 
 #[tokio::test(start_paused = true)]
 async fn where_all_are_isolated_there_is_an_error_and_no_attempt() {
-    let world = two(ok(), ok());
-    world.chain.isolate("first").unwrap();
-    world.chain.isolate("second").unwrap();
-    let (error, elapsed) = failure(&world).await;
+    let harness = two(ok(), ok());
+    harness.chain.isolate("first").unwrap();
+    harness.chain.isolate("second").unwrap();
+    let (error, elapsed) = failure(&harness).await;
     let failed = FailoverError::find(&error).unwrap();
     assert!(failed.report().attempts().is_empty() && !failed.is_timeout());
-    assert_eq!((elapsed, world.all_asked().len()), (Duration::ZERO, 0));
-    assert_eq!(world.chain.snapshot().exhausted(), 1);
+    assert_eq!((elapsed, harness.all_asked().len()), (Duration::ZERO, 0));
+    assert_eq!(harness.chain.snapshot().exhausted(), 1);
 }
 
 #[tokio::test(start_paused = true)]
 async fn isolating_does_not_disturb_an_attempt_in_flight() {
-    let world = two(ok().after(secs(2)), ok());
-    let slow = world.spawn();
+    let harness = two(ok().after(secs(2)), ok());
+    let slow = harness.spawn();
     tokio::time::sleep(secs(1)).await;
-    world.chain.isolate("first").unwrap();
+    harness.chain.isolate("first").unwrap();
     assert_eq!(slow.await.unwrap(), "first");
-    assert_eq!(world.state("first"), State::Isolated);
-    assert_eq!(world.of_provider("first").in_flight(), 0);
+    assert_eq!(harness.state("first"), State::Isolated);
+    assert_eq!(harness.of_provider("first").in_flight(), 0);
 
     // But it is not asked any more, also by those in flight.
-    world.chain.restore("first").unwrap();
-    world.tell("first", Does::status(500).after(secs(2)));
-    world.chain.isolate("second").unwrap();
-    world.chain.restore("second").unwrap();
-    let slow = tokio::spawn(world.post().send());
+    harness.chain.restore("first").unwrap();
+    harness.tell("first", Script::status(500).after(secs(2)));
+    harness.chain.isolate("second").unwrap();
+    harness.chain.restore("second").unwrap();
+    let slow = tokio::spawn(harness.post().send());
     tokio::time::sleep(secs(1)).await;
-    world.chain.isolate("second").unwrap();
+    harness.chain.isolate("second").unwrap();
     assert_eq!(slow.await.unwrap().unwrap().status(), 500);
-    assert_eq!(world.asked("second"), 0);
+    assert_eq!(harness.asked("second"), 0);
 }
 
 #[tokio::test(start_paused = true)]
 async fn isolating_a_provider_that_is_probed_wedges_nothing() {
-    let world = two(ok().after(secs(2)), ok());
-    sleep_until(world.break_it("first").await).await;
-    let probe = world.spawn();
+    let harness = two(ok().after(secs(2)), ok());
+    sleep_until(harness.break_it("first").await).await;
+    let probe = harness.spawn();
     tokio::time::sleep(secs(1)).await;
-    assert_eq!(world.state("first"), State::Probing);
-    world.chain.isolate("first").unwrap();
+    assert_eq!(harness.state("first"), State::Probing);
+    harness.chain.isolate("first").unwrap();
     assert_eq!(probe.await.unwrap(), "first");
-    world.chain.restore("first").unwrap();
-    assert_eq!(world.state("first"), State::Closed);
+    harness.chain.restore("first").unwrap();
+    assert_eq!(harness.state("first"), State::Closed);
 }
 
 #[tokio::test(start_paused = true)]
 async fn requests_in_flight_keep_the_order_that_they_began_with() {
-    let slow = Does::status(500).after(secs(2));
-    let world = World::of([("first", slow), ("second", ok()), ("third", ok())]);
-    let in_flight = world.spawn();
+    let slow = Script::status(500).after(secs(2));
+    let harness = Harness::of([("first", slow), ("second", ok()), ("third", ok())]);
+    let in_flight = harness.spawn();
     tokio::time::sleep(secs(1)).await;
-    world.chain.set_order(["third", "first", "second"]).unwrap();
-    assert_eq!(world.ask().await, "third");
+    harness.chain.set_order(["third", "first", "second"]).unwrap();
+    assert_eq!(harness.ask().await, "third");
     assert_eq!(in_flight.await.unwrap(), "second");
-    assert_eq!(world.all_asked(), ["first", "third", "second"]);
+    assert_eq!(harness.all_asked(), ["first", "third", "second"]);
     let names: Vec<_> =
-        world.chain.snapshot().providers().iter().map(|p| p.name().to_owned()).collect();
+        harness.chain.snapshot().providers().iter().map(|p| p.name().to_owned()).collect();
     assert_eq!(names, ["third", "first", "second"]);
-    assert_eq!(world.chain.snapshot().switched(), 1, "the one that began with another first");
+    assert_eq!(harness.chain.snapshot().switched(), 1, "the one that began with another first");
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_provider_keeps_its_health_when_the_order_changes() {
-    let world = World::of([("first", ok()), ("second", ok()), ("third", ok())]);
-    let until = world.break_it("second").await;
-    world.chain.set_order(["second", "third", "first"]).unwrap();
-    assert_eq!(world.state("second"), State::Open { until });
-    assert_eq!(world.ask().await, "third");
+    let harness = Harness::of([("first", ok()), ("second", ok()), ("third", ok())]);
+    let until = harness.break_it("second").await;
+    harness.chain.set_order(["second", "third", "first"]).unwrap();
+    assert_eq!(harness.state("second"), State::Open { until });
+    assert_eq!(harness.ask().await, "third");
 }
 
 #[test]
 fn an_unknown_name_is_an_error_that_lists_the_known() {
-    let world = two(ok(), ok());
-    let chain = &world.chain;
+    let harness = two(ok(), ok());
+    let chain = &harness.chain;
     for error in [
         chain.isolate("frist").unwrap_err(),
         chain.restore("frist").unwrap_err(),
@@ -713,38 +719,38 @@ fn an_unknown_name_is_an_error_that_lists_the_known() {
 
 #[tokio::test(start_paused = true)]
 async fn a_snapshot_counts_requests_and_attempts() {
-    let world = two(ok(), ok());
+    let harness = two(ok(), ok());
     let counts = || {
-        let snapshot = world.chain.snapshot();
+        let snapshot = harness.chain.snapshot();
         (snapshot.requests(), snapshot.switched(), snapshot.exhausted(), snapshot.passed_through())
     };
     let of = |name| {
-        let provider = world.of_provider(name);
+        let provider = harness.of_provider(name);
         (provider.attempts(), provider.served(), provider.failures(), provider.in_flight())
     };
     assert_eq!((counts(), of("first"), of("second")), ((0, 0, 0, 0), (0, 0, 0, 0), (0, 0, 0, 0)));
 
-    world.ask_times(3).await;
+    harness.ask_times(3).await;
     assert_eq!((counts(), of("first")), ((3, 0, 0, 0), (3, 3, 0, 0)));
 
-    world.tell("first", Does::status(500));
-    world.ask().await;
+    harness.tell("first", Script::status(500));
+    harness.ask().await;
     assert_eq!((counts(), of("first"), of("second")), ((4, 1, 0, 0), (4, 3, 1, 0), (1, 1, 0, 0)));
 
     // What is no failure of the provider is not counted as one.
-    world.tell("first", Does::status(400));
-    world.tell("second", Does::status(500));
-    assert_eq!(world.post().send().await.unwrap().status(), 500);
+    harness.tell("first", Script::status(400));
+    harness.tell("second", Script::status(500));
+    assert_eq!(harness.post().send().await.unwrap().status(), 500);
     assert_eq!((counts(), of("first"), of("second")), ((5, 1, 1, 0), (5, 3, 1, 0), (2, 1, 1, 0)));
 
-    let elsewhere = world.client.get("https://elsewhere.test/v1/models").send().await.unwrap();
+    let elsewhere = harness.client.get("https://elsewhere.test/v1/models").send().await.unwrap();
     assert!(Report::of(&elsewhere).is_none());
     assert_eq!(counts(), (5, 1, 1, 1));
 
     // In flight is where it is now, and a request counts when it is over.
-    world.tell("first", Does::status(500).after(secs(2)));
-    world.tell("second", ok().after(secs(2)));
-    let slow = world.spawn();
+    harness.tell("first", Script::status(500).after(secs(2)));
+    harness.tell("second", ok().after(secs(2)));
+    let slow = harness.spawn();
     tokio::time::sleep(secs(1)).await;
     assert_eq!((counts(), of("first"), of("second")), ((5, 1, 1, 1), (6, 3, 1, 1), (2, 1, 1, 0)));
     tokio::time::sleep(secs(2)).await;
@@ -753,7 +759,7 @@ async fn a_snapshot_counts_requests_and_attempts() {
     assert_eq!((counts(), of("second")), ((6, 2, 1, 1), (3, 2, 1, 0)));
 
     // Dropped: over, and neither served nor exhausted.
-    let dropped = tokio::time::timeout(secs(1), world.post().send());
+    let dropped = tokio::time::timeout(secs(1), harness.post().send());
     assert!(dropped.await.is_err());
     assert_eq!((counts(), of("first")), ((7, 2, 1, 1), (7, 3, 2, 0)));
 }
@@ -788,9 +794,9 @@ fn a_closure_may_ask_and_change_the_chain_that_calls_it() {
             });
             let seen = Arc::new(std::sync::Mutex::new(std::collections::BTreeSet::new()));
             let kinds = seen.clone();
-            let world = World::of_providers(
+            let harness = Harness::of_providers(
                 vec![first, second],
-                [("first", Does::status(500)), ("second", ok())],
+                [("first", Script::status(500)), ("second", ok())],
                 |chain| {
                     chain
                         .observe(move |event: &Event<'_>| {
@@ -809,18 +815,18 @@ fn a_closure_may_ask_and_change_the_chain_that_calls_it() {
                         })
                 },
             );
-            cell.set(world.chain.clone()).ok().unwrap();
-            world.client.get("https://elsewhere.test/").send().await.unwrap();
-            world.ask_times(20).await;
-            let until = open_until(world.state("first"));
-            drop(tokio::time::timeout(ms(1), world.post().send()).await);
+            cell.set(harness.chain.clone()).ok().unwrap();
+            harness.client.get("https://elsewhere.test/").send().await.unwrap();
+            harness.ask_times(20).await;
+            let until = open_until(harness.state("first"));
+            drop(tokio::time::timeout(ms(1), harness.post().send()).await);
             sleep_until(until).await;
-            world.tell("first", ok());
-            assert_eq!(world.ask().await, "first");
-            world.tell("first", Does::status(429));
-            world.tell("second", Does::status(500));
-            world.post().send().await.unwrap();
-            assert_eq!(world.chain.snapshot().callback_panics(), 0);
+            harness.tell("first", ok());
+            assert_eq!(harness.ask().await, "first");
+            harness.tell("first", Script::status(429));
+            harness.tell("second", Script::status(500));
+            harness.post().send().await.unwrap();
+            assert_eq!(harness.chain.snapshot().callback_panics(), 0);
             done.send(terminal::lock(&seen).clone()).unwrap();
         });
     });

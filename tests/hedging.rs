@@ -13,20 +13,20 @@ use reqwest_failover::{
     Reason, Report, Route, State, Verdict,
 };
 use reqwest_middleware::{ClientBuilder, Middleware, Next, Result};
-use terminal::{Does, Told, World, keyless, lock, ms, provider, secs, sleep_until};
+use terminal::{Harness, Script, Told, keyless, lock, ms, provider, secs, sleep_until};
 use tokio::time::{Instant, sleep};
 
 fn hedged(chain: ProviderChainBuilder) -> ProviderChainBuilder {
     chain.hedge(Hedge::after(ms(40)).max_extra(1.0))
 }
 
-fn stalled() -> Does {
-    Does::status(200).after(secs(2))
+fn stalled() -> Script {
+    Script::status(200).after(secs(2))
 }
 
-async fn ask(world: &World) -> (Response, Report, std::time::Duration) {
+async fn ask(harness: &Harness) -> (Response, Report, std::time::Duration) {
     let begun = Instant::now();
-    let response = world.post().send().await.unwrap();
+    let response = harness.post().send().await.unwrap();
     let report = Report::of(&response).unwrap().clone();
     (response, report, begun.elapsed())
 }
@@ -41,8 +41,9 @@ fn attempts(report: &Report) -> Vec<(&str, Reason, bool)> {
 
 #[tokio::test(start_paused = true)]
 async fn the_next_provider_serves_what_the_first_is_silent_about() {
-    let world = World::with([("a", stalled()), ("b", Does::status(201).after(ms(20)))], hedged);
-    let (response, report, took) = ask(&world).await;
+    let harness =
+        Harness::with([("a", stalled()), ("b", Script::status(201).after(ms(20)))], hedged);
+    let (response, report, took) = ask(&harness).await;
     assert_eq!((response.status().as_u16(), took), (201, ms(60)));
     assert_eq!(report.served_by(), Some("b"));
     assert_eq!(attempts(&report), [("a", Reason::Abandoned, true), ("b", Reason::Ok, false)]);
@@ -55,7 +56,7 @@ async fn the_next_provider_serves_what_the_first_is_silent_about() {
     );
     let own = |name: &str| name.to_owned();
     assert_eq!(
-        world.told(),
+        harness.told(),
         [
             Told::Started(own("a")),
             Told::Hedged(own("a"), own("b"), 40),
@@ -65,10 +66,10 @@ async fn the_next_provider_serves_what_the_first_is_silent_about() {
             Told::Finished(vec![(own("a"), own("abandoned")), (own("b"), own("ok"))]),
         ]
     );
-    assert_eq!(world.chain.snapshot().switched(), 1);
+    assert_eq!(harness.chain.snapshot().switched(), 1);
     for name in ["a", "b"] {
         assert_eq!(
-            (world.of_provider(name).in_flight(), world.of_provider(name).failures()),
+            (harness.of_provider(name).in_flight(), harness.of_provider(name).failures()),
             (0, 0)
         );
     }
@@ -76,32 +77,34 @@ async fn the_next_provider_serves_what_the_first_is_silent_about() {
 
 #[tokio::test(start_paused = true)]
 async fn the_first_provider_serves_if_it_answers_first() {
-    let world = World::with([("a", Does::status(200).after(ms(50))), ("b", stalled())], hedged);
-    let (_, report, took) = ask(&world).await;
+    let harness =
+        Harness::with([("a", Script::status(200).after(ms(50))), ("b", stalled())], hedged);
+    let (_, report, took) = ask(&harness).await;
     assert_eq!(took, ms(50));
     assert_eq!(attempts(&report), [("b", Reason::Abandoned, true), ("a", Reason::Ok, false)]);
     assert_eq!(report.served_by(), Some("a"));
-    let snapshot = world.chain.snapshot();
+    let snapshot = harness.chain.snapshot();
     assert_eq!((snapshot.switched(), snapshot.requests()), (0, 1));
-    assert_eq!(world.of_provider("b").in_flight(), 0);
+    assert_eq!(harness.of_provider("b").in_flight(), 0);
 }
 
 #[tokio::test(start_paused = true)]
 async fn nobody_is_asked_beside_a_provider_that_answers_soon_enough() {
-    let world = World::with([("a", Does::status(200).after(ms(39))), ("b", stalled())], hedged);
+    let harness =
+        Harness::with([("a", Script::status(200).after(ms(39))), ("b", stalled())], hedged);
     for _ in 0..20 {
-        assert_eq!(world.ask().await, "a");
+        assert_eq!(harness.ask().await, "a");
     }
-    assert_eq!(world.asked("b"), 0);
+    assert_eq!(harness.asked("b"), 0);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_hedge_that_fails_leaves_the_first_in_peace_and_launches_the_next() {
-    let world = World::with(
-        [("a", stalled()), ("b", Does::status(500).after(ms(5))), ("c", Does::status(200))],
+    let harness = Harness::with(
+        [("a", stalled()), ("b", Script::status(500).after(ms(5))), ("c", Script::status(200))],
         hedged,
     );
-    let (_, report, took) = ask(&world).await;
+    let (_, report, took) = ask(&harness).await;
     assert_eq!(took, ms(45));
     assert_eq!(
         attempts(&report),
@@ -112,181 +115,182 @@ async fn a_hedge_that_fails_leaves_the_first_in_peace_and_launches_the_next() {
         ]
     );
 
-    let world = World::with([("a", stalled()), ("b", Does::status(500).after(ms(5)))], hedged);
-    let (_, report, took) = ask(&world).await;
+    let harness =
+        Harness::with([("a", stalled()), ("b", Script::status(500).after(ms(5)))], hedged);
+    let (_, report, took) = ask(&harness).await;
     assert_eq!(took, secs(2));
     assert_eq!(attempts(&report), [("b", Reason::ServerError, false), ("a", Reason::Ok, false)]);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_first_that_fails_beside_its_hedge_leaves_the_answer_to_it() {
-    let world = World::with(
-        [("a", Does::status(500).after(ms(50))), ("b", Does::status(200).after(ms(100)))],
+    let harness = Harness::with(
+        [("a", Script::status(500).after(ms(50))), ("b", Script::status(200).after(ms(100)))],
         hedged,
     );
-    let (_, report, took) = ask(&world).await;
+    let (_, report, took) = ask(&harness).await;
     assert_eq!(took, ms(140));
     assert_eq!(attempts(&report), [("a", Reason::ServerError, false), ("b", Reason::Ok, false)]);
 }
 
 #[tokio::test(start_paused = true)]
 async fn the_last_to_land_is_handed_on_if_both_fail() {
-    let world = World::with(
-        [("a", Does::status(500).after(ms(60))), ("b", Does::status(502).after(ms(5)))],
+    let harness = Harness::with(
+        [("a", Script::status(500).after(ms(60))), ("b", Script::status(502).after(ms(5)))],
         hedged,
     );
-    let (response, report, took) = ask(&world).await;
+    let (response, report, took) = ask(&harness).await;
     assert_eq!((response.status().as_u16(), took), (500, ms(60)));
     assert_eq!(
         attempts(&report),
         [("b", Reason::ServerError, false), ("a", Reason::ServerError, false)]
     );
     assert_eq!(report.served_by(), None);
-    assert_eq!(world.chain.snapshot().exhausted(), 1);
+    assert_eq!(harness.chain.snapshot().exhausted(), 1);
 }
 
 #[tokio::test(start_paused = true)]
 async fn both_time_out_each_at_its_own_time() {
-    let world = World::with([("a", Does::hang()), ("b", Does::hang())], |chain| {
+    let harness = Harness::with([("a", Script::hang()), ("b", Script::hang())], |chain| {
         hedged(chain).attempt_timeout(ms(100)).total_timeout(secs(1))
     });
     let begun = Instant::now();
-    let error = world.post().send().await.unwrap_err();
+    let error = harness.post().send().await.unwrap_err();
     assert_eq!(begun.elapsed(), ms(140));
     let failed = FailoverError::find(&error).unwrap();
     assert_eq!(
         attempts(failed.report()),
         [("a", Reason::Timeout, true), ("b", Reason::Timeout, true)]
     );
-    assert_eq!(world.of_provider("a").failures(), 1);
+    assert_eq!(harness.of_provider("a").failures(), 1);
 }
 
 #[tokio::test(start_paused = true)]
 async fn the_total_timeout_ends_both() {
-    let world = World::with([("a", Does::hang()), ("b", Does::hang())], |chain| {
+    let harness = Harness::with([("a", Script::hang()), ("b", Script::hang())], |chain| {
         hedged(chain).total_timeout(ms(90))
     });
     let begun = Instant::now();
-    let error = world.post().send().await.unwrap_err();
+    let error = harness.post().send().await.unwrap_err();
     assert_eq!(begun.elapsed(), ms(90));
     assert!(FailoverError::find(&error).unwrap().is_timeout());
-    assert_eq!(["a", "b"].map(|name| world.of_provider(name).in_flight()), [0, 0]);
+    assert_eq!(["a", "b"].map(|name| harness.of_provider(name).in_flight()), [0, 0]);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_body_that_can_be_sent_once_is_never_hedged() {
-    let world = World::with([("a", stalled()), ("b", Does::status(200))], hedged);
+    let harness = Harness::with([("a", stalled()), ("b", Script::status(200))], hedged);
     let stream = futures_util::stream::iter([Ok::<_, std::io::Error>("x")]);
     let response =
-        world.client.post(terminal::URL).body(Body::wrap_stream(stream)).send().await.unwrap();
+        harness.client.post(terminal::URL).body(Body::wrap_stream(stream)).send().await.unwrap();
     let report = Report::of(&response).unwrap();
     assert_eq!(attempts(report), [("a", Reason::Ok, false)]);
-    assert_eq!(world.asked("b"), 0);
+    assert_eq!(harness.asked("b"), 0);
 }
 
 #[tokio::test(start_paused = true)]
 async fn only_idempotent_requests_are_hedged_under_idempotent_only() {
-    let world = World::with([("a", stalled()), ("b", Does::status(200))], |chain| {
+    let harness = Harness::with([("a", stalled()), ("b", Script::status(200))], |chain| {
         hedged(chain).on_ambiguous(Ambiguous::IdempotentOnly)
     });
-    assert_eq!(world.ask().await, "a");
-    assert_eq!(world.asked("b"), 0);
-    let response = world.client.get(terminal::URL).send().await.unwrap();
+    assert_eq!(harness.ask().await, "a");
+    assert_eq!(harness.asked("b"), 0);
+    let response = harness.client.get(terminal::URL).send().await.unwrap();
     assert_eq!(Report::of(&response).unwrap().served_by(), Some("b"));
-    let response = world.post().header("idempotency-key", "1").send().await.unwrap();
+    let response = harness.post().header("idempotency-key", "1").send().await.unwrap();
     assert_eq!(Report::of(&response).unwrap().served_by(), Some("b"));
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_route_without_failover_and_a_single_attempt_are_not_hedged() {
-    let world = World::with([("a", stalled()), ("b", Does::status(200))], hedged);
-    let response = world.post().with_extension(Route::no_failover()).send().await.unwrap();
+    let harness = Harness::with([("a", stalled()), ("b", Script::status(200))], hedged);
+    let response = harness.post().with_extension(Route::no_failover()).send().await.unwrap();
     assert_eq!(Report::of(&response).unwrap().served_by(), Some("a"));
-    let world = World::with([("a", stalled()), ("b", Does::status(200))], |chain| {
+    let harness = Harness::with([("a", stalled()), ("b", Script::status(200))], |chain| {
         hedged(chain).max_attempts(1)
     });
-    assert_eq!(world.ask().await, "a");
-    assert_eq!(world.asked("b"), 0);
+    assert_eq!(harness.ask().await, "a");
+    assert_eq!(harness.asked("b"), 0);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_provider_whose_breaker_is_open_is_no_hedge() {
-    let world = World::with([("a", stalled()), ("b", Does::status(200))], hedged);
-    world.break_it("b").await;
-    let asked = world.asked("b");
-    assert_eq!(world.ask().await, "a");
-    assert_eq!(world.asked("b"), asked);
+    let harness = Harness::with([("a", stalled()), ("b", Script::status(200))], hedged);
+    harness.break_it("b").await;
+    let asked = harness.asked("b");
+    assert_eq!(harness.ask().await, "a");
+    assert_eq!(harness.asked("b"), asked);
 }
 
 #[tokio::test(start_paused = true)]
 async fn one_request_in_twenty_is_hedged_at_most() {
-    let world = World::with([("a", stalled()), ("b", Does::status(200))], |chain| {
+    let harness = Harness::with([("a", stalled()), ("b", Script::status(200))], |chain| {
         chain.hedge(Hedge::after(ms(40))).without_health()
     });
     for _ in 0..100 {
-        world.ask().await;
+        harness.ask().await;
     }
-    assert_eq!(world.asked("b"), 5);
-    assert_eq!(world.of_provider("a").in_flight(), 0);
+    assert_eq!(harness.asked("b"), 5);
+    assert_eq!(harness.of_provider("a").in_flight(), 0);
 }
 
 #[tokio::test(start_paused = true)]
 async fn five_overtaken_in_a_row_open_the_breaker() {
-    let world = World::with([("a", stalled()), ("b", Does::status(200))], hedged);
+    let harness = Harness::with([("a", stalled()), ("b", Script::status(200))], hedged);
     for _ in 0..5 {
-        assert_eq!(world.state("a"), State::Closed);
-        assert_eq!(world.ask().await, "b");
+        assert_eq!(harness.state("a"), State::Closed);
+        assert_eq!(harness.ask().await, "b");
     }
-    assert!(matches!(world.state("a"), State::Open { .. }));
-    assert!(world.told().contains(&Told::Opened("a".to_owned(), 1)));
-    assert_eq!(world.of_provider("a").failures(), 0);
-    assert_eq!(world.ask().await, "b");
-    assert_eq!(world.asked("a"), 5);
+    assert!(matches!(harness.state("a"), State::Open { .. }));
+    assert!(harness.told().contains(&Told::Opened("a".to_owned(), 1)));
+    assert_eq!(harness.of_provider("a").failures(), 0);
+    assert_eq!(harness.ask().await, "b");
+    assert_eq!(harness.asked("a"), 5);
 }
 
 #[tokio::test(start_paused = true)]
 async fn an_adaptive_hedge_learns_what_is_usual_first() {
-    let world =
-        World::with([("a", Does::status(200).after(ms(10))), ("b", Does::status(200))], |chain| {
-            chain.hedge(Hedge::adaptive().max_extra(1.0))
-        });
-    world.tell("a", stalled());
-    assert_eq!(world.ask().await, "a", "nothing is known yet");
-    world.tell("a", Does::status(200).after(ms(10)));
+    let harness = Harness::with(
+        [("a", Script::status(200).after(ms(10))), ("b", Script::status(200))],
+        |chain| chain.hedge(Hedge::adaptive().max_extra(1.0)),
+    );
+    harness.tell("a", stalled());
+    assert_eq!(harness.ask().await, "a", "nothing is known yet");
+    harness.tell("a", Script::status(200).after(ms(10)));
     for _ in 0..30 {
-        assert_eq!(world.ask().await, "a");
+        assert_eq!(harness.ask().await, "a");
     }
-    world.tell("a", stalled());
-    let (_, report, took) = ask(&world).await;
+    harness.tell("a", stalled());
+    let (_, report, took) = ask(&harness).await;
     assert_eq!((report.served_by(), took), (Some("b"), ms(20)));
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_caller_that_gives_up_drops_both() {
-    let world = World::with([("a", Does::hang()), ("b", Does::hang())], hedged);
-    let abandoned = tokio::time::timeout(ms(60), world.post().send()).await;
+    let harness = Harness::with([("a", Script::hang()), ("b", Script::hang())], hedged);
+    let abandoned = tokio::time::timeout(ms(60), harness.post().send()).await;
     assert!(abandoned.is_err());
-    assert_eq!(["a", "b"].map(|name| world.of_provider(name).in_flight()), [0, 0]);
+    assert_eq!(["a", "b"].map(|name| harness.of_provider(name).in_flight()), [0, 0]);
     let ended: Vec<_> =
-        world.told().into_iter().filter(|told| matches!(told, Told::Ended(..))).collect();
+        harness.told().into_iter().filter(|told| matches!(told, Told::Ended(..))).collect();
     let own = |name: &str| Told::Ended(name.to_owned(), "abandoned".to_owned());
     assert_eq!(ended, [own("a"), own("b")]);
-    assert_eq!(world.state("a"), State::Closed);
+    assert_eq!(harness.state("a"), State::Closed);
 }
 
 /// Polls a request k times and drops it, k + 1, until it is ready.
 #[tokio::test(start_paused = true)]
 async fn wherever_a_race_is_dropped_nothing_stays_in_flight() {
     for (a, b) in [
-        (Does::status(500).after(ms(50)), Does::status(200).after(ms(50)).yields(2)),
-        (Does::hang(), Does::status(500).yields(3)),
-        (Does::status(200).after(ms(41)).yields(1), Does::hang()),
+        (Script::status(500).after(ms(50)), Script::status(200).after(ms(50)).yields(2)),
+        (Script::hang(), Script::status(500).yields(3)),
+        (Script::status(200).after(ms(41)).yields(1), Script::hang()),
     ] {
         for polls in 0..40 {
-            let world = World::with([("a", a.clone()), ("b", b.clone())], |chain| {
+            let harness = Harness::with([("a", a.clone()), ("b", b.clone())], |chain| {
                 hedged(chain).attempt_timeout(ms(70)).total_timeout(ms(300))
             });
-            let mut request = Box::pin(world.post().send());
+            let mut request = Box::pin(harness.post().send());
             for _ in 0..polls {
                 if futures_util::poll!(&mut request).is_ready() {
                     break;
@@ -295,10 +299,10 @@ async fn wherever_a_race_is_dropped_nothing_stays_in_flight() {
             }
             drop(request);
             for name in ["a", "b"] {
-                let provider = world.of_provider(name);
+                let provider = harness.of_provider(name);
                 assert_eq!(provider.in_flight(), 0, "{name} after {polls} polls");
             }
-            let told = world.told();
+            let told = harness.told();
             let count = |wanted: fn(&Told) -> bool| told.iter().filter(|told| wanted(told)).count();
             let started = count(|told| matches!(told, Told::Started(_)));
             assert_eq!(started, count(|told| matches!(told, Told::Ended(..))), "{told:?}");
@@ -309,29 +313,29 @@ async fn wherever_a_race_is_dropped_nothing_stays_in_flight() {
 
 #[tokio::test(start_paused = true)]
 async fn an_error_that_is_accepted_overtakes_nobody() {
-    let world = World::with([("a", Does::hang()), ("b", Does::fail())], |chain| {
+    let harness = Harness::with([("a", Script::hang()), ("b", Script::fail())], |chain| {
         hedged(chain).classify(|_| Verdict::Accept)
     });
     for _ in 0..5 {
-        world.post().send().await.unwrap_err();
+        harness.post().send().await.unwrap_err();
     }
-    assert_eq!(world.state("a"), State::Closed, "nobody answered before it");
-    assert_eq!(["a", "b"].map(|name| world.of_provider(name).in_flight()), [0, 0]);
+    assert_eq!(harness.state("a"), State::Closed, "nobody answered before it");
+    assert_eq!(["a", "b"].map(|name| harness.of_provider(name).in_flight()), [0, 0]);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_panic_beside_another_attempt_leaves_nothing_in_flight() {
     for (a, b) in [
-        (Does::hang(), Does::panic().after(ms(3))),
-        (Does::panic().after(ms(50)), Does::hang()),
-        (Does::hang(), Does::panic()),
+        (Script::hang(), Script::panic().after(ms(3))),
+        (Script::panic().after(ms(50)), Script::hang()),
+        (Script::hang(), Script::panic()),
     ] {
-        let world = World::with([("a", a), ("b", b)], hedged);
-        let asked = std::panic::AssertUnwindSafe(world.post().send());
+        let harness = Harness::with([("a", a), ("b", b)], hedged);
+        let asked = std::panic::AssertUnwindSafe(harness.post().send());
         assert!(asked.catch_unwind().await.is_err());
-        assert_eq!(["a", "b"].map(|name| world.of_provider(name).in_flight()), [0, 0]);
-        assert_eq!(["a", "b"].map(|name| world.state(name)), [State::Closed; 2]);
-        let ended = world.told().into_iter().filter(|told| matches!(told, Told::Ended(..)));
+        assert_eq!(["a", "b"].map(|name| harness.of_provider(name).in_flight()), [0, 0]);
+        assert_eq!(["a", "b"].map(|name| harness.state(name)), [State::Closed; 2]);
+        let ended = harness.told().into_iter().filter(|told| matches!(told, Told::Ended(..)));
         assert_eq!(ended.count(), 2);
     }
 }
@@ -339,46 +343,46 @@ async fn a_panic_beside_another_attempt_leaves_nothing_in_flight() {
 #[tokio::test(start_paused = true)]
 async fn a_hedge_that_never_leaves_is_not_processed() {
     let hanging = || keyless("b").bearer_auth_with(std::future::pending::<std::io::Result<String>>);
-    let world = World::of_providers(
+    let harness = Harness::of_providers(
         vec![provider("a"), hanging()],
-        [("a", Does::status(200).after(ms(90))), ("b", Does::status(200))],
+        [("a", Script::status(200).after(ms(90))), ("b", Script::status(200))],
         hedged,
     );
-    let response = world.post().send().await.unwrap();
+    let response = harness.post().send().await.unwrap();
     let report = Report::of(&response).unwrap();
     assert_eq!(report.served_by(), Some("a"));
     let lost = &report.attempts()[0];
     assert_eq!((lost.provider(), lost.reason()), ("b", Reason::Abandoned));
     assert!(!lost.maybe_processed());
-    assert_eq!(world.of_provider("b").in_flight(), 0);
-    assert_eq!(world.asked("b"), 0);
+    assert_eq!(harness.of_provider("b").in_flight(), 0);
+    assert_eq!(harness.asked("b"), 0);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_hedge_that_cannot_be_prepared_makes_way_for_the_next() {
     let panics = |_: &mut Request| -> std::io::Result<()> { panic!("scripted") };
-    let world = World::of_providers(
+    let harness = Harness::of_providers(
         vec![provider("a"), provider("b").map_request(panics), provider("c")],
-        [("a", Does::hang()), ("b", Does::status(200)), ("c", Does::status(200))],
+        [("a", Script::hang()), ("b", Script::status(200)), ("c", Script::status(200))],
         hedged,
     );
-    assert_eq!(world.ask().await, "c");
-    assert!(world.told().contains(&Told::Panicked("map_request")));
-    assert_eq!(["a", "b", "c"].map(|name| world.of_provider(name).in_flight()), [0; 3]);
+    assert_eq!(harness.ask().await, "c");
+    assert!(harness.told().contains(&Told::Panicked("map_request")));
+    assert_eq!(["a", "b", "c"].map(|name| harness.of_provider(name).in_flight()), [0; 3]);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_probe_that_is_overtaken_breaks_for_longer_and_gives_its_lease_back() {
-    let world = World::with([("a", Does::hang()), ("b", Does::status(200))], hedged);
-    let until = world.break_it("a").await;
+    let harness = Harness::with([("a", Script::hang()), ("b", Script::status(200))], hedged);
+    let until = harness.break_it("a").await;
     sleep_until(until).await;
-    world.told();
-    assert_eq!(world.ask().await, "b");
-    let told = world.told();
+    harness.told();
+    assert_eq!(harness.ask().await, "b");
+    let told = harness.told();
     assert!(told.contains(&Told::Probing("a".to_owned())), "{told:?}");
     assert!(told.contains(&Told::Opened("a".to_owned(), 2)), "{told:?}");
-    assert!(matches!(world.state("a"), State::Open { .. }));
-    assert_eq!(world.of_provider("a").in_flight(), 0);
+    assert!(matches!(harness.state("a"), State::Open { .. }));
+    assert_eq!(harness.of_provider("a").in_flight(), 0);
 }
 
 /// Leaves a note in the extensions for each request that it sees.
@@ -430,29 +434,32 @@ async fn each_has_its_own_key_and_extensions_and_only_the_winners_come_back() {
 #[tokio::test(start_paused = true)]
 async fn an_event_stream_that_says_nothing_is_overtaken() {
     let events = |body: fn() -> Body| {
-        Does::answer(200, &[("content-type", "text/event-stream".to_owned())], body)
+        Script::answer(200, &[("content-type", "text/event-stream".to_owned())], body)
     };
     let content = || {
         const DELTA: &str =
             "data: {\"choices\":[{\"delta\":{\"content\":\"b\"}}]}\n\ndata: [DONE]\n\n";
         Body::from(DELTA)
     };
-    let world = World::with(
+    let harness = Harness::with(
         [("a", events(terminal::silence)), ("b", events(content).after(ms(20)))],
         |chain| hedged(chain).inspect(reqwest_failover::Inspect::errors_in_success()),
     );
-    let (response, report, took) = ask(&world).await;
+    let (response, report, took) = ask(&harness).await;
     assert_eq!(took, ms(60));
     assert_eq!(attempts(&report), [("a", Reason::Abandoned, true), ("b", Reason::Ok, false)]);
     assert!(response.text().await.unwrap().contains("\"b\""));
-    assert_eq!(["a", "b"].map(|name| world.of_provider(name).in_flight()), [0, 0]);
-    assert_eq!(world.of_provider("b").served(), 1);
+    assert_eq!(["a", "b"].map(|name| harness.of_provider(name).in_flight()), [0, 0]);
+    assert_eq!(harness.of_provider("b").served(), 1);
 }
 
 #[test]
 fn settings_that_cannot_be_meant_are_config_errors() {
     let build = |hedge| {
-        ProviderChain::builder([Provider::openai("key")]).attempt_timeout(secs(1)).hedge(hedge).build()
+        ProviderChain::builder([Provider::openai("key")])
+            .attempt_timeout(secs(1))
+            .hedge(hedge)
+            .build()
     };
     for wrong in [
         Hedge::after(ms(0)),
@@ -471,11 +478,11 @@ fn settings_that_cannot_be_meant_are_config_errors() {
 
 #[tokio::test(start_paused = true)]
 async fn a_slow_provider_stays_closed_where_nothing_counts() {
-    let world = World::with([("a", stalled()), ("b", Does::status(200))], |chain| {
+    let harness = Harness::with([("a", stalled()), ("b", Script::status(200))], |chain| {
         hedged(chain).breaker(Breaker::default().consecutive(1000))
     });
     for _ in 0..100 {
-        assert_eq!(world.ask().await, "b");
+        assert_eq!(harness.ask().await, "b");
     }
-    assert_eq!(world.state("a"), State::Closed, "no share of overtaken requests opens a breaker");
+    assert_eq!(harness.state("a"), State::Closed, "no share of overtaken requests opens a breaker");
 }

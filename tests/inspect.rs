@@ -17,7 +17,7 @@ use reqwest_middleware::{ClientBuilder, ClientWithMiddleware};
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
-use support::stage::{Stage, line, plain};
+use support::harness::{WireHarness, line, plain};
 use support::{Answer, Part, Place, Received, Script, Step, lock};
 
 const ROLE: &str =
@@ -34,7 +34,7 @@ const HANDED_ON: &str = "cometapi 200 in # ms";
 
 /// Two providers, of which the second always answers well, and a chain that inspects.
 struct Play {
-    stage: Stage,
+    harness: WireHarness,
     chain: ProviderChain,
     client: ClientWithMiddleware,
     told: Arc<Mutex<Vec<String>>>,
@@ -50,17 +50,17 @@ impl Play {
         inspect: Inspect,
         set_up: impl FnOnce(ProviderChainBuilder) -> ProviderChainBuilder,
     ) -> Self {
-        Self::on(Stage::two(first, Answer::ok()).await, inspect, set_up)
+        Self::on(WireHarness::two(first, Answer::ok()).await, inspect, set_up)
     }
 
     fn on(
-        stage: Stage,
+        harness: WireHarness,
         inspect: Inspect,
         set_up: impl FnOnce(ProviderChainBuilder) -> ProviderChainBuilder,
     ) -> Self {
         let told = Arc::new(Mutex::new(Vec::new()));
         let teller = told.clone();
-        let chain = set_up(stage.chain().inspect(inspect)).observe(move |event| {
+        let chain = set_up(harness.chain().inspect(inspect)).observe(move |event| {
             lock(&teller).extend(match event {
                 Event::StreamBroken { provider, .. } => Some(format!("{provider} broke off")),
                 Event::BreakerOpened { provider, .. } => Some(format!("{provider} opened")),
@@ -71,11 +71,11 @@ impl Play {
         });
         let chain = chain.build().expect("a chain");
         let client = ClientBuilder::new(plain()).with(chain.clone()).build();
-        Self { stage, chain, client, told }
+        Self { harness, chain, client, told }
     }
 
     async fn ask(&self) -> Response {
-        self.stage.post(&self.client).send().await.expect("a response")
+        self.harness.post(&self.client).send().await.expect("a response")
     }
 
     fn told(&self) -> Vec<String> {
@@ -90,7 +90,7 @@ impl Play {
     #[track_caller]
     fn assert_failed_over(&self, response: &Response, reason: Reason, message: &str) {
         let report = Report::of(response).unwrap();
-        self.stage.hear(format!("{report} {report:?}"));
+        self.harness.hear(format!("{report} {report:?}"));
         let attempt = &report.attempts()[0];
         assert_eq!(attempt.reason(), reason, "{report:?}");
         assert_eq!(attempt.message(), Some(message), "{report:?}");
@@ -100,7 +100,7 @@ impl Play {
         let line = line(report).replace(" (maybe processed)", "");
         assert_eq!(line, FAILED_OVER);
         assert_eq!(report.served_by(), Some("openai"));
-        self.stage.assert_asked(&[1, 1]);
+        self.harness.assert_asked(&[1, 1]);
         assert_eq!(self.told(), ["cometapi → openai"]);
         let first = self.first();
         assert_eq!((first.served(), first.failures(), first.in_flight()), (0, 1, 0));
@@ -114,7 +114,7 @@ impl Play {
         assert_eq!(report.served_by(), Some("cometapi"));
         assert_eq!(report.attempts()[0].reason(), Reason::Ok);
         assert_eq!(report.attempts()[0].message(), None);
-        assert_eq!(self.stage.actors[1].server.connections(), 0);
+        assert_eq!(self.harness.actors[1].server.connections(), 0);
     }
 
     /// Over, and well, as far as the first provider's health is concerned.
@@ -204,8 +204,8 @@ async fn an_error_in_a_json_body_fails_over() {
 #[tokio::test]
 async fn without_inspect_an_error_in_a_json_body_is_handed_on() {
     let body = r#"{"error":{"message":"No channel is free."}}"#;
-    let stage = Stage::two(json(body), Answer::ok()).await;
-    let response = stage.post(&stage.client()).send().await.unwrap();
+    let harness = WireHarness::two(json(body), Answer::ok()).await;
+    let response = harness.post(&harness.client()).send().await.unwrap();
     assert_eq!(line(Report::of(&response).unwrap()), HANDED_ON);
     assert_eq!(response.text().await.unwrap(), body);
 }
@@ -221,7 +221,7 @@ async fn a_page_in_place_of_data_fails_over() {
 
     // Who asks for pages gets them.
     let play = Play::of(page).await;
-    let url = play.stage.actors[1].url("/");
+    let url = play.harness.actors[1].url("/");
     let response = play.client.get(url).header("accept", "text/html").send().await.unwrap();
     play.assert_handed_on(&response);
     assert_eq!(response.text().await.unwrap(), "<html>Hi.");
@@ -458,7 +458,7 @@ async fn an_error_after_content_is_handed_on_and_counted_once() {
     let response = play.ask().await;
     play.assert_handed_on(&response);
     assert_eq!(read(response).await, (sent.concat().into_bytes(), false));
-    play.stage.assert_asked(&[1, 0]);
+    play.harness.assert_asked(&[1, 0]);
     assert_eq!(play.told(), ["cometapi broke off"]);
     let first = play.first();
     assert_eq!((first.served(), first.failures(), first.in_flight()), (1, 1, 0));
@@ -482,7 +482,7 @@ async fn a_stream_that_is_cut_inside_a_character_keeps_every_byte_before_the_cut
     let response = play.ask().await;
     play.assert_handed_on(&response);
     assert_eq!(read(response).await, (cut.concat(), true));
-    play.stage.assert_asked(&[1, 0]);
+    play.harness.assert_asked(&[1, 0]);
     assert_eq!(play.told(), ["cometapi broke off"]);
     assert_eq!((play.first().failures(), play.first().in_flight()), (1, 0));
 }
@@ -562,7 +562,7 @@ async fn what_is_handed_on_is_what_a_plain_client_sees() {
         Answer::status(200).header("content-type", "image/png").body(*b"\x89PNG\x00\xff"),
     ] {
         let play = Play::of(headers(answer)).await;
-        let url = play.stage.actors[0].url("/chat/completions?a=%20b");
+        let url = play.harness.actors[0].url("/chat/completions?a=%20b");
         let seen = plain().post(&url).body("{}").send().await.unwrap();
         let inspected = play.client.post(&url).body("{}").send().await.unwrap();
         assert_eq!(inspected.url(), seen.url());
@@ -579,7 +579,7 @@ async fn what_is_handed_on_is_what_a_plain_client_sees() {
         assert!(!inspected.0.is_empty());
         assert_eq!(play.first().in_flight(), 0);
         // The plain request had no key.
-        assert_eq!(play.stage.requests(0).len(), 2);
+        assert_eq!(play.harness.requests(0).len(), 2);
     }
 }
 
@@ -708,7 +708,7 @@ async fn who_drops_the_request_while_it_is_looked_into_leaves_nothing_behind() {
         json("{\"a\":1}").at(Place::WithinBody, Step::Stall),
     ] {
         let play = Play::of(answer).await;
-        let server = &play.stage.actors[0].server;
+        let server = &play.harness.actors[0].server;
         tokio::select! {
             response = play.ask() => panic!("not held back: {response:?}"),
             () = async {
@@ -716,7 +716,7 @@ async fn who_drops_the_request_while_it_is_looked_into_leaves_nothing_behind() {
                 tokio::time::sleep(ms(30)).await;
             } => {}
         }
-        play.stage.assert_asked(&[1, 0]);
+        play.harness.assert_asked(&[1, 0]);
         let first = play.first();
         assert_eq!((first.served(), first.failures(), first.in_flight()), (0, 0, 0));
         assert_eq!(play.chain.snapshot().requests(), 1);
@@ -752,7 +752,7 @@ async fn classify_sees_the_error_in_the_success_and_has_the_last_word() {
     let play = Play::with(json(body), inspect, |chain| chain.classify(unhurt)).await;
     play.ask().await;
     assert_eq!(play.first().failures(), 0);
-    play.stage.assert_asked(&[1, 1]);
+    play.harness.assert_asked(&[1, 1]);
 }
 
 #[tokio::test]
@@ -768,8 +768,8 @@ async fn the_careful_preset_fails_over_on_an_error_in_a_success() {
 }
 
 async fn both_flawed(first: Answer, last: Answer, exhausted: Exhausted) -> Play {
-    let stage = Stage::two(first, last).await;
-    Play::on(stage, Inspect::errors_in_success(), |chain| chain.on_exhausted(exhausted))
+    let harness = WireHarness::two(first, last).await;
+    Play::on(harness, Inspect::errors_in_success(), |chain| chain.on_exhausted(exhausted))
 }
 
 #[tokio::test]
@@ -785,7 +785,7 @@ async fn the_last_flawed_response_is_handed_on_untouched() {
         let play = both_flawed(first.clone(), last, Exhausted::LastOutcome).await;
         let response = play.ask().await;
         assert_eq!(response.status(), 200);
-        assert_eq!(response.url().as_str(), play.stage.actors[1].url("/chat/completions"));
+        assert_eq!(response.url().as_str(), play.harness.actors[1].url("/chat/completions"));
         let report = Report::of(&response).unwrap();
         assert_eq!(line(report), FAILED_OVER);
         assert_eq!(report.served_by(), None);
@@ -804,9 +804,9 @@ async fn the_last_flawed_response_is_handed_on_untouched() {
 async fn the_error_of_all_says_what_was_found_in_each() {
     let first = json(r#"{"error":{"message":"no channel"}}"#);
     let play = both_flawed(first, events([data(ERROR)]), Exhausted::Error).await;
-    let error = play.stage.post(&play.client).send().await.expect_err("nobody served");
+    let error = play.harness.post(&play.client).send().await.expect_err("nobody served");
     let failed = FailoverError::find(&error).unwrap();
-    let text = play.stage.hear(failed);
+    let text = play.harness.hear(failed);
     assert!(text.contains("cometapi") && text.contains("no channel"), "{text}");
     assert!(text.contains("openai") && text.contains("No channel is free."), "{text}");
     assert!(failed.last_status().is_some_and(|status| status == 200));
@@ -830,13 +830,13 @@ async fn a_key_that_is_echoed_in_a_success_is_not_shown() {
         }
     };
     for (streamed, mark) in [(false, ""), (true, ""), (false, "\u{feff}"), (true, "\u{feff}")] {
-        let stage = Stage::two(echo(streamed, mark), echo(!streamed, mark)).await;
-        let play = Play::on(stage, Inspect::errors_in_success(), |chain| {
+        let harness = WireHarness::two(echo(streamed, mark), echo(!streamed, mark)).await;
+        let play = Play::on(harness, Inspect::errors_in_success(), |chain| {
             chain.on_exhausted(Exhausted::Error)
         });
-        let error = play.stage.post(&play.client).send().await.expect_err("nobody served");
+        let error = play.harness.post(&play.client).send().await.expect_err("nobody served");
         let failed = FailoverError::find(&error).unwrap();
-        play.stage.hear(format!("{error} {error:?} {failed} {failed:?} {:?}", failed.report()));
+        play.harness.hear(format!("{error} {error:?} {failed} {failed:?} {:?}", failed.report()));
         for attempt in failed.report().attempts() {
             let message = attempt.message().unwrap();
             assert!(

@@ -17,7 +17,7 @@ use reqwest_failover::{
 use reqwest_middleware::{ClientBuilder, ClientWithMiddleware, Error};
 
 use support::canary::{CORE, assert_no_foreign_keys, assert_no_key, canary, logs};
-use support::stage::{BODY, Stage, client, line, local, plain};
+use support::harness::{BODY, WireHarness, client, line, local, plain};
 use support::{Answer, Place, Received, Script, Server, Step};
 
 fn ms(millis: u64) -> Duration {
@@ -41,10 +41,10 @@ fn shown(error: &(dyn std::error::Error + 'static)) -> String {
 
 #[tokio::test]
 async fn a_url_outside_the_scope_is_left_alone_and_gets_no_key() {
-    let stage = Stage::two(Answer::ok(), Answer::ok()).await;
+    let harness = WireHarness::two(Answer::ok(), Answer::ok()).await;
     let other = Server::start(Answer::error(500, "not yours")).await;
     let (mine, cookie, named) = (canary("caller"), canary("cookie"), canary("named"));
-    let response = stage
+    let response = harness
         .client()
         .post(other.base_url(&format!("/v1/chat/completions?key={named}")))
         .header("authorization", format!("Bearer {mine}"))
@@ -64,38 +64,38 @@ async fn a_url_outside_the_scope_is_left_alone_and_gets_no_key() {
     assert_eq!(request.header("openai-organization"), Some("org-1"));
     assert!(request.target.starts_with("/v1/chat/completions?key=sk-"), "{}", request.target);
     assert_eq!(request.text(), BODY);
-    let keys = [&*stage.actors[0].key, &*stage.actors[1].key];
+    let keys = [&*harness.actors[0].key, &*harness.actors[1].key];
     assert_no_foreign_keys(&[(&other, &mine)], &keys);
     assert_no_key(&logs(), &[&mine, &cookie, &named]);
-    stage.assert_untouched();
+    harness.assert_untouched();
 }
 
 #[tokio::test]
 async fn only_whole_segments_of_a_base_are_in_scope() {
     for path in ["/v10/models", "/v1x", "/v", "/", "/V1/models", "/x/v1/models", "//v1/models"] {
-        let stage = Stage::two(failing(), failing()).await;
-        let url = stage.actors[1].server.base_url(path);
-        let response = stage.client().get(url).send().await.unwrap();
+        let harness = WireHarness::two(failing(), failing()).await;
+        let url = harness.actors[1].server.base_url(path);
+        let response = harness.client().get(url).send().await.unwrap();
         assert!(Report::of(&response).is_none(), "{path}");
-        let request = stage.actors[1].server.only_request();
+        let request = harness.actors[1].server.only_request();
         assert_eq!(request.target, path);
         assert_eq!(request.header("authorization"), None, "{path}");
-        assert_eq!(stage.actors[0].server.connections(), 0, "{path}");
+        assert_eq!(harness.actors[0].server.connections(), 0, "{path}");
     }
 }
 
 #[tokio::test]
 async fn another_name_for_the_same_machine_is_out_of_scope() {
-    let stage = Stage::two(Answer::ok(), Answer::ok()).await;
-    let url = stage.actors[1].url("/models").replace("127.0.0.1", "localhost");
-    let response = stage.client().get(url).send().await.unwrap();
+    let harness = WireHarness::two(Answer::ok(), Answer::ok()).await;
+    let url = harness.actors[1].url("/models").replace("127.0.0.1", "localhost");
+    let response = harness.client().get(url).send().await.unwrap();
     assert!(Report::of(&response).is_none());
-    assert_eq!(stage.actors[1].server.only_request().header("authorization"), None);
+    assert_eq!(harness.actors[1].server.only_request().header("authorization"), None);
 }
 
 #[tokio::test]
 async fn the_longest_base_that_matches_wins() {
-    let servers = Stage::two(failing(), Answer::ok()).await;
+    let servers = WireHarness::two(failing(), Answer::ok()).await;
     let [short, long] = [&servers.actors[0], &servers.actors[1]];
     let chain = ProviderChain::builder([
         Provider::new("cometapi", short.server.base_url("/v1")).bearer_auth(&short.key),
@@ -152,16 +152,16 @@ async fn a_hidden_dot_segment_is_refused_and_nothing_is_sent() {
         "/files/..%2f?x=1",
         "/%252e%252e%253badmin/x",
     ] {
-        let stage = Stage::two(Answer::ok(), Answer::ok()).await;
-        let url = stage.actors[1].url(suffix);
+        let harness = WireHarness::two(Answer::ok(), Answer::ok()).await;
+        let url = harness.actors[1].url(suffix);
         let path = Url::parse(&url).unwrap().path().to_owned();
         if !path.starts_with("/v1/") {
             panic!("{suffix} is no test: `url` itself resolves it to {path}");
         }
-        let error = stage.client().get(url).send().await.expect_err(suffix);
+        let error = harness.client().get(url).send().await.expect_err(suffix);
         assert!(FailoverError::find(&error).is_some(), "{suffix}: {error}");
-        stage.hear(shown(&error));
-        stage.assert_untouched();
+        harness.hear(shown(&error));
+        harness.assert_untouched();
     }
 }
 
@@ -175,20 +175,20 @@ async fn a_plain_dot_segment_is_in_or_out_of_scope_as_the_url_says() {
         ("\\..\\admin", "/admin"),
         ("/../v10/x", "/v10/x"),
     ] {
-        let stage = Stage::two(Answer::ok(), Answer::ok()).await;
-        let response = stage.client().get(stage.actors[1].url(suffix)).send().await.unwrap();
+        let harness = WireHarness::two(Answer::ok(), Answer::ok()).await;
+        let response = harness.client().get(harness.actors[1].url(suffix)).send().await.unwrap();
         assert!(Report::of(&response).is_none(), "{suffix}");
-        let request = stage.actors[1].server.only_request();
+        let request = harness.actors[1].server.only_request();
         assert_eq!(request.target, target, "{suffix}");
         assert_eq!(request.header("authorization"), None, "{suffix}");
-        assert_eq!(stage.actors[0].server.connections(), 0, "{suffix}");
+        assert_eq!(harness.actors[0].server.connections(), 0, "{suffix}");
     }
     for (suffix, target) in [("/a/../b", "/v1/b"), ("/%2e/b", "/v1/b"), ("\\b", "/v1/b")] {
-        let stage = Stage::two(failing(), Answer::ok()).await;
-        let response = stage.client().get(stage.actors[1].url(suffix)).send().await.unwrap();
+        let harness = WireHarness::two(failing(), Answer::ok()).await;
+        let response = harness.client().get(harness.actors[1].url(suffix)).send().await.unwrap();
         assert_eq!(response.status(), 200);
-        stage.assert_asked(&[1, 1]);
-        assert_eq!(stage.requests(0)[0].target, target, "{suffix}");
+        harness.assert_asked(&[1, 1]);
+        assert_eq!(harness.requests(0)[0].target, target, "{suffix}");
     }
 }
 
@@ -224,27 +224,27 @@ async fn the_suffix_arrives_byte_for_byte() {
         "/x?a=b?c=d",
         "/x?a=%zz+%20",
     ] {
-        let stage = Stage::two(failing(), Answer::ok()).await;
-        let url = stage.actors[1].url(suffix);
-        let response = stage.client().get(&url).send().await.unwrap();
+        let harness = WireHarness::two(failing(), Answer::ok()).await;
+        let url = harness.actors[1].url(suffix);
+        let response = harness.client().get(&url).send().await.unwrap();
         assert_eq!(response.status(), 200, "{suffix}");
         // What `url` made of it is what a plain client sends.
         let expected = path_and_query(&url);
         assert_eq!(expected, format!("/v1{suffix}"));
         for actor in 0..2 {
-            assert_eq!(stage.requests(actor)[0].target, expected);
+            assert_eq!(harness.requests(actor)[0].target, expected);
         }
-        stage.assert_asked(&[1, 1]);
+        harness.assert_asked(&[1, 1]);
     }
 }
 
 #[tokio::test]
 async fn a_fragment_stays_at_home() {
-    let stage = Stage::two(failing(), Answer::ok()).await;
-    let url = stage.actors[1].url("/models?a=1#secret");
-    assert_eq!(stage.client().get(url).send().await.unwrap().status(), 200);
-    assert_eq!(stage.requests(0)[0].target, "/v1/models?a=1");
-    assert_eq!(stage.requests(1)[0].target, "/v1/models?a=1");
+    let harness = WireHarness::two(failing(), Answer::ok()).await;
+    let url = harness.actors[1].url("/models?a=1#secret");
+    assert_eq!(harness.client().get(url).send().await.unwrap().status(), 200);
+    assert_eq!(harness.requests(0)[0].target, "/v1/models?a=1");
+    assert_eq!(harness.requests(1)[0].target, "/v1/models?a=1");
 }
 
 fn path_and_query(url: &str) -> String {
@@ -255,19 +255,19 @@ fn path_and_query(url: &str) -> String {
 
 /// Sends a request to `asked` below the second's base and says where it arrived at both.
 async fn arrives(bases: [&str; 2], asked: &str) -> [String; 2] {
-    let stage = Stage::two(failing(), Answer::ok()).await;
+    let harness = WireHarness::two(failing(), Answer::ok()).await;
     let provider = |at: usize| {
-        let actor = &stage.actors[at];
+        let actor = &harness.actors[at];
         Provider::new(actor.name, actor.server.base_url(bases[at])).bearer_auth(&actor.key)
     };
     let client = client(ProviderChain::builder([provider(0), provider(1)]));
-    let url = stage.actors[1].server.base_url(asked);
+    let url = harness.actors[1].server.base_url(asked);
     let response = client.get(&url).send().await.unwrap();
     assert_eq!(response.status(), 200, "{url} with {bases:?}");
-    stage.assert_asked(&[1, 1]);
+    harness.assert_asked(&[1, 1]);
     [0, 1].map(|actor| {
-        let request = stage.requests(actor).remove(0);
-        let host = format!("127.0.0.1:{}", stage.actors[actor].server.port());
+        let request = harness.requests(actor).remove(0);
+        let host = format!("127.0.0.1:{}", harness.actors[actor].server.port());
         assert_eq!(request.header("host"), Some(&*host));
         request.target
     })
@@ -300,10 +300,10 @@ async fn every_form_of_base_keeps_its_prefix_and_the_suffix() {
 #[tokio::test]
 async fn a_base_on_ipv6_is_served_like_any_other() {
     let Some(v6) = Server::start_v6(failing()).await else { return };
-    let stage = Stage::of([("openai", Answer::ok().into())]).await;
-    let key = stage.secret("cometapi");
+    let harness = WireHarness::of([("openai", Answer::ok().into())]).await;
+    let key = harness.secret("cometapi");
     let first = Provider::new("cometapi", v6.base_url("/v1/")).bearer_auth(&key);
-    let client = client(ProviderChain::builder([first, stage.actors[0].provider()]));
+    let client = client(ProviderChain::builder([first, harness.actors[0].provider()]));
     for base in [v6.base_url("/v1"), v6.base_url("/v1").replace("[::1]", "[0:0::0:1]")] {
         let response = client.get(format!("{base}/models")).send().await.unwrap();
         assert_eq!(
@@ -317,27 +317,27 @@ async fn a_base_on_ipv6_is_served_like_any_other() {
         assert_eq!(request.target, "/v1/models");
     }
     assert_eq!(v6.requests().len(), 2);
-    stage.assert_asked(&[2]);
-    assert_no_foreign_keys(&[(&v6, &key)], &[&key, &stage.actors[0].key]);
+    harness.assert_asked(&[2]);
+    assert_no_foreign_keys(&[(&v6, &key)], &[&key, &harness.actors[0].key]);
 }
 
 #[tokio::test]
 async fn a_base_with_a_host_in_capitals_is_the_same() {
-    let stage = Stage::two(Answer::ok(), Answer::ok()).await;
-    let base = stage.actors[0].url("").replace("http://127.0.0.1", "HTTP://LocalHost");
-    let provider = Provider::new("cometapi", base).bearer_auth(&stage.actors[0].key);
-    let url = stage.actors[0].url("/models").replace("127.0.0.1", "localhost");
+    let harness = WireHarness::two(Answer::ok(), Answer::ok()).await;
+    let base = harness.actors[0].url("").replace("http://127.0.0.1", "HTTP://LocalHost");
+    let provider = Provider::new("cometapi", base).bearer_auth(&harness.actors[0].key);
+    let url = harness.actors[0].url("/models").replace("127.0.0.1", "localhost");
     let response = client(ProviderChain::builder([provider])).get(url).send().await.unwrap();
     assert_eq!(response.status(), 200);
-    stage.assert_asked(&[1, 0]);
+    harness.assert_asked(&[1, 0]);
 }
 
 // What the caller put on the request.
 
 #[tokio::test]
 async fn the_callers_credentials_reach_nobody() {
-    let stage = Stage::two(failing(), Answer::ok()).await;
-    let client = stage.client();
+    let harness = WireHarness::two(failing(), Answer::ok()).await;
+    let client = harness.client();
     let mut headers = HeaderMap::new();
     for name in [
         "cookie",
@@ -349,10 +349,10 @@ async fn the_callers_credentials_reach_nobody() {
         "openai-organization",
         "openai-project",
     ] {
-        headers.append(name, stage.secret(name).parse().unwrap());
-        headers.append(name, stage.secret(name).parse().unwrap());
+        headers.append(name, harness.secret(name).parse().unwrap());
+        headers.append(name, harness.secret(name).parse().unwrap());
     }
-    let mut sensitive = HeaderValue::from_str(&stage.secret("custom")).unwrap();
+    let mut sensitive = HeaderValue::from_str(&harness.secret("custom")).unwrap();
     sensitive.set_sensitive(true);
     headers.append("x-custom", sensitive);
     headers.append("host", HeaderValue::from_static("evil.example"));
@@ -362,15 +362,15 @@ async fn the_callers_credentials_reach_nobody() {
     let names = ["key", "api_key", "api-key", "access_token", "k%65y"];
     let query: String = names
         .iter()
-        .map(|name| format!("&{name}={}", stage.secret(name).replace('+', "%2B")))
+        .map(|name| format!("&{name}={}", harness.secret(name).replace('+', "%2B")))
         .collect();
-    let url = stage.actors[1].url(&format!("/models?a=%2F1{query}&monkey=3&b=+"));
+    let url = harness.actors[1].url(&format!("/models?a=%2F1{query}&monkey=3&b=+"));
     let response = client.post(url).headers(headers).body(BODY).send().await.unwrap();
     assert_eq!(response.status(), 200);
-    stage.assert_asked(&[1, 1]);
+    harness.assert_asked(&[1, 1]);
     for actor in 0..2 {
-        let request = stage.requests(actor).remove(0);
-        let host = format!("127.0.0.1:{}", stage.actors[actor].server.port());
+        let request = harness.requests(actor).remove(0);
+        let host = format!("127.0.0.1:{}", harness.actors[actor].server.port());
         assert_eq!(request.header("host"), Some(&*host));
         assert_eq!(request.header("x-request-id"), Some("42"));
         assert_eq!(request.header("idempotency-key"), Some("once"));
@@ -382,40 +382,40 @@ async fn the_callers_credentials_reach_nobody() {
 
 #[tokio::test]
 async fn a_name_and_password_in_the_url_reach_nobody() {
-    let stage = Stage::two(failing(), Answer::ok()).await;
-    let client = stage.client();
-    let (user, password) = ("me", stage.secret("password"));
-    let mut url = Url::parse(&stage.actors[1].url("/models")).unwrap();
+    let harness = WireHarness::two(failing(), Answer::ok()).await;
+    let client = harness.client();
+    let (user, password) = ("me", harness.secret("password"));
+    let mut url = Url::parse(&harness.actors[1].url("/models")).unwrap();
     url.set_username(user).unwrap();
     url.set_password(Some(&password)).unwrap();
     // The builder makes a header of it, a request of one's own does not.
     assert_eq!(client.get(url.clone()).send().await.unwrap().status(), 200);
     let response = client.execute(Request::new(Method::GET, url)).await.unwrap();
     assert_eq!(response.status(), 200);
-    stage.hear(format!("{response:?}"));
-    stage.assert_asked(&[2, 2]);
+    harness.hear(format!("{response:?}"));
+    harness.assert_asked(&[2, 2]);
 }
 
 #[tokio::test]
 async fn what_any_provider_uses_as_a_credential_is_stripped_at_all() {
-    let stage = Stage::two(failing(), Answer::ok()).await;
-    let [first, second] = [&stage.actors[0], &stage.actors[1]];
+    let harness = WireHarness::two(failing(), Answer::ok()).await;
+    let [first, second] = [&harness.actors[0], &harness.actors[1]];
     let client = client(ProviderChain::builder([
         first.keyless().api_key_header("x-vendor-token", &first.key),
         second.keyless().api_key_query("subscription", &second.key),
     ]));
-    let (header, query) = (stage.secret("header"), stage.secret("query"));
+    let (header, query) = (harness.secret("header"), harness.secret("query"));
     let response = client
-        .get(stage.actors[1].url(&format!("/models?subscription={query}&a=1")))
+        .get(harness.actors[1].url(&format!("/models?subscription={query}&a=1")))
         .header("x-vendor-token", header)
         .send()
         .await
         .unwrap();
     assert_eq!(response.status(), 200);
-    let request = stage.actors[0].server.only_request();
+    let request = harness.actors[0].server.only_request();
     assert_eq!(request.header("x-vendor-token"), Some(&*first.key));
     assert_eq!(request.target, "/v1/models?a=1");
-    let request = stage.actors[1].server.only_request();
+    let request = harness.actors[1].server.only_request();
     assert_eq!(request.header("x-vendor-token"), None);
     let (target, own) = request.target.split_once("&subscription=").expect("its own key");
     assert_eq!(target, "/v1/models?a=1");
@@ -425,13 +425,13 @@ async fn what_any_provider_uses_as_a_credential_is_stripped_at_all() {
 
 #[tokio::test]
 async fn each_kind_of_credential_arrives_where_it_belongs() {
-    let stage = Stage::two(failing(), Answer::ok()).await;
-    let [first, second] = [&stage.actors[0], &stage.actors[1]];
+    let harness = WireHarness::two(failing(), Answer::ok()).await;
+    let [first, second] = [&harness.actors[0], &harness.actors[1]];
     let client = client(ProviderChain::builder([
         first.keyless().basic_auth("me:".trim_end_matches(':'), &first.key),
         second.keyless().api_key_header("API-Key", format!(" {}\r\n", second.key)),
     ]));
-    assert_eq!(stage.post(&client).send().await.unwrap().status(), 200);
+    assert_eq!(harness.post(&client).send().await.unwrap().status(), 200);
     let basic = format!("Basic {}", BASE64.encode(format!("me:{}", first.key)));
     assert_eq!(first.server.only_request().header("authorization"), Some(&*basic));
     assert_eq!(first.server.only_request().header("api-key"), None);
@@ -441,15 +441,15 @@ async fn each_kind_of_credential_arrives_where_it_belongs() {
 
 #[tokio::test]
 async fn a_providers_own_headers_and_query_replace_the_callers() {
-    let stage = Stage::two(failing(), Answer::ok()).await;
-    let [first, second] = [stage.actors[0].provider(), stage.actors[1].provider()];
+    let harness = WireHarness::two(failing(), Answer::ok()).await;
+    let [first, second] = [harness.actors[0].provider(), harness.actors[1].provider()];
     let client = client(ProviderChain::builder([
         first.header("x-tier", "comet").query("api-version", "1 2&x").remove_header("x-tenant"),
         second.header("openai-organization", "org-own"),
     ]));
-    let secret = stage.secret("organization");
+    let secret = harness.secret("organization");
     let response = client
-        .get(stage.actors[1].url("/models?api-version=7&b=%2F&api-version=8"))
+        .get(harness.actors[1].url("/models?api-version=7&b=%2F&api-version=8"))
         .header("x-tier", "caller")
         .header("x-tenant", "acme")
         .header("openai-organization", secret)
@@ -457,7 +457,7 @@ async fn a_providers_own_headers_and_query_replace_the_callers() {
         .await
         .unwrap();
     assert_eq!(response.status(), 200);
-    let request = stage.actors[0].server.only_request();
+    let request = harness.actors[0].server.only_request();
     assert_eq!(request.header("x-tier"), Some("comet"));
     assert_eq!(request.header("x-tenant"), None);
     assert_eq!(request.header("openai-organization"), None);
@@ -467,61 +467,61 @@ async fn a_providers_own_headers_and_query_replace_the_callers() {
         "{}",
         request.target
     );
-    let request = stage.actors[1].server.only_request();
+    let request = harness.actors[1].server.only_request();
     assert_eq!(request.header("x-tier"), Some("caller"));
     assert_eq!(request.header("x-tenant"), Some("acme"));
     assert_eq!(request.header("openai-organization"), Some("org-own"));
     assert_eq!(request.target, "/v1/models?api-version=7&b=%2F&api-version=8");
-    stage.assert_asked(&[1, 1]);
+    harness.assert_asked(&[1, 1]);
 }
 
 #[tokio::test]
 async fn the_callers_own_credential_goes_only_where_it_was_addressed() {
     for (addressed, forwards) in [(0, false), (1, true)] {
-        let mut stage = Stage::two(failing(), failing()).await;
-        stage.actors[1].key = canary("caller");
-        let mine = stage.actors[1].key.clone();
+        let mut harness = WireHarness::two(failing(), failing()).await;
+        harness.actors[1].key = canary("caller");
+        let mine = harness.actors[1].key.clone();
         let client = client(ProviderChain::builder([
-            stage.actors[0].provider(),
-            stage.actors[1].keyless().forward_caller_auth(),
+            harness.actors[0].provider(),
+            harness.actors[1].keyless().forward_caller_auth(),
         ]));
         let response = client
-            .get(stage.actors[addressed].url(&format!("/models?key={mine}")))
+            .get(harness.actors[addressed].url(&format!("/models?key={mine}")))
             .header("authorization", format!("Bearer {mine}"))
             .header("x-api-key", &mine)
             .send()
             .await
             .unwrap();
         assert_eq!(response.status(), 500);
-        stage.hear(format!("{:?}", Report::of(&response)));
-        let request = stage.actors[1].server.only_request();
+        harness.hear(format!("{:?}", Report::of(&response)));
+        let request = harness.actors[1].server.only_request();
         assert_eq!(request.header("authorization").is_some(), forwards);
         assert_eq!(request.header("x-api-key").is_some(), forwards);
         assert_eq!(request.target.contains(&mine), forwards, "{}", request.target);
-        assert_eq!(stage.actors[0].server.only_request().target, "/v1/models");
+        assert_eq!(harness.actors[0].server.only_request().target, "/v1/models");
     }
 }
 
 // Keys in the query.
 
-fn query_keyed(stage: &Stage) -> Vec<Provider> {
-    stage.actors.iter().map(|actor| actor.keyless().api_key_query("key", &actor.key)).collect()
+fn query_keyed(harness: &WireHarness) -> Vec<Provider> {
+    harness.actors.iter().map(|actor| actor.keyless().api_key_query("key", &actor.key)).collect()
 }
 
 #[tokio::test]
 async fn the_url_of_a_response_is_cleaned_of_a_query_key() {
     for (first, status) in [(Answer::ok(), 200), (failing(), 503)] {
-        let stage = Stage::two(first, Answer::error(503, "closed")).await;
-        let client = client(ProviderChain::builder(query_keyed(&stage)));
-        let response = client.get(stage.actors[1].url("/models?a=1")).send().await.unwrap();
+        let harness = WireHarness::two(first, Answer::error(503, "closed")).await;
+        let client = client(ProviderChain::builder(query_keyed(&harness)));
+        let response = client.get(harness.actors[1].url("/models?a=1")).send().await.unwrap();
         assert_eq!(response.status(), status);
         assert_eq!(response.url().query(), None);
         assert_eq!(response.url().path(), "/v1/models");
-        stage.hear(format!("{response:?}"));
+        harness.hear(format!("{response:?}"));
         if let Err(error) = response.error_for_status() {
-            stage.hear(shown(&error));
+            harness.hear(shown(&error));
         }
-        let sent = &stage.requests(0)[0].target;
+        let sent = &harness.requests(0)[0].target;
         assert!(sent.starts_with("/v1/models?a=1&key=sk-"), "{sent}");
     }
 }
@@ -529,9 +529,9 @@ async fn the_url_of_a_response_is_cleaned_of_a_query_key() {
 #[tokio::test]
 async fn the_url_of_a_response_keeps_a_query_that_holds_no_key() {
     for first in [Answer::ok(), failing()] {
-        let stage = Stage::two(first, Answer::ok()).await;
-        let url = stage.actors[1].url("/models?a=1");
-        let response = stage.client().get(url).send().await.unwrap();
+        let harness = WireHarness::two(first, Answer::ok()).await;
+        let url = harness.actors[1].url("/models?a=1");
+        let response = harness.client().get(url).send().await.unwrap();
         assert_eq!((response.status().as_u16(), response.url().query()), (200, Some("a=1")));
     }
 }
@@ -540,24 +540,24 @@ async fn the_url_of_a_response_keeps_a_query_that_holds_no_key() {
 async fn the_url_of_an_error_is_cleaned_of_a_query_key() {
     let stall: Script = Answer::stall().into();
     for last in [Answer::fin().into(), Answer::reset().into(), stall] {
-        let stage = Stage::of([("cometapi", failing().into()), ("openai", last)]).await;
-        let client = client(ProviderChain::builder(query_keyed(&stage)));
-        let request = client.get(stage.actors[1].url("/models?a=1")).timeout(ms(100));
+        let harness = WireHarness::of([("cometapi", failing().into()), ("openai", last)]).await;
+        let client = client(ProviderChain::builder(query_keyed(&harness)));
+        let request = client.get(harness.actors[1].url("/models?a=1")).timeout(ms(100));
         let error = request.send().await.unwrap_err();
-        stage.hear(shown(&error));
+        harness.hear(shown(&error));
         let Error::Reqwest(error) = error else { panic!("not a reqwest::Error") };
         assert_eq!(error.url().and_then(Url::query), None);
-        assert!(stage.requests(1)[0].target.contains("key=sk-"));
+        assert!(harness.requests(1)[0].target.contains("key=sk-"));
     }
 }
 
 #[tokio::test]
 async fn the_failover_error_shows_no_query_key() {
     let echo = |request: &Received| Answer::error(400, &format!("no: GET {}", request.target));
-    let stage = Stage::two(echo, Answer::reset()).await;
-    let chain = ProviderChain::builder(query_keyed(&stage)).on_exhausted(Exhausted::Error);
-    let error = client(chain).get(stage.actors[1].url("/models")).send().await.unwrap_err();
-    stage.hear(shown(&error));
+    let harness = WireHarness::two(echo, Answer::reset()).await;
+    let chain = ProviderChain::builder(query_keyed(&harness)).on_exhausted(Exhausted::Error);
+    let error = client(chain).get(harness.actors[1].url("/models")).send().await.unwrap_err();
+    harness.hear(shown(&error));
     assert!(FailoverError::find(&error).is_some());
 }
 
@@ -578,11 +578,11 @@ async fn a_url_that_an_inner_layer_hides_in_its_error_shows_no_query_key() {
         }
     }
     for exhausted in [Exhausted::LastOutcome, Exhausted::Error] {
-        let stage = Stage::two(Answer::reset(), Answer::fin()).await;
-        let chain = ProviderChain::builder(query_keyed(&stage)).on_exhausted(exhausted);
+        let harness = WireHarness::two(Answer::reset(), Answer::fin()).await;
+        let chain = ProviderChain::builder(query_keyed(&harness)).on_exhausted(exhausted);
         let client = ClientBuilder::new(plain()).with(chain.build().unwrap()).with(Wraps).build();
-        let error = client.get(stage.actors[1].url("/models")).send().await.unwrap_err();
-        stage.hear(shown(&error));
+        let error = client.get(harness.actors[1].url("/models")).send().await.unwrap_err();
+        harness.hear(shown(&error));
     }
 }
 
@@ -598,8 +598,8 @@ async fn redirected(
     hardened: bool,
     method: Method,
     status: u16,
-    location: impl Fn(&Stage) -> String,
-) -> (Stage, reqwest::Response) {
+    location: impl Fn(&WireHarness) -> String,
+) -> (WireHarness, reqwest::Response) {
     let target = Arc::new(std::sync::Mutex::new(String::new()));
     let script = {
         let target = target.clone();
@@ -608,16 +608,16 @@ async fn redirected(
             _ => Answer::status(status).header("location", &*target.lock().unwrap()),
         }
     };
-    let stage = Stage::two(script, Answer::ok()).await;
-    *target.lock().unwrap() = location(&stage);
+    let harness = WireHarness::two(script, Answer::ok()).await;
+    *target.lock().unwrap() = location(&harness);
     let builder = reqwest::Client::builder();
     let builder = if hardened { harden(builder) } else { builder };
-    let client = with_chain(builder, stage.chain().build().unwrap());
-    let url = stage.actors[1].url("/chat/completions");
+    let client = with_chain(builder, harness.chain().build().unwrap());
+    let url = harness.actors[1].url("/chat/completions");
     let body = if method == Method::POST { BODY } else { "" };
     let response = client.request(method, url).body(body).send().await.unwrap();
-    stage.hear(format!("{response:?}"));
-    (stage, response)
+    harness.hear(format!("{response:?}"));
+    (harness, response)
 }
 
 #[tokio::test]
@@ -627,14 +627,14 @@ async fn a_redirect_to_another_origin_is_a_failure_and_takes_no_key_along() {
             for method in [Method::POST, Method::GET] {
                 let evil = Server::start(Answer::ok()).await;
                 let location = evil.base_url("/v1/elsewhere");
-                let (stage, response) =
+                let (harness, response) =
                     redirected(hardened, method.clone(), status, |_| location.clone()).await;
                 let report = Report::of(&response).unwrap();
                 assert_eq!(report.attempts()[0].reason(), Reason::Redirected, "{status} {method}");
                 assert_eq!(report.served_by(), Some("openai"), "{status} {method}");
-                stage.assert_asked(&[1, 1]);
+                harness.assert_asked(&[1, 1]);
                 assert_eq!(evil.requests().len(), usize::from(!hardened), "{status} {method}");
-                let keys = [&*stage.actors[0].key, &*stage.actors[1].key];
+                let keys = [&*harness.actors[0].key, &*harness.actors[1].key];
                 assert_no_foreign_keys(&[(&evil, "")], &keys);
             }
         }
@@ -645,13 +645,13 @@ async fn a_redirect_to_another_origin_is_a_failure_and_takes_no_key_along() {
 async fn a_redirect_within_the_origin_is_a_failure_of_a_post() {
     for (hardened, asked) in [(false, 2), (true, 1)] {
         for status in [301, 302, 303, 307, 308] {
-            let (stage, response) =
+            let (harness, response) =
                 redirected(hardened, Method::POST, status, |_| "/elsewhere".into()).await;
             let report = Report::of(&response).unwrap();
             assert_eq!(report.attempts()[0].reason(), Reason::Redirected, "{status}");
             assert_eq!(report.served_by(), Some("openai"), "{status}");
-            assert_eq!(stage.requests(1)[0].text(), BODY);
-            stage.assert_asked(&[asked, 1]);
+            assert_eq!(harness.requests(1)[0].text(), BODY);
+            harness.assert_asked(&[asked, 1]);
         }
     }
 }
@@ -659,29 +659,30 @@ async fn a_redirect_within_the_origin_is_a_failure_of_a_post() {
 #[tokio::test]
 async fn a_redirect_within_the_origin_is_followed_for_a_get_where_the_client_follows() {
     for method in [Method::GET, Method::HEAD] {
-        let (stage, response) =
+        let (harness, response) =
             redirected(false, method.clone(), 302, |_| "/elsewhere".into()).await;
         assert_eq!(Report::of(&response).unwrap().served_by(), Some("cometapi"));
         assert_eq!(response.headers()["x-from"], "elsewhere");
-        stage.assert_asked(&[2, 0]);
+        harness.assert_asked(&[2, 0]);
 
-        let (stage, response) = redirected(true, method, 302, |_| "/elsewhere".into()).await;
+        let (harness, response) = redirected(true, method, 302, |_| "/elsewhere".into()).await;
         assert_eq!(Report::of(&response).unwrap().served_by(), Some("openai"));
-        stage.assert_asked(&[1, 1]);
+        harness.assert_asked(&[1, 1]);
     }
 }
 
 #[tokio::test]
 async fn a_redirect_to_the_next_provider_takes_no_key_along() {
     for hardened in [false, true] {
-        let (stage, response) =
-            redirected(hardened, Method::GET, 302, |stage| stage.actors[1].url("/models")).await;
+        let (harness, response) =
+            redirected(hardened, Method::GET, 302, |harness| harness.actors[1].url("/models"))
+                .await;
         let report = Report::of(&response).unwrap();
         assert_eq!(report.attempts()[0].reason(), Reason::Redirected);
         assert_eq!(report.served_by(), Some("openai"));
         let with_key = |request: &&Received| request.header("authorization").is_some();
-        assert_eq!(stage.requests(1).iter().filter(with_key).count(), 1);
-        assert_eq!(stage.requests(1).len(), if hardened { 1 } else { 2 });
+        assert_eq!(harness.requests(1).iter().filter(with_key).count(), 1);
+        assert_eq!(harness.requests(1).len(), if hardened { 1 } else { 2 });
     }
 }
 
@@ -690,11 +691,11 @@ async fn a_redirect_at_the_end_is_a_failover_error_or_the_302_itself() {
     let evil = Server::start(Answer::ok()).await;
     let leads = Answer::status(302).header("location", evil.base_url("/v1/elsewhere"));
     for hardened in [false, true] {
-        let stage = Stage::two(failing(), leads.clone()).await;
+        let harness = WireHarness::two(failing(), leads.clone()).await;
         let builder = reqwest::Client::builder();
         let builder = if hardened { harden(builder) } else { builder };
-        let client = with_chain(builder, stage.chain().build().unwrap());
-        match stage.post(&client).send().await {
+        let client = with_chain(builder, harness.chain().build().unwrap());
+        match harness.post(&client).send().await {
             Ok(response) => {
                 assert!(hardened, "{response:?}");
                 assert_eq!(response.status(), 302);
@@ -702,13 +703,13 @@ async fn a_redirect_at_the_end_is_a_failover_error_or_the_302_itself() {
             }
             Err(error) => {
                 assert!(!hardened, "{error:?}");
-                stage.hear(shown(&error));
+                harness.hear(shown(&error));
                 let failed = FailoverError::find(&error).expect("a FailoverError");
                 let last = failed.report().attempts().last().unwrap();
                 assert_eq!(last.reason(), Reason::Redirected);
             }
         }
-        stage.assert_asked(&[1, 1]);
+        harness.assert_asked(&[1, 1]);
     }
 }
 
@@ -716,84 +717,86 @@ async fn a_redirect_at_the_end_is_a_failover_error_or_the_302_itself() {
 async fn classify_has_no_say_in_a_redirect_that_was_followed() {
     let evil = Server::start(Answer::ok()).await;
     let leads = Answer::status(307).header("location", evil.base_url("/v1/elsewhere"));
-    let stage = Stage::two(leads, Answer::ok()).await;
-    let chain = stage.chain().classify(|_| Verdict::Accept).build().unwrap();
+    let harness = WireHarness::two(leads, Answer::ok()).await;
+    let chain = harness.chain().classify(|_| Verdict::Accept).build().unwrap();
     let client = with_chain(reqwest::Client::builder(), chain);
-    let response = stage.post(&client).send().await.unwrap();
+    let response = harness.post(&client).send().await.unwrap();
     assert_eq!(Report::of(&response).unwrap().served_by(), Some("openai"));
-    assert_eq!(response.url().as_str(), stage.actors[1].url("/chat/completions"));
+    assert_eq!(response.url().as_str(), harness.actors[1].url("/chat/completions"));
 }
 
 #[tokio::test]
 async fn an_endless_redirect_fails_over() {
-    let (stage, response) =
-        redirected(false, Method::GET, 302, |stage| stage.actors[0].url("/chat/completions")).await;
+    let (harness, response) =
+        redirected(false, Method::GET, 302, |harness| harness.actors[0].url("/chat/completions"))
+            .await;
     let report = Report::of(&response).unwrap();
     assert_eq!(report.served_by(), Some("openai"), "{report}");
-    assert!(stage.requests(0).len() > 2);
+    assert!(harness.requests(0).len() > 2);
 }
 
 // Tokens from a source.
 
 #[tokio::test]
 async fn a_source_that_fails_sends_nothing_and_fails_over() {
-    let stage = Stage::two(Answer::ok(), Answer::ok()).await;
-    let secret = stage.secret("vault");
+    let harness = WireHarness::two(Answer::ok(), Answer::ok()).await;
+    let secret = harness.secret("vault");
     let wrong = format!("vault says no to {secret}").replace(&secret, "somebody");
     let failing = move || {
         let error = std::io::Error::other(wrong.clone());
         async move { Err::<String, _>(error) }
     };
-    let first = stage.actors[0].keyless().bearer_auth_with(failing);
-    let client = client(ProviderChain::builder([first, stage.actors[1].provider()]));
-    let response = stage.post(&client).send().await.unwrap();
+    let first = harness.actors[0].keyless().bearer_auth_with(failing);
+    let client = client(ProviderChain::builder([first, harness.actors[1].provider()]));
+    let response = harness.post(&client).send().await.unwrap();
     let report = Report::of(&response).unwrap();
     assert_eq!(line(report), "cometapi failed (credential) in # ms → openai 200 in # ms");
     assert_eq!(report.attempts()[0].reason(), Reason::Credential);
     assert!(!report.attempts()[0].maybe_processed());
     assert_eq!(report.attempts()[0].message(), Some("vault says no to somebody"));
-    assert_eq!(stage.actors[0].server.connections(), 0);
-    stage.assert_asked(&[0, 1]);
+    assert_eq!(harness.actors[0].server.connections(), 0);
+    harness.assert_asked(&[0, 1]);
 }
 
 #[tokio::test]
 async fn a_source_that_fails_at_the_end_is_a_failover_error() {
-    let stage = Stage::two(failing(), Answer::ok()).await;
-    let last = stage.actors[1].keyless().bearer_auth_with(|| async { Err::<String, _>("no token") });
-    let client = client(ProviderChain::builder([stage.actors[0].provider(), last]));
-    let error = stage.post(&client).send().await.unwrap_err();
-    stage.hear(shown(&error));
+    let harness = WireHarness::two(failing(), Answer::ok()).await;
+    let last =
+        harness.actors[1].keyless().bearer_auth_with(|| async { Err::<String, _>("no token") });
+    let client = client(ProviderChain::builder([harness.actors[0].provider(), last]));
+    let error = harness.post(&client).send().await.unwrap_err();
+    harness.hear(shown(&error));
     let failed = FailoverError::find(&error).expect("a FailoverError");
     assert!(failed.to_string().contains("no token"), "{failed}");
-    stage.assert_asked(&[1, 0]);
+    harness.assert_asked(&[1, 0]);
 }
 
 #[tokio::test]
 async fn a_source_that_hangs_ends_with_the_attempts_time() {
-    let stage = Stage::two(Answer::ok(), Answer::ok()).await;
+    let harness = WireHarness::two(Answer::ok(), Answer::ok()).await;
     let hangs = || std::future::pending::<Result<String, Infallible>>();
-    let first = stage.actors[0].keyless().bearer_auth_with(hangs).attempt_timeout(ms(60));
-    let client = client(ProviderChain::builder([first, stage.actors[1].provider()]));
-    let response = stage.post(&client).send().await.unwrap();
+    let first = harness.actors[0].keyless().bearer_auth_with(hangs).attempt_timeout(ms(60));
+    let client = client(ProviderChain::builder([first, harness.actors[1].provider()]));
+    let response = harness.post(&client).send().await.unwrap();
     let report = Report::of(&response).unwrap();
     assert_eq!(report.served_by(), Some("openai"));
     let reason = report.attempts()[0].reason();
     assert!(matches!(reason, Reason::Timeout | Reason::Credential), "{report}");
     assert!(!report.attempts()[0].maybe_processed(), "nothing was sent: {report}");
     assert!((ms(60)..ms(1000)).contains(&report.attempts()[0].elapsed()), "{report}");
-    assert_eq!(stage.actors[0].server.connections(), 0);
-    stage.assert_asked(&[0, 1]);
+    assert_eq!(harness.actors[0].server.connections(), 0);
+    harness.assert_asked(&[0, 1]);
 }
 
 #[tokio::test]
 async fn a_source_that_panics_fails_over() {
-    let stage = Stage::two(Answer::ok(), Answer::ok()).await;
+    let harness = WireHarness::two(Answer::ok(), Answer::ok()).await;
     let panics = || async { panic!("the vault burst") as Result<String, Infallible> };
-    let first = stage.actors[0].keyless().bearer_auth_with(panics);
-    let client = client(ProviderChain::builder([first, stage.actors[1].provider()]));
-    let response = stage.post(&client).send().await.unwrap();
+    let first = harness.actors[0].keyless().bearer_auth_with(panics);
+    let client = client(ProviderChain::builder([first, harness.actors[1].provider()]));
+    let response = harness.post(&client).send().await.unwrap();
     assert_eq!(Report::of(&response).unwrap().served_by(), Some("openai"));
-    stage.assert_asked(&[0, 1]);
+    harness.assert_asked(&[0, 1]);
 }
 
 #[tokio::test]
@@ -802,7 +805,7 @@ async fn a_source_is_asked_on_every_attempt_and_its_token_is_not_kept() {
     let echo = |request: &Received| {
         Answer::error(401, &format!("wrong: {}", request.header("authorization").unwrap()))
     };
-    let stage = Stage::two(echo, Answer::ok().headers_after(ms(10))).await;
+    let harness = WireHarness::two(echo, Answer::ok().headers_after(ms(10))).await;
     let source = {
         let (tokens, count) = (tokens.clone(), Arc::new(AtomicUsize::new(0)));
         move || {
@@ -811,32 +814,32 @@ async fn a_source_is_asked_on_every_attempt_and_its_token_is_not_kept() {
             async move { Ok::<_, Infallible>(token) }
         }
     };
-    let first = stage.actors[0].keyless().bearer_auth_with(source);
-    let client = client(ProviderChain::builder([first, stage.actors[1].provider()]));
+    let first = harness.actors[0].keyless().bearer_auth_with(source);
+    let client = client(ProviderChain::builder([first, harness.actors[1].provider()]));
     for _ in 0..3 {
-        let response = stage.post(&client).send().await.unwrap();
+        let response = harness.post(&client).send().await.unwrap();
         let report = Report::of(&response).unwrap();
         assert_eq!(report.served_by(), Some("openai"));
         let keys: Vec<_> = tokens.iter().map(String::as_str).collect();
         assert_no_key(&format!("{report:?} {:?}", client), &keys);
     }
     let sent: Vec<_> =
-        stage.requests(0).iter().map(|r| r.header("authorization").unwrap().to_owned()).collect();
+        harness.requests(0).iter().map(|r| r.header("authorization").unwrap().to_owned()).collect();
     let expected: Vec<_> = tokens.iter().map(|token| format!("Bearer {token}")).collect();
     assert_eq!(sent, expected);
     let keys: Vec<_> = tokens.iter().map(String::as_str).collect();
-    assert_no_foreign_keys(&[(&stage.actors[1].server, "")], &keys);
+    assert_no_foreign_keys(&[(&harness.actors[1].server, "")], &keys);
     assert_no_key(&logs(), &keys);
     assert_eq!(
-        stage.requests(1)[0].header("authorization"),
-        Some(&*format!("Bearer {}", stage.actors[1].key))
+        harness.requests(1)[0].header("authorization"),
+        Some(&*format!("Bearer {}", harness.actors[1].key))
     );
 }
 
 #[tokio::test]
 async fn a_malformed_token_sends_nothing_and_is_not_shown() {
-    let stage = Stage::two(Answer::ok(), Answer::ok()).await;
-    let core = stage.secret("token");
+    let harness = WireHarness::two(Answer::ok(), Answer::ok()).await;
+    let core = harness.secret("token");
     for token in [
         String::new(),
         " \n".to_owned(),
@@ -854,13 +857,13 @@ async fn a_malformed_token_sends_nothing_and_is_not_shown() {
             let token = token.clone();
             async move { Ok::<_, Infallible>(token) }
         };
-        let first = stage.actors[0].keyless().bearer_auth_with(source);
-        let client = client(ProviderChain::builder([first, stage.actors[1].provider()]));
-        let response = stage.post(&client).send().await.unwrap();
+        let first = harness.actors[0].keyless().bearer_auth_with(source);
+        let client = client(ProviderChain::builder([first, harness.actors[1].provider()]));
+        let response = harness.post(&client).send().await.unwrap();
         let report = Report::of(&response).unwrap();
         assert_eq!(report.attempts()[0].reason(), Reason::Credential, "{shown_token}: {report}");
-        stage.hear(format!("{report} {report:?}"));
-        assert_eq!(stage.actors[0].server.connections(), 0, "{shown_token}");
+        harness.hear(format!("{report} {report:?}"));
+        assert_eq!(harness.actors[0].server.connections(), 0, "{shown_token}");
     }
 }
 
@@ -868,19 +871,19 @@ async fn a_malformed_token_sends_nothing_and_is_not_shown() {
 
 #[tokio::test]
 async fn what_prepare_does_is_sent_and_only_there() {
-    let stage = Stage::two(failing(), Answer::ok()).await;
-    let first = stage.actors[0].provider().map_request(|request| {
+    let harness = WireHarness::two(failing(), Answer::ok()).await;
+    let first = harness.actors[0].provider().map_request(|request| {
         request.headers_mut().insert("x-prepared", "yes".parse()?);
         let path = format!("{}/more", request.url().path());
         request.url_mut().set_path(&path);
         Ok::<_, reqwest::header::InvalidHeaderValue>(())
     });
-    let client = client(ProviderChain::builder([first, stage.actors[1].provider()]));
-    assert_eq!(stage.post(&client).send().await.unwrap().status(), 200);
-    let request = stage.actors[0].server.only_request();
+    let client = client(ProviderChain::builder([first, harness.actors[1].provider()]));
+    assert_eq!(harness.post(&client).send().await.unwrap().status(), 200);
+    let request = harness.actors[0].server.only_request();
     assert_eq!(request.header("x-prepared"), Some("yes"));
     assert_eq!(request.target, "/v1/chat/completions/more");
-    let request = stage.actors[1].server.only_request();
+    let request = harness.actors[1].server.only_request();
     assert_eq!(request.header("x-prepared"), None);
     assert_eq!(request.target, "/v1/chat/completions");
 }
@@ -888,28 +891,28 @@ async fn what_prepare_does_is_sent_and_only_there() {
 #[tokio::test]
 async fn a_prepare_that_fails_or_panics_sends_nothing_and_fails_over() {
     for panics in [false, true] {
-        let stage = Stage::two(Answer::ok(), Answer::ok()).await;
-        let first = stage.actors[0].provider().map_request(move |_| match panics {
+        let harness = WireHarness::two(Answer::ok(), Answer::ok()).await;
+        let first = harness.actors[0].provider().map_request(move |_| match panics {
             true => panic!("unprepared"),
             false => Err("unprepared"),
         });
-        let client = client(ProviderChain::builder([first, stage.actors[1].provider()]));
-        let response = stage.post(&client).send().await.unwrap();
+        let client = client(ProviderChain::builder([first, harness.actors[1].provider()]));
+        let response = harness.post(&client).send().await.unwrap();
         let report = Report::of(&response).unwrap();
         assert_eq!(report.served_by(), Some("openai"));
         assert_eq!(report.attempts().len(), 2, "{report}");
         assert_eq!(report.attempts()[0].status(), None);
         assert!(!report.attempts()[0].maybe_processed());
-        assert_eq!(stage.requests(1)[0].text(), BODY);
-        stage.assert_asked(&[0, 1]);
+        assert_eq!(harness.requests(1)[0].text(), BODY);
+        harness.assert_asked(&[0, 1]);
     }
 }
 
 #[tokio::test]
 async fn a_prepare_that_leads_elsewhere_is_not_followed() {
     let evil = Server::start(Answer::ok()).await;
-    let stage = Stage::two(Answer::ok(), Answer::ok()).await;
-    let home = stage.actors[0].server.base_url("");
+    let harness = WireHarness::two(Answer::ok(), Answer::ok()).await;
+    let home = harness.actors[0].server.base_url("");
     for url in [
         evil.base_url("/v1/chat/completions"),
         format!("{home}/v10/chat/completions"),
@@ -921,15 +924,15 @@ async fn a_prepare_that_leads_elsewhere_is_not_followed() {
     ] {
         let first = {
             let url = Url::parse(&url).unwrap();
-            stage.actors[0].provider().map_request(move |request| {
+            harness.actors[0].provider().map_request(move |request| {
                 *request.url_mut() = url.clone();
                 Ok::<_, Infallible>(())
             })
         };
-        let client = client(ProviderChain::builder([first, stage.actors[1].provider()]));
-        let response = stage.post(&client).send().await.unwrap();
+        let client = client(ProviderChain::builder([first, harness.actors[1].provider()]));
+        let response = harness.post(&client).send().await.unwrap();
         assert_eq!(Report::of(&response).unwrap().served_by(), Some("openai"), "{url}");
-        assert_eq!(stage.actors[0].server.connections(), 0, "{url}");
+        assert_eq!(harness.actors[0].server.connections(), 0, "{url}");
     }
     assert_eq!(evil.connections(), 0);
 }
@@ -944,17 +947,17 @@ async fn echoed(provider: fn(Provider, &str) -> Provider, body: impl Fn(&str) ->
     let second_key = canary("second");
     let answer = body(&key);
     let second = Answer::error(503, &format!("not {second_key}, nor {key}")).headers_after(ms(30));
-    let stage = Stage::two(answer, second).await;
+    let harness = WireHarness::two(answer, second).await;
     let chain = ProviderChain::builder([
-        provider(stage.actors[0].keyless(), &key),
-        stage.actors[1].keyless().bearer_auth(&second_key),
+        provider(harness.actors[0].keyless(), &key),
+        harness.actors[1].keyless().bearer_auth(&second_key),
     ]);
     let client = client(chain.on_exhausted(Exhausted::Error));
-    let error = stage.post(&client).send().await.unwrap_err();
+    let error = harness.post(&client).send().await.unwrap_err();
     let failed = FailoverError::find(&error).expect("a FailoverError");
     let report = failed.report();
     assert_eq!(report.attempts().len(), 2, "{report}");
-    assert!(stage.actors[0].server.requests().len() == 1);
+    assert!(harness.actors[0].server.requests().len() == 1);
     let text = format!("{} {report} {report:?} {:?}", shown(&error), client);
     assert!(!text.contains(CORE), "{text}");
     assert_no_key(&text, &[&key, &second_key]);
@@ -983,17 +986,18 @@ async fn messages_that_show(key: &str, bodies: Vec<String>) -> Vec<String> {
     let count = bodies.len();
     let answers = bodies.into_iter().map(|body| Answer::status(401).body(body));
     let second = Answer::ok().headers_after(ms(10));
-    let stage = Stage::two(answers.collect::<Vec<_>>(), second).await;
-    let first = stage.actors[0].keyless().bearer_auth(key);
-    let client = client(ProviderChain::builder([first, stage.actors[1].provider()]).without_health());
+    let harness = WireHarness::two(answers.collect::<Vec<_>>(), second).await;
+    let first = harness.actors[0].keyless().bearer_auth(key);
+    let client =
+        client(ProviderChain::builder([first, harness.actors[1].provider()]).without_health());
     let mut shown = Vec::new();
     for _ in 0..count {
-        let response = stage.post(&client).send().await.unwrap();
+        let response = harness.post(&client).send().await.unwrap();
         let attempt = &Report::of(&response).unwrap().attempts()[0];
         let message = attempt.message().expect("it had the time to be read");
         shown.extend(message.contains(CORE).then(|| message.to_owned()));
     }
-    assert_eq!(stage.requests(0).len(), count);
+    assert_eq!(harness.requests(0).len(), count);
     shown
 }
 
@@ -1110,18 +1114,18 @@ async fn a_key_that_a_stall_cuts_is_redacted() {
 
 #[tokio::test]
 async fn the_error_of_a_source_is_redacted() {
-    let stage = Stage::two(failing(), Answer::ok()).await;
-    let key = stage.actors[1].key.clone();
+    let harness = WireHarness::two(failing(), Answer::ok()).await;
+    let key = harness.actors[1].key.clone();
     let text = format!("PUT /lease refused for {key}");
     let source = move || {
         let error = std::io::Error::other(text.clone());
         async move { Err::<String, _>(error) }
     };
-    let first = stage.actors[0].keyless().bearer_auth_with(source);
-    let chain = ProviderChain::builder([stage.actors[1].provider(), first]);
+    let first = harness.actors[0].keyless().bearer_auth_with(source);
+    let chain = ProviderChain::builder([harness.actors[1].provider(), first]);
     let chain = chain.classify(|_| Verdict::FailOver(reqwest_failover::Fault::None));
-    let error = stage.post(&client(chain)).send().await.unwrap_err();
-    let text = stage.hear(shown(&error));
+    let error = harness.post(&client(chain)).send().await.unwrap_err();
+    let text = harness.hear(shown(&error));
     assert!(text.contains("PUT /lease refused for [redacted]"), "{text}");
 }
 
@@ -1129,9 +1133,9 @@ async fn the_error_of_a_source_is_redacted() {
 
 #[tokio::test]
 async fn no_debug_and_no_display_of_a_public_type_shows_a_key() {
-    let stage = Stage::two(failing(), Answer::ok()).await;
-    let [first, second] = [&stage.actors[0], &stage.actors[1]];
-    let secret = |name| stage.secret(name);
+    let harness = WireHarness::two(failing(), Answer::ok()).await;
+    let [first, second] = [&harness.actors[0], &harness.actors[1]];
+    let secret = |name| harness.secret(name);
     let sourced = {
         let token = secret("source");
         move || {
@@ -1154,16 +1158,16 @@ async fn no_debug_and_no_display_of_a_public_type_shows_a_key() {
         Provider::openai(secret("openai")),
     ];
     for provider in &providers {
-        stage.hear(format!("{provider:?} {provider:#?}"));
+        harness.hear(format!("{provider:?} {provider:#?}"));
     }
-    stage.hear(format!("{:?}", ProviderChain::builder(providers.clone())));
+    harness.hear(format!("{:?}", ProviderChain::builder(providers.clone())));
     for provider in providers {
         match ProviderChain::builder([provider]).build() {
-            Ok(chain) => stage.hear(format!("{chain:?} {chain:#?}")),
-            Err(error) => stage.hear(shown(&error)),
+            Ok(chain) => harness.hear(format!("{chain:?} {chain:#?}")),
+            Err(error) => harness.hear(shown(&error)),
         };
     }
-    let chain = stage.chain().classify({
+    let chain = harness.chain().classify({
         |outcome| {
             assert!(!format!("{outcome:?} {outcome:#?}").contains(CORE), "{outcome:?}");
             Verdict::standard(outcome)
@@ -1174,11 +1178,11 @@ async fn no_debug_and_no_display_of_a_public_type_shows_a_key() {
     });
     let chain = chain.build().unwrap();
     let client = ClientBuilder::new(plain()).with(chain.clone()).build();
-    let response = stage.post(&client).send().await.unwrap();
+    let response = harness.post(&client).send().await.unwrap();
     let report = Report::of(&response).unwrap();
-    stage.hear(format!("{report} {report:?} {:?} {response:?} {chain:?}", chain.snapshot()));
+    harness.hear(format!("{report} {report:?} {:?} {response:?} {chain:?}", chain.snapshot()));
     for attempt in report.attempts() {
-        stage.hear(format!("{attempt} {attempt:?}"));
+        harness.hear(format!("{attempt} {attempt:?}"));
     }
     // A panic in a closure is counted; none of those above did.
     assert_eq!(chain.snapshot().callback_panics(), 0);

@@ -10,21 +10,21 @@ use reqwest::{Body, Response};
 use reqwest_failover::{ConfigError, Provider, ProviderChain, Report, Route};
 use reqwest_middleware::{ClientWithMiddleware, RequestBuilder};
 
-use support::stage::{BODY, Stage, client, line};
+use support::harness::{BODY, WireHarness, client, line};
 use support::{Answer, Received};
 
 /// `cometapi` fails and knows `gpt-5` as `comet/gpt-5`; `openai` answers and knows no other name.
-async fn set() -> (Stage, ClientWithMiddleware) {
-    let stage = Stage::two(Answer::error(500, "down"), Answer::ok()).await;
+async fn set() -> (WireHarness, ClientWithMiddleware) {
+    let harness = WireHarness::two(Answer::error(500, "down"), Answer::ok()).await;
     let client = client(ProviderChain::builder([
-        stage.actors[0].provider().rename_model("gpt-5", "comet/gpt-5"),
-        stage.actors[1].provider(),
+        harness.actors[0].provider().rename_model("gpt-5", "comet/gpt-5"),
+        harness.actors[1].provider(),
     ]));
-    (stage, client)
+    (harness, client)
 }
 
-fn post(stage: &Stage, client: &ClientWithMiddleware) -> RequestBuilder {
-    client.post(stage.actors[1].url("/x"))
+fn post(harness: &WireHarness, client: &ClientWithMiddleware) -> RequestBuilder {
+    client.post(harness.actors[1].url("/x"))
 }
 
 #[track_caller]
@@ -34,9 +34,9 @@ fn assert_served_by_the_second(response: &Response) {
 }
 
 /// Both got a body of the length that its header says; what the first got, and the second.
-fn sent(stage: &Stage) -> (Received, Received) {
-    stage.assert_asked(&[1, 1]);
-    let both = (stage.requests(0).remove(0), stage.requests(1).remove(0));
+fn sent(harness: &WireHarness) -> (Received, Received) {
+    harness.assert_asked(&[1, 1]);
+    let both = (harness.requests(0).remove(0), harness.requests(1).remove(0));
     for request in [&both.0, &both.1] {
         assert_eq!(request.all("content-length"), [request.body.len().to_string()]);
         assert_eq!(request.header("transfer-encoding"), None);
@@ -46,10 +46,10 @@ fn sent(stage: &Stage) -> (Received, Received) {
 
 #[tokio::test]
 async fn each_provider_is_asked_for_the_model_by_its_own_name() {
-    let (stage, client) = set().await;
-    let response = stage.post(&client).send().await.unwrap();
+    let (harness, client) = set().await;
+    let response = harness.post(&client).send().await.unwrap();
     assert_served_by_the_second(&response);
-    let (first, second) = sent(&stage);
+    let (first, second) = sent(&harness);
     assert_eq!(first.text(), BODY.replacen("gpt-5", "comet/gpt-5", 1));
     assert_eq!(second.text(), BODY);
     assert_eq!(first.header("content-type"), Some("application/json"));
@@ -57,10 +57,10 @@ async fn each_provider_is_asked_for_the_model_by_its_own_name() {
 
 #[tokio::test]
 async fn every_name_has_its_own_rename() {
-    let stage = Stage::two(Answer::error(500, "down"), Answer::ok()).await;
+    let harness = WireHarness::two(Answer::error(500, "down"), Answer::ok()).await;
     let client = client(ProviderChain::builder([
-        stage.actors[0].provider().rename_model("gpt-5", "one").rename_model("gpt-5-mini", "two"),
-        stage.actors[1].provider().rename_model("gpt-5", "three").rename_model("one", "never"),
+        harness.actors[0].provider().rename_model("gpt-5", "one").rename_model("gpt-5-mini", "two"),
+        harness.actors[1].provider().rename_model("gpt-5", "three").rename_model("one", "never"),
     ]));
     for (asked, names) in [
         ("gpt-5", ["one", "three"]),
@@ -68,9 +68,9 @@ async fn every_name_has_its_own_rename() {
         ("gpt-4", ["gpt-4", "gpt-4"]),
     ] {
         let body = |model: &str| format!("{{ \"n\":1.00, \"model\" :\"{model}\"}}");
-        post(&stage, &client).body(body(asked)).send().await.unwrap();
+        post(&harness, &client).body(body(asked)).send().await.unwrap();
         for (actor, name) in names.iter().enumerate() {
-            assert_eq!(stage.requests(actor).pop().unwrap().text(), body(name));
+            assert_eq!(harness.requests(actor).pop().unwrap().text(), body(name));
         }
     }
 }
@@ -110,29 +110,29 @@ async fn a_body_changes_in_its_models_span_or_not_at_all() {
     ];
     let changed = changed.iter().map(|(body, renamed)| (body.as_bytes(), renamed.as_bytes()));
     for (body, renamed) in changed.chain(unchanged.iter().map(|body| (*body, *body))) {
-        let (stage, client) = set().await;
-        let response = post(&stage, &client).body(body.to_vec()).send().await.unwrap();
+        let (harness, client) = set().await;
+        let response = post(&harness, &client).body(body.to_vec()).send().await.unwrap();
         assert_served_by_the_second(&response);
-        let (first, second) = sent(&stage);
+        let (first, second) = sent(&harness);
         let shown = String::from_utf8_lossy(&first.body);
         assert!(first.body == renamed, "{shown}");
         assert!(second.body == body, "{shown}");
     }
-    let (stage, client) = set().await;
-    let response = post(&stage, &client).send().await.unwrap();
+    let (harness, client) = set().await;
+    let response = post(&harness, &client).send().await.unwrap();
     assert_served_by_the_second(&response);
-    assert!(stage.requests(0)[0].body.is_empty() && stage.requests(1)[0].body.is_empty());
+    assert!(harness.requests(0)[0].body.is_empty() && harness.requests(1)[0].body.is_empty());
 }
 
 #[tokio::test]
 async fn a_large_body_keeps_every_other_byte() {
-    let (stage, client) = set().await;
+    let (harness, client) = set().await;
     let text = "é\\n\\u0000 \\\"model\\\":\\\"gpt-5\\\" ".repeat(40_000);
     let body = |model: &str| {
         format!("{{\"messages\":[{{\"content\":\"{text}\"}}],\"model\":\"{model}\",\"n\":1.0}}")
     };
-    post(&stage, &client).body(body("gpt-5")).send().await.unwrap();
-    let (first, second) = sent(&stage);
+    post(&harness, &client).body(body("gpt-5")).send().await.unwrap();
+    let (first, second) = sent(&harness);
     assert!(
         first.body == body("comet/gpt-5").as_bytes() && second.body == body("gpt-5").as_bytes()
     );
@@ -149,14 +149,14 @@ async fn what_speaks_of_the_old_body_is_gone_only_where_the_body_changed() {
         "signature-input",
         "x-amz-content-sha256",
     ];
-    let (stage, client) = set().await;
-    let mut request = stage.post(&client).header("content-length", BODY.len());
+    let (harness, client) = set().await;
+    let mut request = harness.post(&client).header("content-length", BODY.len());
     for name in STALE {
         request = request.header(name, "sum=:abc:");
     }
     let response = request.header("x-other", "1").send().await.unwrap();
     assert_served_by_the_second(&response);
-    let (first, second) = sent(&stage);
+    let (first, second) = sent(&harness);
     for name in STALE {
         assert_eq!(first.header(name), None);
         assert_eq!(second.header(name), Some("sum=:abc:"));
@@ -166,17 +166,18 @@ async fn what_speaks_of_the_old_body_is_gone_only_where_the_body_changed() {
 
 #[tokio::test]
 async fn prepare_sees_the_renamed_body() {
-    let stage = Stage::two(Answer::ok(), Answer::ok()).await;
-    let first = stage.actors[0].provider().rename_model("gpt-5", "comet/gpt-5").map_request(|request| {
-        let body = request.body().and_then(Body::as_bytes).unwrap_or_default();
-        let length = body.len().to_string();
-        request.headers_mut().insert("x-length", length.parse().unwrap());
-        Ok::<_, std::convert::Infallible>(())
-    });
-    let client = client(ProviderChain::builder([first, stage.actors[1].provider()]));
-    stage.post(&client).send().await.unwrap();
+    let harness = WireHarness::two(Answer::ok(), Answer::ok()).await;
+    let first =
+        harness.actors[0].provider().rename_model("gpt-5", "comet/gpt-5").map_request(|request| {
+            let body = request.body().and_then(Body::as_bytes).unwrap_or_default();
+            let length = body.len().to_string();
+            request.headers_mut().insert("x-length", length.parse().unwrap());
+            Ok::<_, std::convert::Infallible>(())
+        });
+    let client = client(ProviderChain::builder([first, harness.actors[1].provider()]));
+    harness.post(&client).send().await.unwrap();
     let length = (BODY.len() + "comet/".len()).to_string();
-    assert_eq!(stage.requests(0)[0].header("x-length"), Some(&*length));
+    assert_eq!(harness.requests(0)[0].header("x-length"), Some(&*length));
 }
 
 // Streams.
@@ -188,11 +189,11 @@ fn streamed() -> Body {
 
 #[tokio::test]
 async fn a_stream_that_was_read_into_memory_is_renamed() {
-    let (stage, client) = set().await;
-    let request = post(&stage, &client).header("content-length", BODY.len()).body(streamed());
+    let (harness, client) = set().await;
+    let request = post(&harness, &client).header("content-length", BODY.len()).body(streamed());
     let response = request.send().await.unwrap();
     assert_served_by_the_second(&response);
-    let (first, second) = sent(&stage);
+    let (first, second) = sent(&harness);
     assert_eq!(first.text(), BODY.replacen("gpt-5", "comet/gpt-5", 1));
     assert_eq!(second.text(), BODY);
 }
@@ -201,11 +202,11 @@ async fn a_stream_that_was_read_into_memory_is_renamed() {
 async fn a_stream_that_can_be_sent_only_once_is_left_alone() {
     // Of unknown length; above the replay buffer; with nobody to fail over to.
     for case in 0..3 {
-        let stage = Stage::two(Answer::ok(), Answer::ok()).await;
-        let first = stage.actors[0].provider().rename_model("gpt-5", "comet/gpt-5");
-        let chain = ProviderChain::builder([first, stage.actors[1].provider()]);
+        let harness = WireHarness::two(Answer::ok(), Answer::ok()).await;
+        let first = harness.actors[0].provider().rename_model("gpt-5", "comet/gpt-5");
+        let chain = ProviderChain::builder([first, harness.actors[1].provider()]);
         let client = client(if case == 1 { chain.replay_buffer(9) } else { chain });
-        let mut request = post(&stage, &client).body(streamed());
+        let mut request = post(&harness, &client).body(streamed());
         if case > 0 {
             request = request.header("content-length", BODY.len());
         }
@@ -214,8 +215,8 @@ async fn a_stream_that_can_be_sent_only_once_is_left_alone() {
         }
         let response = request.send().await.unwrap();
         assert_eq!(Report::of(&response).unwrap().served_by(), Some("cometapi"));
-        assert_eq!(stage.requests(0)[0].text(), BODY);
-        stage.assert_asked(&[1, 0]);
+        assert_eq!(harness.requests(0)[0].text(), BODY);
+        harness.assert_asked(&[1, 0]);
     }
 }
 

@@ -27,7 +27,7 @@ fn ms(millis: u64) -> Duration {
     Duration::from_millis(millis)
 }
 
-/// What the first provider does; the second one answers 200.
+/// What the first provider script; the second one answers 200.
 struct Ends(AtomicU16, Second);
 
 enum Second {
@@ -704,7 +704,7 @@ mod traced {
     }
 }
 
-/// Does everything that can be seen once.
+/// Script everything that can be seen once.
 #[cfg(feature = "tracing")]
 async fn everything() {
     let panicking = chain().classify(|_| panic!("no opinion"));
@@ -829,7 +829,7 @@ struct Echoing {
 #[async_trait]
 impl Middleware for Echoing {
     async fn handle(&self, request: Request, _: &mut Extensions, _: Next<'_>) -> Result<Response> {
-        // What it was sent, and what it may know besides: every key that does not change.
+        // What it was sent, and what it may know besides: every key that script not change.
         let mut all = format!("{} {}", request.url(), self.keys.join(" "));
         for value in request.headers().values() {
             all.push_str(&format!(" {}", String::from_utf8_lossy(value.as_bytes())));

@@ -12,7 +12,7 @@ use reqwest_middleware::{ClientBuilder, ClientWithMiddleware};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
-use support::stage::BODY;
+use support::harness::BODY;
 use support::{Answer, Received, Refusing, Server};
 
 const REQUESTS: usize = 1_000;
@@ -144,7 +144,8 @@ impl Scene {
         if outage == Hang {
             provider = provider.attempt_timeout(ms(100));
         }
-        let providers = [provider, Provider::new("second", second.base_url("/v1")).bearer_auth("key-2")];
+        let providers =
+            [provider, Provider::new("second", second.base_url("/v1")).bearer_auth("key-2")];
         let count = probes.clone();
         let chain = ProviderChain::builder(providers)
             .breaker(breaker)

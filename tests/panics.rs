@@ -11,16 +11,16 @@ use reqwest_failover::{
     Event, Exhausted, Provider, ProviderChainBuilder, Report, Route, State, Verdict,
 };
 
-use terminal::{Does, Told, World, keyless, provider, secs, sleep_until, yields};
+use terminal::{Harness, Script, Told, keyless, provider, secs, sleep_until, yields};
 
 type Token = Result<String, std::io::Error>;
 
-fn ok() -> Does {
-    Does::status(200)
+fn ok() -> Script {
+    Script::status(200)
 }
 
-fn failing_first() -> [(&'static str, Does); 2] {
-    [("first", Does::status(500)), ("second", ok())]
+fn failing_first() -> [(&'static str, Script); 2] {
+    [("first", Script::status(500)), ("second", ok())]
 }
 
 /// A switch for closures: on at first.
@@ -30,68 +30,70 @@ fn scare() -> (Arc<AtomicBool>, impl Fn() + Clone + Send + Sync + 'static) {
     (on, move || assert!(!scared.load(Ordering::Relaxed), "scripted"))
 }
 
-fn panics(world: &World) -> u64 {
-    world.chain.snapshot().callback_panics()
+fn panics(harness: &Harness) -> u64 {
+    harness.chain.snapshot().callback_panics()
 }
 
 /// Nothing is held, and the chain serves.
-async fn assert_sound(world: &World) {
-    for provider in world.chain.snapshot().providers() {
+async fn assert_sound(harness: &Harness) {
+    for provider in harness.chain.snapshot().providers() {
         assert_eq!(provider.in_flight(), 0, "{}", provider.name());
         assert_ne!(provider.state(), State::Probing, "{}", provider.name());
     }
-    world.tell("second", ok());
-    world.ask().await;
+    harness.tell("second", ok());
+    harness.ask().await;
 }
 
 // Each closure.
 
 #[tokio::test]
 async fn a_panic_in_classify_is_counted_and_the_standard_verdict_holds() {
-    let world =
-        World::with(failing_first(), |chain| chain.classify(|_| -> Verdict { panic!("scripted") }));
+    let harness = Harness::with(failing_first(), |chain| {
+        chain.classify(|_| -> Verdict { panic!("scripted") })
+    });
     for request in 1..=4 {
-        let response = world.post().send().await.unwrap();
+        let response = harness.post().send().await.unwrap();
         let report = Report::of(&response).unwrap();
         assert_eq!(report.served_by(), Some("second"), "{report}");
         assert_eq!(report.attempts().len(), 2);
-        assert_eq!(panics(&world), 2 * request);
+        assert_eq!(panics(&harness), 2 * request);
     }
-    assert_eq!(world.of_provider("first").failures(), 4, "as the standard verdict has it");
-    assert!(world.told().contains(&Told::Panicked("classify")));
-    assert_sound(&world).await;
+    assert_eq!(harness.of_provider("first").failures(), 4, "as the standard verdict has it");
+    assert!(harness.told().contains(&Told::Panicked("classify")));
+    assert_sound(&harness).await;
 }
 
 #[tokio::test]
 async fn a_panic_in_route_is_counted_and_the_chains_order_holds() {
-    let world = World::with([("first", ok()), ("second", ok())], |chain| {
+    let harness = Harness::with([("first", ok()), ("second", ok())], |chain| {
         chain.route(|_| -> Option<Route> { panic!("scripted") })
     });
-    assert_eq!(world.ask().await, "first");
-    assert_eq!((panics(&world), world.told()[0].clone()), (1, Told::Panicked("route")));
-    assert_sound(&world).await;
+    assert_eq!(harness.ask().await, "first");
+    assert_eq!((panics(&harness), harness.told()[0].clone()), (1, Told::Panicked("route")));
+    assert_sound(&harness).await;
 }
 
 #[tokio::test]
 async fn a_panic_in_prepare_is_counted_and_the_attempt_fails_over_at_no_cost() {
-    let first = provider("first").map_request(|_| -> Result<(), std::io::Error> { panic!("scripted") });
-    let world = World::of_providers(
+    let first =
+        provider("first").map_request(|_| -> Result<(), std::io::Error> { panic!("scripted") });
+    let harness = Harness::of_providers(
         vec![first, provider("second")],
         [("first", ok()), ("second", ok())],
         |chain| chain,
     );
     for request in 1..=20 {
-        let response = world.post().send().await.unwrap();
+        let response = harness.post().send().await.unwrap();
         let report = Report::of(&response).unwrap();
         assert_eq!(report.served_by(), Some("second"));
         assert_eq!(report.attempts()[0].reason().as_str(), "other");
         assert!(!report.attempts()[0].maybe_processed(), "nothing was sent");
-        assert_eq!(panics(&world), request);
+        assert_eq!(panics(&harness), request);
     }
-    assert_eq!(world.asked("first"), 0);
-    let first = world.of_provider("first");
+    assert_eq!(harness.asked("first"), 0);
+    let first = harness.of_provider("first");
     assert_eq!((first.failures(), first.state(), first.attempts()), (0, State::Closed, 20));
-    assert_sound(&world).await;
+    assert_sound(&harness).await;
 }
 
 #[tokio::test]
@@ -102,52 +104,56 @@ async fn a_panic_in_bearer_from_is_counted_and_a_failed_credential() {
         let token: fn() -> Token = || panic!("scripted");
         token()
     };
-    for first in [keyless("first").bearer_auth_with(at_once), keyless("first").bearer_auth_with(later)] {
+    for first in
+        [keyless("first").bearer_auth_with(at_once), keyless("first").bearer_auth_with(later)]
+    {
         let scripts = [("first", ok()), ("second", ok())];
-        let world = World::of_providers(vec![first, provider("second")], scripts, |chain| chain);
+        let harness =
+            Harness::of_providers(vec![first, provider("second")], scripts, |chain| chain);
         for request in 1..=5 {
-            let response = world.post().send().await.unwrap();
+            let response = harness.post().send().await.unwrap();
             let report = Report::of(&response).unwrap();
             assert_eq!(report.served_by(), Some("second"));
             assert_eq!(report.attempts()[0].reason().as_str(), "credential");
-            assert_eq!(panics(&world), request);
+            assert_eq!(panics(&harness), request);
         }
-        assert_eq!(world.asked("first"), 0);
-        assert!(world.told().contains(&Told::Panicked("bearer_auth_with")));
-        let state = world.state("first");
+        assert_eq!(harness.asked("first"), 0);
+        assert!(harness.told().contains(&Told::Panicked("bearer_auth_with")));
+        let state = harness.state("first");
         assert!(matches!(state, State::Open { .. }), "five failures: {state:?}");
-        assert_sound(&world).await;
+        assert_sound(&harness).await;
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_panic_in_observe_at_every_event_is_counted_and_nothing_else_changes() {
     let (on, panic) = scare();
-    let world = World::with(failing_first(), |chain| chain.observe(move |_: &Event<'_>| panic()));
-    assert_eq!(world.ask_times(10).await["second"], 10);
-    let until = match world.state("first") {
+    let harness =
+        Harness::with(failing_first(), |chain| chain.observe(move |_: &Event<'_>| panic()));
+    assert_eq!(harness.ask_times(10).await["second"], 10);
+    let until = match harness.state("first") {
         State::Open { until } => until,
         other => panic!("{other:?}"),
     };
     // Started, finished, switched, started, finished, and the request finished: six, five times;
     // then three, five times; and one breaker opened.
-    assert_eq!(panics(&world), 5 * 6 + 5 * 3 + 1);
+    assert_eq!(panics(&harness), 5 * 6 + 5 * 3 + 1);
 
     // A dropped request tells its end from a destructor.
-    world.tell("second", Does::hang());
-    assert!(tokio::time::timeout(secs(1), world.post().send()).await.is_err());
-    world.tell("second", ok());
+    harness.tell("second", Script::hang());
+    assert!(tokio::time::timeout(secs(1), harness.post().send()).await.is_err());
+    harness.tell("second", ok());
     // A pass through the chain, a probe, an exhausted request.
-    world.client.get("https://elsewhere.test/").send().await.unwrap();
+    harness.client.get("https://elsewhere.test/").send().await.unwrap();
     sleep_until(until).await;
-    assert_eq!(world.ask().await, "second");
-    world.tell("second", Does::status(502));
-    assert_eq!(world.post().send().await.unwrap().status(), 500, "the last outcome");
+    assert_eq!(harness.ask().await, "second");
+    harness.tell("second", Script::status(502));
+    assert_eq!(harness.post().send().await.unwrap().status(), 500, "the last outcome");
 
     on.store(false, Ordering::Relaxed);
-    let so_far = panics(&world);
-    assert_sound(&world).await;
-    assert_eq!(panics(&world), so_far);
+    let so_far = panics(&harness);
+    assert_sound(&harness).await;
+    assert_eq!(panics(&harness), so_far);
 }
 
 #[tokio::test]
@@ -178,16 +184,16 @@ async fn panics_in_all_closures_at_once_lose_no_response() {
     });
     let providers: Vec<Provider> = vec![first, second, provider("third")];
     let names = ["first", "second", "third"];
-    let world = World::of_providers(providers, names.map(|name| (name, ok())), settings);
+    let harness = Harness::of_providers(providers, names.map(|name| (name, ok())), settings);
     for _ in 0..20 {
-        assert_eq!(world.ask().await, "third");
+        assert_eq!(harness.ask().await, "third");
     }
-    let so_far = panics(&world);
+    let so_far = panics(&harness);
     assert!(so_far > 100, "{so_far}");
     on.store(false, Ordering::Relaxed);
-    assert_eq!(world.ask().await, "first");
-    assert_eq!(panics(&world), so_far);
-    assert_sound(&world).await;
+    assert_eq!(harness.ask().await, "first");
+    assert_eq!(panics(&harness), so_far);
+    assert_sound(&harness).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -199,7 +205,7 @@ async fn a_closure_that_panics_on_a_probe_wedges_nothing() {
         prepare();
         Ok::<_, std::io::Error>(())
     });
-    let world = World::of_providers(
+    let harness = Harness::of_providers(
         vec![first, provider("second")],
         [("first", ok()), ("second", ok())],
         |chain| {
@@ -209,25 +215,25 @@ async fn a_closure_that_panics_on_a_probe_wedges_nothing() {
             })
         },
     );
-    let until = world.break_it("first").await;
+    let until = harness.break_it("first").await;
     sleep_until(until).await;
     on.store(true, Ordering::Relaxed);
-    assert_eq!(world.ask().await, "second");
+    assert_eq!(harness.ask().await, "second");
     // Nothing was sent, so nothing was learnt: the next request is the probe.
-    assert_eq!(world.state("first"), State::Open { until });
+    assert_eq!(harness.state("first"), State::Open { until });
     on.store(false, Ordering::Relaxed);
-    assert_eq!(world.ask().await, "first");
-    assert_eq!(world.state("first"), State::Closed);
+    assert_eq!(harness.ask().await, "first");
+    assert_eq!(harness.state("first"), State::Closed);
 }
 
 #[tokio::test]
 async fn a_chain_that_saw_panics_on_other_threads_goes_on() {
     let (on, panic) = scare();
-    let world = World::with(failing_first(), |chain| {
+    let harness = Harness::with(failing_first(), |chain| {
         chain.without_health().observe(move |_: &Event<'_>| panic())
     });
-    let chain = world.chain.clone();
-    let client = world.client.clone();
+    let chain = harness.chain.clone();
+    let client = harness.client.clone();
     let ask = move || {
         let client = client.clone();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
@@ -239,41 +245,41 @@ async fn a_chain_that_saw_panics_on_other_threads_goes_on() {
     }
     assert_eq!(chain.snapshot().callback_panics(), 4 * 6);
     on.store(false, Ordering::Relaxed);
-    assert_sound(&world).await;
+    assert_sound(&harness).await;
 }
 
 // Panics of others.
 
 /// Runs one request in a task of its own, which must panic.
-async fn assert_panics(world: &World, body: Body) {
-    let request = world.post().body(body).header("content-length", "2");
+async fn assert_panics(harness: &Harness, body: Body) {
+    let request = harness.post().body(body).header("content-length", "2");
     let error = tokio::spawn(async move { request.send().await.map(drop) }).await.unwrap_err();
     assert!(error.is_panic(), "{error}");
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_panic_in_an_inner_layer_goes_through_and_leaves_nothing_held() {
-    for does in [Does::panic(), Does::panic().yields(3), Does::panic().after(secs(1))] {
-        let world = World::of([("first", does), ("second", ok())]);
-        assert_panics(&world, "{}".into()).await;
-        let first = world.of_provider("first");
+    for script in [Script::panic(), Script::panic().yields(3), Script::panic().after(secs(1))] {
+        let harness = Harness::of([("first", script), ("second", ok())]);
+        assert_panics(&harness, "{}".into()).await;
+        let first = harness.of_provider("first");
         assert_eq!((first.in_flight(), first.attempts(), first.failures()), (0, 1, 0));
         assert_eq!(first.state(), State::Closed);
-        assert_eq!(world.chain.snapshot().requests(), 1);
-        assert_eq!(panics(&world), 0, "no closure of the user's");
+        assert_eq!(harness.chain.snapshot().requests(), 1);
+        assert_eq!(panics(&harness), 0, "no closure of the user's");
         let abandoned = vec![("first".to_owned(), "abandoned".to_owned())];
-        assert!(world.told().contains(&Told::Finished(abandoned)));
+        assert!(harness.told().contains(&Told::Finished(abandoned)));
 
         // A probe gives its lease back.
-        let until = world.break_it("first").await;
+        let until = harness.break_it("first").await;
         sleep_until(until).await;
-        assert_panics(&world, "{}".into()).await;
-        assert_eq!(world.state("first"), State::Open { until });
-        assert_eq!(world.of_provider("first").in_flight(), 0);
-        world.tell("first", ok());
-        assert_eq!(world.ask().await, "first");
-        assert_eq!(world.state("first"), State::Closed);
-        assert_sound(&world).await;
+        assert_panics(&harness, "{}".into()).await;
+        assert_eq!(harness.state("first"), State::Open { until });
+        assert_eq!(harness.of_provider("first").in_flight(), 0);
+        harness.tell("first", ok());
+        assert_eq!(harness.ask().await, "first");
+        assert_eq!(harness.state("first"), State::Closed);
+        assert_sound(&harness).await;
     }
 }
 
@@ -285,26 +291,26 @@ async fn a_panic_in_a_body_goes_through_and_leaves_nothing_held() {
         ))
     };
     // The caller's.
-    let world = World::of(failing_first());
-    assert_panics(&world, panicking()).await;
-    assert_eq!((world.chain.snapshot().requests(), world.all_asked().len()), (1, 0));
-    assert_sound(&world).await;
+    let harness = Harness::of(failing_first());
+    assert_panics(&harness, panicking()).await;
+    assert_eq!((harness.chain.snapshot().requests(), harness.all_asked().len()), (1, 0));
+    assert_sound(&harness).await;
 
     // A failed response's, while it is read for its message, on the way to a probe or after it.
     for due in [false, true] {
         for mode in [Exhausted::LastOutcome, Exhausted::Error] {
-            let error = Does::answer(500, &[], panicking);
-            let world = World::with([("first", error.clone()), ("second", error)], |chain| {
+            let error = Script::answer(500, &[], panicking);
+            let harness = Harness::with([("first", error.clone()), ("second", error)], |chain| {
                 chain.on_exhausted(mode)
             });
-            let until = world.break_it("second").await;
+            let until = harness.break_it("second").await;
             if due {
                 sleep_until(until).await;
             }
-            assert_panics(&world, "{}".into()).await;
-            assert_eq!(world.state("second"), State::Open { until });
-            world.tell("first", ok());
-            assert_sound(&world).await;
+            assert_panics(&harness, "{}".into()).await;
+            assert_eq!(harness.state("second"), State::Open { until });
+            harness.tell("first", ok());
+            assert_sound(&harness).await;
         }
     }
 }

@@ -131,9 +131,8 @@ fn chain(row: Row) -> ProviderChain {
     };
     let others = (0..others).map(|at| match at {
         0 => Provider::openai("openai-key"),
-        at => {
-            Provider::new(format!("p{at}"), format!("https://p{at}.example.com/v1")).bearer_auth("key")
-        }
+        at => Provider::new(format!("p{at}"), format!("https://p{at}.example.com/v1"))
+            .bearer_auth("key"),
     });
     let builder = ProviderChain::builder([first].into_iter().chain(others));
     match row {

@@ -1,4 +1,4 @@
-//! The stage of an example: who plays the providers, what is printed, and the checks.
+//! The harness of an example: who plays the providers, what is printed, and the checks.
 
 use std::error::Error;
 use std::io::{self, IsTerminal};
@@ -20,13 +20,13 @@ const OPENAI_KEY: &str = "sk-stand-in-openai";
 type Result<T, E = Box<dyn Error>> = std::result::Result<T, E>;
 
 /// The real services, or the stand-ins that play them.
-pub(crate) struct Stage {
+pub(crate) struct Harness {
     /// CometAPI's and OpenAI's.
     stand_ins: Option<(StandIn, StandIn)>,
 }
 
-impl Stage {
-    /// Sets the stage for whichever keys there are, and says which.
+impl Harness {
+    /// Sets the harness for whichever keys there are, and says which.
     pub(crate) async fn set() -> Result<Self> {
         let is_set = |name| std::env::var(name).is_ok_and(|key| !key.trim().is_empty());
         if is_set("COMETAPI_KEY") && is_set("OPENAI_API_KEY") {

@@ -16,9 +16,9 @@ use super::Inner;
 use super::address::Address;
 use crate::error::FailoverError;
 #[cfg(feature = "json")]
-use crate::inspect::{Flaw, Held};
+use crate::inspect::{CommittedStream, Flaw};
 use crate::message;
-use crate::observe::{Event, caught};
+use crate::observe::{Event, catch_panic};
 use crate::provider::{BoxError, Entry, TokenSource, bearer_value, checked_key};
 use crate::readdress::{clean_url, still_inside};
 use crate::report::Report;
@@ -29,7 +29,7 @@ pub(super) enum Sent {
     Response(reqwest::Response),
     /// An event stream whose content has begun.
     #[cfg(feature = "json")]
-    Stream(Box<Held>),
+    Stream(Box<CommittedStream>),
     /// A response with a good status that is no success.
     #[cfg(feature = "json")]
     Flawed(reqwest::Response, Flaw),
@@ -213,7 +213,7 @@ pub(super) struct Departure {
 impl Attempt<'_> {
     /// Makes the request the provider's own, for a provider without a source of tokens.
     pub(super) fn readdress(&self, request: &mut Request) -> Result<Departure, Unsent> {
-        self.dress(request)?;
+        self.apply_headers(request)?;
         self.map_request(request)
     }
 
@@ -224,7 +224,7 @@ impl Attempt<'_> {
         trail: &Trail,
     ) -> Result<Departure, Unsent> {
         let Some(source) = &self.entry().source else { return self.readdress(request) };
-        self.dress(request)?;
+        self.apply_headers(request)?;
         let token = Box::pin(self.token(source, trail)).await?;
         request.headers_mut().insert(AUTHORIZATION, token);
         self.map_request(request)
@@ -252,7 +252,7 @@ impl Attempt<'_> {
     }
 
     /// Gives the request the provider's URL, headers and credential.
-    fn dress(&self, request: &mut Request) -> Result<(), Unsent> {
+    fn apply_headers(&self, request: &mut Request) -> Result<(), Unsent> {
         let Inner { scope, strip, .. } = self.chain;
         let entry = self.entry();
         let target = self
@@ -262,7 +262,7 @@ impl Attempt<'_> {
             *request.url_mut() = target.clone();
         }
         let keep_caller_auth = entry.keeps_caller_auth(self.address.claimed(scope));
-        entry.dress(request.headers_mut(), strip, keep_caller_auth);
+        entry.apply_headers(request.headers_mut(), strip, keep_caller_auth);
         Ok(())
     }
 
@@ -273,13 +273,15 @@ impl Attempt<'_> {
         entry.rename_model(request);
         let mut url = None;
         if let Some(map_request) = &entry.map_request {
-            match self.chain.observer.guard("map_request", || map_request(request)) {
+            match self.chain.observer.catch_panic("map_request", || map_request(request)) {
                 Some(Ok(())) => {}
                 Some(Err(error)) => return Err(Unsent { reason: Reason::Other, error }),
                 None => return Err(unsent("`map_request` panicked")),
             }
             if !still_inside(&entry.base, request.url()) {
-                return Err(unsent("`map_request` moved the URL away from the provider's base URL"));
+                return Err(unsent(
+                    "`map_request` moved the URL away from the provider's base URL",
+                ));
             }
             url = Some(Box::new(request.url().clone()));
         }
@@ -297,9 +299,10 @@ impl Attempt<'_> {
             self.chain.observer.emit(&Event::CallbackPanicked { callback: "bearer_auth_with" });
             failed("`bearer_auth_with` panicked".into())
         };
-        let mut asked = caught(|| source()).ok_or_else(panicked)?;
+        let mut asked = catch_panic(|| source()).ok_or_else(panicked)?;
         let answer = std::future::poll_fn(|context| {
-            caught(|| asked.as_mut().poll(context)).map_or(Poll::Ready(None), |poll| poll.map(Some))
+            catch_panic(|| asked.as_mut().poll(context))
+                .map_or(Poll::Ready(None), |poll| poll.map(Some))
         });
         let token = answer.await.ok_or_else(panicked)?.map_err(failed)?;
         let token =

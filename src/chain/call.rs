@@ -15,15 +15,15 @@ use super::attempt::Sent;
 use super::body::Drains;
 use super::{Classify, Inner, Shared, now};
 use crate::error::{Cause, Exhausted, FailoverError};
-use crate::health::{Board, Changes, State, Ticket};
+use crate::health::{Changes, HealthTable, Permit, State};
 #[cfg(feature = "json")]
-use crate::inspect::Held;
+use crate::inspect::CommittedStream;
 use crate::message;
 use crate::observe::rate::Crossing;
 use crate::observe::{Event, Trace};
 use crate::report::{Attempt, Report};
 use crate::route::Route;
-use crate::run::{Ambiguous, Landing, Run, Step};
+use crate::run::{Ambiguous, Judgement, Run, Step};
 use crate::verdict::{Fault, Reason, Verdict};
 
 /// A claimed request's state. Dropping it gives back whatever it holds.
@@ -91,7 +91,7 @@ pub(super) struct Verdicted {
 
 /// An attempt that is under way.
 struct Flight {
-    ticket: Ticket,
+    permit: Permit,
     since: Instant,
 }
 
@@ -107,7 +107,7 @@ impl<'a> Call<'a> {
         let order = {
             let mut shared = chain.lock();
             if let Some(hedging) = &mut shared.board.hedging {
-                hedging.earn();
+                hedging.deposit();
             }
             shared.order.clone()
         };
@@ -171,7 +171,7 @@ impl<'a> Call<'a> {
         let chain = self.chain;
         let asked = || {
             let route = chain.route.as_ref()?;
-            chain.observer.guard("route", || route(request)).flatten()
+            chain.observer.catch_panic("route", || route(request)).flatten()
         };
         let Some(route) = extensions.get::<Route>().cloned().or_else(asked) else { return Ok(()) };
         self.run
@@ -215,8 +215,8 @@ impl<'a> Call<'a> {
         let entry = &entries[order.provider];
         let resends = self.begun - 1;
         let flight = self.flights[order.flight].as_ref();
-        if flight.is_some_and(|flight| flight.ticket.is_probe()) {
-            self.chain.observer.show(order.provider, State::Probing);
+        if flight.is_some_and(|flight| flight.permit.is_probe()) {
+            self.chain.observer.set_state_gauge(order.provider, State::Probing);
             self.emit(&Event::BreakerProbing { provider: &entry.name });
         }
         if self.is_watched {
@@ -229,7 +229,7 @@ impl<'a> Call<'a> {
     }
 
     /// Judges an outcome, moves the provider's health by it, and asks the run what is next.
-    pub(super) fn land(
+    pub(super) fn record_outcome(
         &mut self,
         at: usize,
         sent: &Sent,
@@ -238,7 +238,7 @@ impl<'a> Call<'a> {
     ) -> Verdicted {
         let chain = self.chain;
         let now = self.tick();
-        let Some(Flight { ticket, since }) = &self.flights[at] else {
+        let Some(Flight { permit, since }) = &self.flights[at] else {
             // Nothing lands twice.
             return Verdicted {
                 index: 0,
@@ -246,27 +246,28 @@ impl<'a> Call<'a> {
                 next: Next::Done,
             };
         };
-        let (provider, since) = (ticket.provider, *since);
+        let (provider, since) = (permit.provider, *since);
         let elapsed = now.saturating_duration_since(since);
-        let (landing, attempt) = self.judge(sent, provider, elapsed, upgrade_asked);
-        let verdict = landing.verdict;
+        let (judgement, attempt) = self.judge(sent, provider, elapsed, upgrade_asked);
+        let verdict = judgement.verdict;
         trace.record_outcome(&attempt);
-        // The user's closure has had its say: nothing between here and the landing can panic.
+        // The user's closure has had its say: nothing between here and the judgement can panic.
         let mut shared = chain.lock();
         let mut changes = Changes::default();
         if verdict == Verdict::Accept && sent.is_stream() {
-            // The stream's end is still to come, and the ticket stays until then.
-            if let Some(Flight { ticket, .. }) = &self.flights[at] {
-                changes = self.run.commit(ticket, &mut shared.board, now);
+            // The stream's end is still to come, and the permit stays until then.
+            if let Some(Flight { permit, .. }) = &self.flights[at] {
+                changes = self.run.commit(permit, &mut shared.board, now);
             }
-        } else if let Some(Flight { ticket, .. }) = self.flights[at].take() {
-            changes = self.run.land(ticket, landing, &chain.limits, &mut shared.board, now);
+        } else if let Some(Flight { permit, .. }) = self.flights[at].take() {
+            changes =
+                self.run.record_outcome(permit, judgement, &chain.limits, &mut shared.board, now);
         }
         let state = shared.board.state(provider, now);
         let mut next = Next::Done;
         if verdict != Verdict::Accept {
             next = self.next_of(&mut shared);
-        } else if landing.status.is_some() {
+        } else if judgement.status.is_some() {
             if let Some(hedging) = &mut shared.board.hedging {
                 hedging.record(provider, elapsed);
             }
@@ -274,7 +275,7 @@ impl<'a> Call<'a> {
             self.count(&mut shared, Ending::Served, Some(provider));
         }
         drop(shared);
-        chain.observer.show(provider, state);
+        chain.observer.set_state_gauge(provider, state);
         let index = self.report.push(attempt);
         self.untold = Some(index);
         if changes != Changes::default() {
@@ -317,10 +318,10 @@ impl<'a> Call<'a> {
     }
 
     pub(super) fn tell_hedged(&self, silent: usize, order: &Order) {
-        let Some(Flight { ticket, since }) = &self.flights[silent] else { return };
+        let Some(Flight { permit, since }) = &self.flights[silent] else { return };
         let name = |provider: usize| &*self.chain.entries[provider].name;
         self.emit(&Event::HedgeSent {
-            from: name(ticket.provider),
+            from: name(permit.provider),
             to: name(order.provider),
             waited: self.now.saturating_duration_since(*since),
         });
@@ -334,10 +335,10 @@ impl<'a> Call<'a> {
 
     /// Hands on a stream that has begun well; its provider's health hears of its end.
     #[cfg(feature = "json")]
-    pub(super) fn watch(&mut self, at: usize, held: Held) -> Response {
-        let Some(Flight { ticket, .. }) = self.flights[at].take() else { return held.unwatched() };
+    pub(super) fn watch(&mut self, at: usize, held: CommittedStream) -> Response {
+        let Some(Flight { permit, .. }) = self.flights[at].take() else { return held.unwatched() };
         let chain = self.chain.clone();
-        held.watched(Box::new(move |end| chain.end_stream(ticket, end)))
+        held.watched(Box::new(move |end| chain.end_stream(permit, end)))
     }
 
     /// Whether an error shows a secret. A transport error shows nothing but its URL, which was
@@ -346,23 +347,23 @@ impl<'a> Call<'a> {
         matches!(error, Error::Middleware(_)) && message::shows_secret(error, &self.secrets())
     }
 
-    /// The number of the ticket of an attempt that is under way.
+    /// The number of the permit of an attempt that is under way.
     pub(super) fn sequence(&self, at: usize) -> Option<u64> {
-        self.flights[at].as_ref().map(|flight| flight.ticket.sequence())
+        self.flights[at].as_ref().map(|flight| flight.permit.sequence())
     }
 
     /// Drops an attempt because another one, of this number, served.
-    pub(super) fn lose(&mut self, at: usize, winner: u64, departed: bool, trace: &Trace) {
-        self.drop_flight(at, Reason::Abandoned, departed, Some(trace), |call, ticket, board| {
-            call.run.lose(ticket, winner, board, call.now)
+    pub(super) fn cancel_loser(&mut self, at: usize, winner: u64, departed: bool, trace: &Trace) {
+        self.drop_flight(at, Reason::Abandoned, departed, Some(trace), |call, permit, board| {
+            call.run.cancel_loser(permit, winner, board, call.now)
         });
     }
 
     /// Gives up the attempts under way: no news for their providers.
     pub(super) fn abandon(&mut self, reason: Reason) {
         for at in 0..self.flights.len() {
-            self.drop_flight(at, reason, false, None, |_, ticket, board| {
-                board.cancel(&ticket);
+            self.drop_flight(at, reason, false, None, |_, permit, board| {
+                board.cancel(&permit);
                 Changes::default()
             });
         }
@@ -374,17 +375,17 @@ impl<'a> Call<'a> {
         reason: Reason,
         maybe_processed: bool,
         trace: Option<&Trace>,
-        give_back: impl FnOnce(&mut Self, Ticket, &mut Board) -> Changes,
+        give_back: impl FnOnce(&mut Self, Permit, &mut HealthTable) -> Changes,
     ) {
-        let Some(Flight { ticket, since }) = self.flights[at].take() else { return };
+        let Some(Flight { permit, since }) = self.flights[at].take() else { return };
         let chain = self.chain;
-        let provider = ticket.provider;
+        let provider = permit.provider;
         let now = self.tick();
         let mut shared = chain.lock();
-        let changes = give_back(self, ticket, &mut shared.board);
+        let changes = give_back(self, permit, &mut shared.board);
         let state = shared.board.state(provider, now);
         drop(shared);
-        chain.observer.show(provider, state);
+        chain.observer.set_state_gauge(provider, state);
         let elapsed = now.saturating_duration_since(since);
         let blank = self.blank_attempt(provider, elapsed);
         let attempt = Attempt { reason, maybe_processed, ..blank };
@@ -468,12 +469,12 @@ impl<'a> Call<'a> {
     fn next_of(&mut self, shared: &mut Shared) -> Next {
         let now = self.now;
         match self.run.step(&self.chain.limits, &mut shared.board, now) {
-            Step::Send { ticket, until, last, hedge } => {
-                let provider = ticket.provider;
+            Step::Send { permit, until, last, hedge } => {
+                let provider = permit.provider;
                 let flight = usize::from(self.flights[0].is_some());
                 self.first_sent.get_or_insert(now);
                 self.begun += 1;
-                self.flights[flight] = Some(Flight { ticket, since: now });
+                self.flights[flight] = Some(Flight { permit, since: now });
                 Next::Send(Order { provider, until, last, hedge, flight })
             }
             Step::Wait(until) => Next::Wait(until),
@@ -487,10 +488,10 @@ impl<'a> Call<'a> {
         provider: usize,
         elapsed: Duration,
         upgrade_asked: bool,
-    ) -> (Landing, Attempt) {
+    ) -> (Judgement, Attempt) {
         let Inner { entries, classify, observer, .. } = &**self.chain;
         let status = sent.status();
-        let mut landing = Landing {
+        let mut judgement = Judgement {
             verdict: Verdict::FailOver(Fault::None),
             ambiguous: false,
             status: status.map(|status| status.as_u16()),
@@ -500,21 +501,23 @@ impl<'a> Call<'a> {
             reason: Reason::Redirected,
             message: sent
                 .has_message()
-                .then(|| observer.guard("display", || sent.message(|| self.secrets())).flatten())
+                .then(|| {
+                    observer.catch_panic("display", || sent.message(|| self.secrets())).flatten()
+                })
                 .flatten(),
             ..self.blank_attempt(provider, elapsed)
         };
         if let Some(outcome) = sent.outcome(&entries[provider].name, upgrade_asked, elapsed) {
-            let judge = |judge: &Classify| observer.guard("classify", || judge(&outcome));
+            let judge = |judge: &Classify| observer.catch_panic("classify", || judge(&outcome));
             let opinion = classify.as_ref().and_then(judge);
-            landing.verdict = opinion.unwrap_or_else(|| Verdict::standard(&outcome));
-            landing.ambiguous = outcome.maybe_processed();
+            judgement.verdict = opinion.unwrap_or_else(|| Verdict::standard(&outcome));
+            judgement.ambiguous = outcome.maybe_processed();
             attempt.reason = outcome.reason();
             attempt.retry_after = outcome.retry_after();
         }
-        landing.ambiguous |= sent.is_processed_elsewhere();
-        attempt.maybe_processed = landing.ambiguous && landing.verdict != Verdict::Accept;
-        (landing, attempt)
+        judgement.ambiguous |= sent.is_processed_elsewhere();
+        attempt.maybe_processed = judgement.ambiguous && judgement.verdict != Verdict::Accept;
+        (judgement, attempt)
     }
 
     fn blank_attempt(&self, provider: usize, elapsed: Duration) -> Attempt {
@@ -531,9 +534,10 @@ impl<'a> Call<'a> {
     }
 
     fn count(&mut self, shared: &mut Shared, ending: Ending, served_by: Option<usize>) {
-        shared.tally.requests += 1;
-        shared.tally.exhausted += u64::from(ending == Ending::Exhausted);
-        shared.tally.switched += u64::from(served_by.is_some() && served_by != self.run.first());
+        shared.request_counts.requests += 1;
+        shared.request_counts.exhausted += u64::from(ending == Ending::Exhausted);
+        shared.request_counts.switched +=
+            u64::from(served_by.is_some() && served_by != self.run.first());
         // A route that puts another provider first says nothing about the chain's first.
         let first = self.run.first().filter(|first| shared.order.first() == Some(first));
         let crossing = first.filter(|_| ending != Ending::CallersFault).and_then(|first| {
@@ -547,7 +551,7 @@ impl<'a> Call<'a> {
     }
 
     fn is_under_way(&self, provider: usize) -> bool {
-        self.flights.iter().flatten().any(|flight| flight.ticket.provider == provider)
+        self.flights.iter().flatten().any(|flight| flight.permit.provider == provider)
     }
 
     fn emit(&self, event: &Event<'_>) {

@@ -69,7 +69,7 @@ pub(super) fn drive<'a>(
         let Verdicted { index, verdict, next: following } = {
             // The attempt's span ends here, and not with those that follow.
             let span = trace;
-            call.land(flight, &sent, &span, upgrade_asked)
+            call.record_outcome(flight, &sent, &span, upgrade_asked)
         };
         if verdict == Verdict::Accept {
             return serve(&mut call, sent, own, flight, extensions);

@@ -105,17 +105,17 @@ impl<'a> Race<'a> {
             // An error that is accepted ends the race, but is no answer to be overtaken by.
             let winner = sent.status().and_then(|_| call.sequence(flight));
             let Verdicted { index, verdict, next: following } =
-                call.land(flight, &sent, &trace, self.upgrade_asked);
-            let landing = Landed { index, flight, sent, own };
+                call.record_outcome(flight, &sent, &trace, self.upgrade_asked);
+            let judgement = Landed { index, flight, sent, own };
             if verdict == Verdict::Accept {
                 for loser in flying {
                     let departed = loser.trail.has_departed();
                     let (flight, trace) = loser.ground();
-                    call.lose(flight, winner.unwrap_or(0), departed, &trace);
+                    call.cancel_loser(flight, winner.unwrap_or(0), departed, &trace);
                 }
-                return Finish::Served(landing);
+                return Finish::Served(judgement);
             }
-            landed = Some(landing);
+            landed = Some(judgement);
             next = following;
         }
     }

@@ -1,4 +1,4 @@
-//! Many threads at one board, in many orders: each holds the lock for one decision, as the driver
+//! Many threads at one health, in many orders: each holds the lock for one decision, as the driver
 //! does, and anything may happen before its next one. A failing order is printed as a schedule, to
 //! be given to `shuttle::replay` in place of the check that found it.
 
@@ -10,7 +10,7 @@ use shuttle::sync::{Mutex, MutexGuard};
 use shuttle::thread;
 
 use super::*;
-use crate::run::{Ambiguous, Landing, Limits, Run, Step};
+use crate::run::{Ambiguous, Judgement, Limits, Run, Step};
 use crate::verdict::{Fault, Verdict};
 
 const PROVIDERS: usize = 2;
@@ -19,19 +19,19 @@ const CALLS: usize = 6;
 const ATTEMPT: Duration = Duration::from_secs(2);
 const LONGEST_BREAK: Duration = Duration::from_secs(8);
 
-/// What the threads share: the board, a clock that they move, and a naive account of it all.
+/// What the threads share: the health, a clock that they move, and a naive account of it all.
 struct Shared {
-    board: Board,
+    health: HealthTable,
     order: Arc<[usize]>,
     now: Instant,
     accounts: [Account; PROVIDERS],
-    tickets: u64,
+    permits: u64,
 }
 
-/// What is known of one provider without asking its board.
+/// What is known of one provider without asking its health.
 #[derive(Default)]
 struct Account {
-    /// The tickets that are out, and until when they may probe, where they may.
+    /// The permits that are out, and until when they may probe, where they may.
     out: BTreeMap<u64, Option<Instant>>,
     attempts: u64,
     failures: u64,
@@ -42,8 +42,8 @@ struct Account {
 /// The right to ask a provider, which comes back however its holder ends.
 struct Flight<'a> {
     shared: &'a Mutex<Shared>,
-    /// The board's ticket and its number here.
-    ticket: Option<(Ticket, u64)>,
+    /// The health's permit and its number here.
+    permit: Option<(Permit, u64)>,
 }
 
 impl Shared {
@@ -52,30 +52,30 @@ impl Shared {
             Breaker::default().consecutive(2).breaks(Duration::from_secs(1), LONGEST_BREAK);
         let now = start();
         Self {
-            board: Board::new(PROVIDERS, Some(breaker), now, 7),
+            health: HealthTable::new(PROVIDERS, Some(breaker), now, 7),
             order: (0..PROVIDERS).collect(),
             now,
             accounts: Default::default(),
-            tickets: 0,
+            permits: 0,
         }
     }
 
-    /// Takes a ticket that the board gave out into account.
-    fn take(&mut self, ticket: &Ticket, until: Instant) -> u64 {
-        self.tickets += 1;
+    /// Takes a permit that the health gave out into account.
+    fn take(&mut self, permit: &Permit, until: Instant) -> u64 {
+        self.permits += 1;
         let now = self.now;
-        let account = &mut self.accounts[ticket.provider];
+        let account = &mut self.accounts[permit.provider];
         assert!(!account.isolated, "an isolated provider is asked");
-        if ticket.is_probe() {
+        if permit.is_probe() {
             assert!(account.probes(now) == 0, "two probes at once");
         }
         account.attempts += 1;
-        account.out.insert(self.tickets, ticket.is_probe().then_some(until));
+        account.out.insert(self.permits, permit.is_probe().then_some(until));
         self.check();
-        self.tickets
+        self.permits
     }
 
-    /// Takes a ticket that came back, or a stream's good beginning, into account.
+    /// Takes a permit that came back, or a stream's good beginning, into account.
     fn hear(&mut self, provider: usize, changes: Changes) {
         if changes[0] == Some(Change::Closed) {
             self.accounts[provider].out.values_mut().for_each(|probe| *probe = None);
@@ -83,17 +83,17 @@ impl Shared {
         self.check();
     }
 
-    /// What the board says of itself is what is known.
+    /// What the health says of itself is what is known.
     fn check(&self) {
         for (provider, account) in self.accounts.iter().enumerate() {
-            let counts = self.board.counts(provider);
+            let counts = self.health.counts(provider);
             assert_eq!(counts.in_flight, account.out.len() as u64, "in flight");
             assert_eq!(counts.attempts, account.attempts, "attempts");
             assert_eq!(counts.failures, account.failures, "failures");
             assert_eq!(counts.served, account.served, "served");
             let probes = account.probes(self.now);
             assert!(probes <= 1, "one probe at most");
-            let state = self.board.state(provider, self.now);
+            let state = self.health.state(provider, self.now);
             if account.isolated {
                 assert_eq!(state, State::Isolated);
             } else {
@@ -111,10 +111,10 @@ impl Account {
 
 impl Drop for Flight<'_> {
     fn drop(&mut self) {
-        let Some((ticket, number)) = self.ticket.take() else { return };
+        let Some((permit, number)) = self.permit.take() else { return };
         let mut shared = lock(self.shared);
-        shared.board.cancel(&ticket);
-        shared.accounts[ticket.provider].out.remove(&number);
+        shared.health.cancel(&permit);
+        shared.accounts[permit.provider].out.remove(&number);
         shared.check();
     }
 }
@@ -148,10 +148,10 @@ fn limits() -> Limits {
 
 fn next<'a>(shared: &'a Mutex<Shared>, run: &mut Run, limits: &Limits) -> Option<Flight<'a>> {
     let mut locked = lock(shared);
-    let Shared { board, now, .. } = &mut *locked;
-    let Step::Send { ticket, until, .. } = run.step(limits, board, *now) else { return None };
-    let number = locked.take(&ticket, until + Duration::from_secs(1));
-    Some(Flight { shared, ticket: Some((ticket, number)) })
+    let Shared { health, now, .. } = &mut *locked;
+    let Step::Send { permit, until, .. } = run.step(limits, health, *now) else { return None };
+    let number = locked.take(&permit, until + Duration::from_secs(1));
+    Some(Flight { shared, permit: Some((permit, number)) })
 }
 
 /// Ends an attempt in one of the ways in which attempts end; whether the run may go on.
@@ -171,15 +171,15 @@ fn finish(mut flight: Flight<'_>, run: &mut Run, limits: &Limits) -> bool {
         _ => (Verdict::Accept, Some(200)),
     };
     let mut locked = lock(flight.shared);
-    let Some((ticket, number)) = flight.ticket.take() else { return false };
-    let provider = ticket.provider;
+    let Some((permit, number)) = flight.permit.take() else { return false };
+    let provider = permit.provider;
     let account = &mut locked.accounts[provider];
     account.out.remove(&number);
     account.failures += u64::from(verdict == failed);
     account.served += u64::from(verdict == Verdict::Accept);
-    let landing = Landing { verdict, ambiguous: false, status };
-    let Shared { board, now, .. } = &mut *locked;
-    let changes = run.land(ticket, landing, limits, board, *now);
+    let judgement = Judgement { verdict, ambiguous: false, status };
+    let Shared { health, now, .. } = &mut *locked;
+    let changes = run.record_outcome(permit, judgement, limits, health, *now);
     locked.hear(provider, changes);
     verdict != Verdict::Accept
 }
@@ -187,11 +187,11 @@ fn finish(mut flight: Flight<'_>, run: &mut Run, limits: &Limits) -> bool {
 /// Hands on a stream, of whose end the provider's health hears later, or never.
 fn commit(flight: &mut Flight<'_>, run: &mut Run) {
     let mut locked = lock(flight.shared);
-    let Some((ticket, _)) = &flight.ticket else { return };
-    let provider = ticket.provider;
+    let Some((permit, _)) = &flight.permit else { return };
+    let provider = permit.provider;
     locked.accounts[provider].served += 1;
-    let Shared { board, now, .. } = &mut *locked;
-    let changes = run.commit(ticket, board, *now);
+    let Shared { health, now, .. } = &mut *locked;
+    let changes = run.commit(permit, health, *now);
     locked.hear(provider, changes);
     drop(locked);
     thread::yield_now();
@@ -199,12 +199,12 @@ fn commit(flight: &mut Flight<'_>, run: &mut Run) {
         return;
     }
     let mut locked = lock(flight.shared);
-    let Some((ticket, number)) = flight.ticket.take() else { return };
+    let Some((permit, number)) = flight.permit.take() else { return };
     let account = &mut locked.accounts[provider];
     account.out.remove(&number);
     account.failures += 1;
-    let Shared { board, now, .. } = &mut *locked;
-    let changes = board.land(ticket, News::Failure, *now);
+    let Shared { health, now, .. } = &mut *locked;
+    let changes = health.record_outcome(permit, HealthSignal::Failure, *now);
     locked.hear(provider, changes);
 }
 
@@ -226,7 +226,7 @@ fn steer(shared: &Mutex<Shared>) {
             0 => locked.order = locked.order.iter().rev().copied().collect(),
             action => {
                 let isolated = action == 1;
-                locked.board.isolate(provider, isolated);
+                locked.health.isolate(provider, isolated);
                 locked.accounts[provider].isolated = isolated;
             }
         }
@@ -250,15 +250,15 @@ fn scene() {
     threads.into_iter().for_each(|thread| thread.join().unwrap());
 
     let mut shared = lock(&shared);
-    let Shared { board, now, .. } = &mut *shared;
+    let Shared { health, now, .. } = &mut *shared;
     for provider in 0..PROVIDERS {
-        assert_eq!(board.counts(provider).in_flight, 0);
-        board.isolate(provider, false);
-        assert_ne!(board.state(provider, *now), State::Probing, "nobody probes");
+        assert_eq!(health.counts(provider).in_flight, 0);
+        health.isolate(provider, false);
+        assert_ne!(health.state(provider, *now), State::Probing, "nobody probes");
         *now += LONGEST_COOLDOWN.max(LONGEST_BREAK);
-        let ticket = board.admit(provider, *now, *now + ATTEMPT);
-        board.land(ticket, News::Success, *now);
-        assert_eq!(board.state(provider, *now), State::Closed);
+        let permit = health.admit(provider, *now, *now + ATTEMPT);
+        health.record_outcome(permit, HealthSignal::Success, *now);
+        assert_eq!(health.state(provider, *now), State::Closed);
     }
 }
 

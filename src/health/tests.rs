@@ -11,12 +11,12 @@ const MOMENT: Duration = Duration::from_nanos(1);
 const LEASE: Duration = Duration::from_secs(121);
 
 /// One provider, and a clock that is moved by hand.
-struct Lab {
-    board: Board,
+struct Harness {
+    health: HealthTable,
     now: Instant,
 }
 
-impl Lab {
+impl Harness {
     fn new() -> Self {
         Self::with(Breaker::default())
     }
@@ -27,65 +27,65 @@ impl Lab {
 
     fn seeded(breaker: Option<Breaker>, seed: u64) -> Self {
         let now = start();
-        Self { board: Board::new(1, breaker, now, seed), now }
+        Self { health: HealthTable::new(1, breaker, now, seed), now }
     }
 
     /// A provider whose breaker has just opened, and the end of its break.
     fn opened() -> (Self, Instant) {
-        let mut lab = Self::new();
-        let until = lab.open();
-        (lab, until)
+        let mut harness = Self::new();
+        let until = harness.open();
+        (harness, until)
     }
 
     /// A provider whose break is over and whose probe is out.
-    fn probing() -> (Self, Ticket) {
-        let (mut lab, until) = Self::opened();
-        lab.now = until;
-        let probe = lab.ask();
+    fn probing() -> (Self, Permit) {
+        let (mut harness, until) = Self::opened();
+        harness.now = until;
+        let probe = harness.ask();
         assert!(probe.is_probe());
-        (lab, probe)
+        (harness, probe)
     }
 
     fn pass(&mut self, length: Duration) {
         self.now += length;
     }
 
-    fn ask(&mut self) -> Ticket {
-        self.board.admit(0, self.now, self.now + LEASE)
+    fn ask(&mut self) -> Permit {
+        self.health.admit(0, self.now, self.now + LEASE)
     }
 
-    fn land(&mut self, ticket: Ticket, news: News) -> Changes {
-        self.board.land(ticket, news, self.now)
+    fn record_outcome(&mut self, permit: Permit, signal: HealthSignal) -> Changes {
+        self.health.record_outcome(permit, signal, self.now)
     }
 
     /// Asks, and lands in the same moment.
-    fn answer(&mut self, news: News) -> Changes {
-        let ticket = self.ask();
-        self.land(ticket, news)
+    fn answer(&mut self, signal: HealthSignal) -> Changes {
+        let permit = self.ask();
+        self.record_outcome(permit, signal)
     }
 
-    fn commit(&mut self, stream: &Ticket) -> Option<Change> {
-        self.board.commit(stream, self.now)
+    fn commit(&mut self, stream: &Permit) -> Option<Change> {
+        self.health.commit(stream, self.now)
     }
 
     /// Answers with all of these, none of which may change anything.
-    fn answer_unmoved(&mut self, all: impl IntoIterator<Item = News>) {
-        for news in all {
-            assert_eq!(self.answer(news), UNMOVED, "{news:?}");
+    fn answer_unmoved(&mut self, all: impl IntoIterator<Item = HealthSignal>) {
+        for signal in all {
+            assert_eq!(self.answer(signal), UNMOVED, "{signal:?}");
         }
     }
 
     /// Fails until the breaker opens, and returns the end of the break.
     fn open(&mut self) -> Instant {
-        self.answer_unmoved([News::Failure; 4]);
-        break_of(self.answer(News::Failure)).1
+        self.answer_unmoved([HealthSignal::Failure; 4]);
+        break_of(self.answer(HealthSignal::Failure)).1
     }
 
     /// Fails one probe after the other: the number and length of each break that follows.
     fn fail_probes(&mut self, times: usize) -> Vec<(u32, Duration)> {
         let fail = |_| {
             self.now = self.break_end();
-            let (breaks, until) = break_of(self.answer(News::Failure));
+            let (breaks, until) = break_of(self.answer(HealthSignal::Failure));
             (breaks, until - self.now)
         };
         (0..times).map(fail).collect()
@@ -101,25 +101,25 @@ impl Lab {
     /// Lets the break end and closes the breaker with a successful probe.
     fn recover(&mut self) {
         self.now = self.break_end();
-        assert_eq!(self.answer(News::Success), CLOSED);
+        assert_eq!(self.answer(HealthSignal::Success), CLOSED);
     }
 
     fn admission(&self) -> Admission {
-        self.board.admission(0, self.now)
+        self.health.admission(0, self.now)
     }
 
     fn state(&self) -> State {
-        self.board.state(0, self.now)
+        self.health.state(0, self.now)
     }
 
     fn counts(&self) -> Counts {
-        self.board.counts(0)
+        self.health.counts(0)
     }
 
     /// What a 429 without a hint costs now.
     fn next_cooldown(&mut self) -> Duration {
         let now = self.now;
-        rest_of(self.answer(News::Cooldown(None))) - now
+        rest_of(self.answer(HealthSignal::Cooldown(None))) - now
     }
 }
 
@@ -168,82 +168,90 @@ fn jittered(length: Duration) -> RangeInclusive<Duration> {
 
 #[test]
 fn opens_at_the_fifth_failure_in_a_row() {
-    let mut lab = Lab::new();
-    lab.answer_unmoved([News::Failure; 4]);
-    assert_eq!((lab.admission(), lab.state()), (Admission::Admissible, State::Closed));
-    let (breaks, until) = break_of(lab.answer(News::Failure));
+    let mut harness = Harness::new();
+    harness.answer_unmoved([HealthSignal::Failure; 4]);
+    assert_eq!((harness.admission(), harness.state()), (Admission::Available, State::Closed));
+    let (breaks, until) = break_of(harness.answer(HealthSignal::Failure));
     assert_eq!(breaks, 1);
-    assert_eq!(lab.admission(), Admission::PassedOver(until));
-    assert_eq!(lab.state(), State::Open { until });
+    assert_eq!(harness.admission(), Admission::Unavailable(until));
+    assert_eq!(harness.state(), State::Open { until });
 }
 
 #[test]
 fn failures_in_a_row_may_be_any_time_apart() {
-    let mut lab = Lab::new();
+    let mut harness = Harness::new();
     for _ in 0..4 {
-        lab.answer_unmoved([News::Failure]);
-        lab.pass(SECOND * 3600);
+        harness.answer_unmoved([HealthSignal::Failure]);
+        harness.pass(SECOND * 3600);
     }
-    break_of(lab.answer(News::Failure));
+    break_of(harness.answer(HealthSignal::Failure));
 }
 
 #[test]
 fn a_success_starts_the_row_of_failures_anew() {
-    let mut lab = Lab::with(Breaker::default().ratio(1.0, 100));
+    let mut harness = Harness::with(Breaker::default().ratio(1.0, 100));
     for _ in 0..10 {
-        lab.answer_unmoved([News::Failure; 4]);
-        lab.answer_unmoved([News::Success]);
+        harness.answer_unmoved([HealthSignal::Failure; 4]);
+        harness.answer_unmoved([HealthSignal::Success]);
     }
-    lab.open();
+    harness.open();
 }
 
 #[test]
 fn what_is_no_news_neither_breaks_nor_lengthens_the_row_of_failures() {
-    let mut lab = Lab::new();
+    let mut harness = Harness::new();
     for _ in 0..4 {
-        lab.answer_unmoved([News::Failure, News::Neutral, News::Nothing]);
-        let ticket = lab.ask();
-        lab.board.cancel(&ticket);
+        harness.answer_unmoved([
+            HealthSignal::Failure,
+            HealthSignal::Neutral,
+            HealthSignal::Nothing,
+        ]);
+        let permit = harness.ask();
+        harness.health.cancel(&permit);
     }
-    break_of(lab.answer(News::Failure));
+    break_of(harness.answer(HealthSignal::Failure));
 }
 
 #[test]
 fn opens_when_half_of_ten_requests_failed() {
-    let mut lab = Lab::new();
-    lab.answer_unmoved([News::Success, News::Failure].into_iter().cycle().take(9));
-    break_of(lab.answer(News::Failure));
+    let mut harness = Harness::new();
+    harness
+        .answer_unmoved([HealthSignal::Success, HealthSignal::Failure].into_iter().cycle().take(9));
+    break_of(harness.answer(HealthSignal::Failure));
 }
 
 #[test]
 fn stays_closed_while_less_than_half_of_the_requests_failed() {
-    let mut lab = Lab::new();
-    let mostly_well = [News::Success, News::Success, News::Failure];
-    lab.answer_unmoved(mostly_well.into_iter().cycle().take(300));
+    let mut harness = Harness::new();
+    let mostly_well = [HealthSignal::Success, HealthSignal::Success, HealthSignal::Failure];
+    harness.answer_unmoved(mostly_well.into_iter().cycle().take(300));
 }
 
 #[test]
 fn nine_requests_are_too_few_for_the_ratio() {
-    let mut lab = Lab::new();
-    let mostly_ill = [News::Failure, News::Failure, News::Success];
-    lab.answer_unmoved(mostly_ill.into_iter().cycle().take(9));
-    break_of(lab.answer(News::Failure));
+    let mut harness = Harness::new();
+    let mostly_ill = [HealthSignal::Failure, HealthSignal::Failure, HealthSignal::Success];
+    harness.answer_unmoved(mostly_ill.into_iter().cycle().take(9));
+    break_of(harness.answer(HealthSignal::Failure));
 }
 
 #[test]
 fn requests_without_news_are_not_among_the_ten() {
-    let mut lab = Lab::new();
-    lab.answer_unmoved([News::Neutral, News::Nothing].into_iter().cycle().take(100));
-    let mostly_ill = [News::Failure, News::Failure, News::Success];
-    lab.answer_unmoved(mostly_ill.into_iter().cycle().take(9));
+    let mut harness = Harness::new();
+    harness.answer_unmoved(
+        [HealthSignal::Neutral, HealthSignal::Nothing].into_iter().cycle().take(100),
+    );
+    let mostly_ill = [HealthSignal::Failure, HealthSignal::Failure, HealthSignal::Success];
+    harness.answer_unmoved(mostly_ill.into_iter().cycle().take(9));
 }
 
 #[test]
 fn only_a_failure_opens_even_where_a_success_makes_it_ten_requests() {
-    let mut lab = Lab::new();
-    lab.answer_unmoved([News::Failure, News::Success].into_iter().cycle().take(9));
-    lab.answer_unmoved([News::Success]);
-    break_of(lab.answer(News::Failure));
+    let mut harness = Harness::new();
+    harness
+        .answer_unmoved([HealthSignal::Failure, HealthSignal::Success].into_iter().cycle().take(9));
+    harness.answer_unmoved([HealthSignal::Success]);
+    break_of(harness.answer(HealthSignal::Failure));
 }
 
 #[test]
@@ -257,13 +265,15 @@ fn requests_leave_the_window_by_tenths() {
         (SECOND * 66, false),
         (SECOND * 6000, false),
     ] {
-        // Both when the board is new and in later rounds of the ten tenths.
+        // Both when the health is new and in later rounds of the ten tenths.
         for age in [0, 60, 6 * 167] {
-            let mut lab = Lab::new();
-            lab.pass(SECOND * age);
-            lab.answer_unmoved([News::Failure, News::Success].into_iter().cycle().take(9));
-            lab.pass(later);
-            let changes = lab.answer(News::Failure);
+            let mut harness = Harness::new();
+            harness.pass(SECOND * age);
+            harness.answer_unmoved(
+                [HealthSignal::Failure, HealthSignal::Success].into_iter().cycle().take(9),
+            );
+            harness.pass(later);
+            let changes = harness.answer(HealthSignal::Failure);
             assert_eq!(changes != UNMOVED, opens, "after {later:?}, at {age} s");
         }
     }
@@ -274,53 +284,63 @@ fn the_window_rolls_on_and_forgets_one_tenth_at_a_time() {
     // Two of four requests fail in every other tenth or so, and there are never more than eight
     // requests in the window: it has just lost the oldest four whenever another four come.
     let breaker = Breaker::default().ratio(0.5, 9).window(SECOND * 10);
-    let mut lab = Lab::with(breaker);
+    let mut harness = Harness::with(breaker);
     for _ in 0..20 {
-        lab.answer_unmoved([News::Success, News::Failure, News::Success, News::Failure]);
-        lab.pass(SECOND);
-        lab.answer_unmoved([News::Success, News::Failure, News::Success, News::Failure]);
-        lab.pass(SECOND * 9);
+        harness.answer_unmoved([
+            HealthSignal::Success,
+            HealthSignal::Failure,
+            HealthSignal::Success,
+            HealthSignal::Failure,
+        ]);
+        harness.pass(SECOND);
+        harness.answer_unmoved([
+            HealthSignal::Success,
+            HealthSignal::Failure,
+            HealthSignal::Success,
+            HealthSignal::Failure,
+        ]);
+        harness.pass(SECOND * 9);
     }
 }
 
 #[test]
 fn the_settings_say_when_it_opens() {
-    let mut lab = Lab::with(Breaker::default().consecutive(1));
-    break_of(lab.answer(News::Failure));
+    let mut harness = Harness::with(Breaker::default().consecutive(1));
+    break_of(harness.answer(HealthSignal::Failure));
 
-    let mut lab = Lab::with(Breaker::default().ratio(0.25, 4).window(SECOND));
-    lab.answer_unmoved([News::Success; 3]);
-    break_of(lab.answer(News::Failure));
+    let mut harness = Harness::with(Breaker::default().ratio(0.25, 4).window(SECOND));
+    harness.answer_unmoved([HealthSignal::Success; 3]);
+    break_of(harness.answer(HealthSignal::Failure));
 
-    let mut lab = Lab::with(Breaker::default().consecutive(u32::MAX).ratio(1.0, u32::MAX));
-    lab.answer_unmoved([News::Failure; 1000]);
+    let mut harness = Harness::with(Breaker::default().consecutive(u32::MAX).ratio(1.0, u32::MAX));
+    harness.answer_unmoved([HealthSignal::Failure; 1000]);
 }
 
 #[test]
 fn closing_forgets_what_led_to_the_break() {
-    let (mut lab, _) = Lab::opened();
-    lab.recover();
-    lab.answer_unmoved([News::Failure; 4]);
-    lab.answer_unmoved([News::Success]);
-    lab.answer_unmoved([News::Failure; 3]);
+    let (mut harness, _) = Harness::opened();
+    harness.recover();
+    harness.answer_unmoved([HealthSignal::Failure; 4]);
+    harness.answer_unmoved([HealthSignal::Success]);
+    harness.answer_unmoved([HealthSignal::Failure; 3]);
 }
 
 #[test]
 fn a_429_never_opens_a_breaker() {
-    let mut lab = Lab::with(Breaker::default().consecutive(1).ratio(0.01, 1));
+    let mut harness = Harness::with(Breaker::default().consecutive(1).ratio(0.01, 1));
     for hint in [None, Some(Duration::ZERO), Some(Duration::MAX)] {
         for _ in 0..100 {
-            assert_eq!(lab.answer(News::Cooldown(hint))[0], None);
-            lab.pass(SECOND * 7);
+            assert_eq!(harness.answer(HealthSignal::Cooldown(hint))[0], None);
+            harness.pass(SECOND * 7);
         }
     }
 }
 
 #[test]
 fn a_storm_of_bad_requests_never_opens_a_breaker() {
-    let mut lab = Lab::with(Breaker::default().consecutive(1).ratio(0.01, 1));
-    lab.answer_unmoved([News::Neutral; 1000]);
-    assert_eq!(lab.admission(), Admission::Admissible);
+    let mut harness = Harness::with(Breaker::default().consecutive(1).ratio(0.01, 1));
+    harness.answer_unmoved([HealthSignal::Neutral; 1000]);
+    assert_eq!(harness.admission(), Admission::Available);
 }
 
 // Breaks and their lengths.
@@ -331,9 +351,9 @@ fn breaks_double_up_to_the_longest_and_lose_up_to_half_to_jitter() {
     let mut shortest = [Duration::MAX; 7];
     let mut longest = [Duration::ZERO; 7];
     for seed in 0..500 {
-        let mut lab = Lab::seeded(Some(Breaker::default()), seed);
-        let first = lab.open() - lab.now;
-        let breaks = [(1, first)].into_iter().chain(lab.fail_probes(6));
+        let mut harness = Harness::seeded(Some(Breaker::default()), seed);
+        let first = harness.open() - harness.now;
+        let breaks = [(1, first)].into_iter().chain(harness.fail_probes(6));
         for (index, (breaks, length)) in breaks.enumerate() {
             assert_eq!(breaks as usize, index + 1);
             assert!(full[index] / 2 <= length && length < full[index], "{length:?}");
@@ -363,9 +383,9 @@ fn jitter_is_never_negative_and_never_lengthens_a_break() {
     for length in lengths {
         for seed in 0..1000 {
             let breaker = Breaker::default().consecutive(1).breaks(length, length);
-            let mut lab = Lab::seeded(Some(breaker), seed);
-            let (_, until) = break_of(lab.answer(News::Failure));
-            assert!(jittered(length).contains(&(until - lab.now)), "{length:?}, seed {seed}");
+            let mut harness = Harness::seeded(Some(breaker), seed);
+            let (_, until) = break_of(harness.answer(HealthSignal::Failure));
+            assert!(jittered(length).contains(&(until - harness.now)), "{length:?}, seed {seed}");
         }
     }
 }
@@ -389,24 +409,24 @@ fn the_level_falls_by_one_for_each_full_first_break_since_it_closed() {
     ];
     for (breaks, closed_for, level) in table {
         for traffic in [false, true] {
-            let (mut lab, _) = Lab::opened();
-            lab.fail_probes(breaks - 1);
-            lab.recover();
+            let (mut harness, _) = Harness::opened();
+            harness.fail_probes(breaks - 1);
+            harness.recover();
             if traffic {
                 for _ in 0..10 {
-                    lab.answer_unmoved([News::Success]);
-                    lab.pass(closed_for / 10);
+                    harness.answer_unmoved([HealthSignal::Success]);
+                    harness.pass(closed_for / 10);
                 }
-                lab.pass(closed_for - closed_for / 10 * 10);
+                harness.pass(closed_for - closed_for / 10 * 10);
             } else {
-                lab.pass(closed_for);
+                harness.pass(closed_for);
             }
-            let length = lab.open() - lab.now;
+            let length = harness.open() - harness.now;
             let full = SECOND * (30 << level.min(10)).min(300);
             assert!(jittered(full).contains(&length), "{breaks}, {closed_for:?}: {length:?}");
-            lab.now = lab.break_end();
+            harness.now = harness.break_end();
             assert_eq!(
-                break_of(lab.answer(News::Failure)).0,
+                break_of(harness.answer(HealthSignal::Failure)).0,
                 level + 2,
                 "{breaks}, {closed_for:?}"
             );
@@ -416,335 +436,366 @@ fn the_level_falls_by_one_for_each_full_first_break_since_it_closed() {
 
 #[test]
 fn a_provider_that_flaps_does_not_start_afresh() {
-    let (mut lab, _) = Lab::opened();
+    let (mut harness, _) = Harness::opened();
     let mut breaks = Vec::new();
     for _ in 0..5 {
-        lab.recover();
-        lab.pass(SECOND * 29);
-        lab.answer_unmoved([News::Failure; 4]);
-        breaks.push(break_of(lab.answer(News::Failure)).0);
+        harness.recover();
+        harness.pass(SECOND * 29);
+        harness.answer_unmoved([HealthSignal::Failure; 4]);
+        breaks.push(break_of(harness.answer(HealthSignal::Failure)).0);
     }
     assert_eq!(breaks, [2, 3, 4, 5, 6]);
 }
 
 #[test]
 fn time_spent_open_does_not_lower_the_level() {
-    let (mut lab, until) = Lab::opened();
-    lab.now = until + SECOND * 3600;
-    assert_eq!(break_of(lab.answer(News::Failure)).0, 2);
+    let (mut harness, until) = Harness::opened();
+    harness.now = until + SECOND * 3600;
+    assert_eq!(break_of(harness.answer(HealthSignal::Failure)).0, 2);
 }
 
 // Probes.
 
 #[test]
 fn a_break_that_is_over_lends_one_probe() {
-    let (mut lab, until) = Lab::opened();
-    lab.now = until - MOMENT;
-    assert_eq!(lab.admission(), Admission::PassedOver(until));
-    lab.now = until;
-    assert_eq!(lab.admission(), Admission::ProbeDue);
-    assert_eq!(lab.state(), State::Open { until }, "it is open, with a past end");
-    let probe = lab.ask();
+    let (mut harness, until) = Harness::opened();
+    harness.now = until - MOMENT;
+    assert_eq!(harness.admission(), Admission::Unavailable(until));
+    harness.now = until;
+    assert_eq!(harness.admission(), Admission::ProbeDue);
+    assert_eq!(harness.state(), State::Open { until }, "it is open, with a past end");
+    let probe = harness.ask();
     assert!(probe.is_probe());
-    assert_eq!(lab.state(), State::Probing);
-    assert_eq!(lab.admission(), Admission::PassedOver(lab.now + LEASE));
-    assert!(!lab.ask().is_probe());
+    assert_eq!(harness.state(), State::Probing);
+    assert_eq!(harness.admission(), Admission::Unavailable(harness.now + LEASE));
+    assert!(!harness.ask().is_probe());
 }
 
 #[test]
 fn a_thousand_requests_at_the_end_of_a_break_are_one_probe() {
-    let (mut lab, until) = Lab::opened();
-    lab.now = until;
-    let tickets: Vec<_> = (0..1000).map(|_| lab.ask()).collect();
-    assert_eq!(tickets.iter().filter(|ticket| ticket.is_probe()).count(), 1);
-    let changes: Vec<_> =
-        tickets.into_iter().flat_map(|ticket| lab.land(ticket, News::Failure)).flatten().collect();
+    let (mut harness, until) = Harness::opened();
+    harness.now = until;
+    let permits: Vec<_> = (0..1000).map(|_| harness.ask()).collect();
+    assert_eq!(permits.iter().filter(|permit| permit.is_probe()).count(), 1);
+    let changes: Vec<_> = permits
+        .into_iter()
+        .flat_map(|permit| harness.record_outcome(permit, HealthSignal::Failure))
+        .flatten()
+        .collect();
     assert_eq!(changes.len(), 1, "{changes:?}");
 }
 
 #[test]
 fn a_probe_that_never_returns_keeps_its_lease_until_it_ends_and_no_longer() {
-    let (mut lab, _probe) = Lab::probing();
-    let until = lab.now + LEASE;
-    lab.now = until - MOMENT;
-    assert_eq!((lab.admission(), lab.state()), (Admission::PassedOver(until), State::Probing));
-    lab.now = until;
-    assert_eq!(lab.admission(), Admission::ProbeDue);
-    assert!(matches!(lab.state(), State::Open { until } if until < lab.now));
-    let probe = lab.ask();
+    let (mut harness, _probe) = Harness::probing();
+    let until = harness.now + LEASE;
+    harness.now = until - MOMENT;
+    assert_eq!(
+        (harness.admission(), harness.state()),
+        (Admission::Unavailable(until), State::Probing)
+    );
+    harness.now = until;
+    assert_eq!(harness.admission(), Admission::ProbeDue);
+    assert!(matches!(harness.state(), State::Open { until } if until < harness.now));
+    let probe = harness.ask();
     assert!(probe.is_probe());
-    assert_eq!(lab.land(probe, News::Success), CLOSED);
+    assert_eq!(harness.record_outcome(probe, HealthSignal::Success), CLOSED);
 }
 
 #[test]
 fn a_cancelled_probe_returns_its_lease() {
-    let (mut lab, probe) = Lab::probing();
-    lab.board.cancel(&probe);
-    assert_eq!(lab.admission(), Admission::ProbeDue);
-    assert!(lab.ask().is_probe());
+    let (mut harness, probe) = Harness::probing();
+    harness.health.cancel(&probe);
+    assert_eq!(harness.admission(), Admission::ProbeDue);
+    assert!(harness.ask().is_probe());
 }
 
 #[test]
 fn a_probe_that_learnt_nothing_returns_its_lease() {
-    let (mut lab, probe) = Lab::probing();
-    assert_eq!(lab.land(probe, News::Nothing), UNMOVED);
-    assert_eq!(lab.admission(), Admission::ProbeDue);
+    let (mut harness, probe) = Harness::probing();
+    assert_eq!(harness.record_outcome(probe, HealthSignal::Nothing), UNMOVED);
+    assert_eq!(harness.admission(), Admission::ProbeDue);
 }
 
 #[test]
 fn a_probe_that_is_answered_closes_the_breaker() {
-    for news in [News::Success, News::Neutral] {
-        let (mut lab, probe) = Lab::probing();
-        assert_eq!(lab.land(probe, news), CLOSED, "{news:?}");
-        assert_eq!((lab.admission(), lab.state()), (Admission::Admissible, State::Closed));
+    for signal in [HealthSignal::Success, HealthSignal::Neutral] {
+        let (mut harness, probe) = Harness::probing();
+        assert_eq!(harness.record_outcome(probe, signal), CLOSED, "{signal:?}");
+        assert_eq!((harness.admission(), harness.state()), (Admission::Available, State::Closed));
     }
 }
 
 #[test]
 fn a_429_turns_a_probe_into_a_cooldown() {
-    let (mut lab, probe) = Lab::probing();
-    let until = lab.now + SECOND * 5;
-    let changes = lab.land(probe, News::Cooldown(None));
+    let (mut harness, probe) = Harness::probing();
+    let until = harness.now + SECOND * 5;
+    let changes = harness.record_outcome(probe, HealthSignal::Cooldown(None));
     assert_eq!(changes, [Some(Change::Closed), Some(Change::CoolingDown { until })]);
-    assert_eq!(lab.state(), State::CoolingDown { until });
-    assert_eq!(lab.admission(), Admission::PassedOver(until));
-    lab.now = until;
-    assert_eq!((lab.admission(), lab.state()), (Admission::Admissible, State::Closed));
+    assert_eq!(harness.state(), State::CoolingDown { until });
+    assert_eq!(harness.admission(), Admission::Unavailable(until));
+    harness.now = until;
+    assert_eq!((harness.admission(), harness.state()), (Admission::Available, State::Closed));
 }
 
 #[test]
 fn a_failed_probe_begins_the_next_break() {
-    let (mut lab, probe) = Lab::probing();
-    lab.pass(SECOND);
-    let (breaks, until) = break_of(lab.land(probe, News::Failure));
+    let (mut harness, probe) = Harness::probing();
+    harness.pass(SECOND);
+    let (breaks, until) = break_of(harness.record_outcome(probe, HealthSignal::Failure));
     assert_eq!(breaks, 2);
-    assert!(jittered(SECOND * 60).contains(&(until - lab.now)));
-    assert_eq!(lab.admission(), Admission::PassedOver(until));
-    assert_eq!(lab.state(), State::Open { until });
+    assert!(jittered(SECOND * 60).contains(&(until - harness.now)));
+    assert_eq!(harness.admission(), Admission::Unavailable(until));
+    assert_eq!(harness.state(), State::Open { until });
 }
 
 #[test]
 fn a_probe_whose_lease_ended_still_counts_while_nobody_has_replaced_it() {
-    for (news, closes) in [(News::Success, true), (News::Neutral, true), (News::Failure, false)] {
-        let (mut lab, probe) = Lab::probing();
-        lab.pass(LEASE * 2);
-        let changes = lab.land(probe, news);
-        assert_eq!(changes == CLOSED, closes, "{news:?}");
-        assert!(changes != UNMOVED, "{news:?}");
+    for (signal, closes) in [
+        (HealthSignal::Success, true),
+        (HealthSignal::Neutral, true),
+        (HealthSignal::Failure, false),
+    ] {
+        let (mut harness, probe) = Harness::probing();
+        harness.pass(LEASE * 2);
+        let changes = harness.record_outcome(probe, signal);
+        assert_eq!(changes == CLOSED, closes, "{signal:?}");
+        assert!(changes != UNMOVED, "{signal:?}");
     }
 }
 
 #[test]
 fn a_probe_that_was_replaced_lands_out_of_turn() {
     let replaced = || {
-        let (mut lab, first) = Lab::probing();
-        lab.pass(LEASE);
-        let second = lab.ask();
+        let (mut harness, first) = Harness::probing();
+        harness.pass(LEASE);
+        let second = harness.ask();
         assert!(second.is_probe());
-        (lab, first, second)
+        (harness, first, second)
     };
-    for news in [News::Failure, News::Neutral, News::Nothing] {
-        let (mut lab, first, second) = replaced();
-        assert_eq!(lab.land(first, news), UNMOVED, "{news:?}");
-        assert_eq!(lab.state(), State::Probing, "the second probe keeps its lease");
-        assert_eq!(break_of(lab.land(second, News::Failure)).0, 2);
+    for signal in [HealthSignal::Failure, HealthSignal::Neutral, HealthSignal::Nothing] {
+        let (mut harness, first, second) = replaced();
+        assert_eq!(harness.record_outcome(first, signal), UNMOVED, "{signal:?}");
+        assert_eq!(harness.state(), State::Probing, "the second probe keeps its lease");
+        assert_eq!(break_of(harness.record_outcome(second, HealthSignal::Failure)).0, 2);
     }
-    let (mut lab, first, second) = replaced();
-    assert_eq!(lab.land(first, News::Success), CLOSED);
-    assert_eq!(lab.land(second, News::Failure), UNMOVED, "it was sent before the breaker closed");
-    assert_eq!(lab.state(), State::Closed);
+    let (mut harness, first, second) = replaced();
+    assert_eq!(harness.record_outcome(first, HealthSignal::Success), CLOSED);
+    assert_eq!(
+        harness.record_outcome(second, HealthSignal::Failure),
+        UNMOVED,
+        "it was sent before the breaker closed"
+    );
+    assert_eq!(harness.state(), State::Closed);
 
-    let (mut lab, first, _second) = replaced();
-    lab.board.cancel(&first);
-    assert_eq!(lab.state(), State::Probing, "only its own lease is returned");
+    let (mut harness, first, _second) = replaced();
+    harness.health.cancel(&first);
+    assert_eq!(harness.state(), State::Probing, "only its own lease is returned");
 }
 
-// Out of turn, while the breaker is open.
+// Out of admitted, while the breaker is open.
 
 #[test]
 fn a_success_out_of_turn_closes_the_breaker() {
-    let (mut lab, until) = Lab::opened();
-    lab.now = until - SECOND;
-    assert_eq!(lab.answer(News::Success), CLOSED);
-    assert_eq!(lab.admission(), Admission::Admissible);
+    let (mut harness, until) = Harness::opened();
+    harness.now = until - SECOND;
+    assert_eq!(harness.answer(HealthSignal::Success), CLOSED);
+    assert_eq!(harness.admission(), Admission::Available);
 }
 
 #[test]
 fn a_failure_out_of_turn_neither_lengthens_a_break_nor_raises_its_level() {
-    let (mut lab, until) = Lab::opened();
-    lab.answer_unmoved([News::Failure, News::Neutral, News::Nothing].into_iter().cycle().take(99));
-    assert_eq!(lab.state(), State::Open { until });
-    lab.now = until;
-    assert_eq!(break_of(lab.answer(News::Failure)).0, 2);
+    let (mut harness, until) = Harness::opened();
+    harness.answer_unmoved(
+        [HealthSignal::Failure, HealthSignal::Neutral, HealthSignal::Nothing]
+            .into_iter()
+            .cycle()
+            .take(99),
+    );
+    assert_eq!(harness.state(), State::Open { until });
+    harness.now = until;
+    assert_eq!(break_of(harness.answer(HealthSignal::Failure)).0, 2);
 }
 
 #[test]
 fn a_success_out_of_turn_ends_the_probe_under_way() {
-    let (mut lab, probe) = Lab::probing();
-    assert_eq!(lab.answer(News::Success), CLOSED);
-    assert_eq!(lab.land(probe, News::Failure), UNMOVED);
+    let (mut harness, probe) = Harness::probing();
+    assert_eq!(harness.answer(HealthSignal::Success), CLOSED);
+    assert_eq!(harness.record_outcome(probe, HealthSignal::Failure), UNMOVED);
     // The probe's failure is not the first in a row either.
-    lab.open();
+    harness.open();
 }
 
 #[test]
 fn a_lease_ends_with_its_break() {
-    let (mut lab, probe) = Lab::probing();
-    let lease_end = lab.now + LEASE;
-    assert_eq!(lab.answer(News::Success), CLOSED);
-    lab.now = lab.open();
-    assert!(lab.now < lease_end);
-    assert_eq!(lab.admission(), Admission::ProbeDue);
-    let next = lab.ask();
+    let (mut harness, probe) = Harness::probing();
+    let lease_end = harness.now + LEASE;
+    assert_eq!(harness.answer(HealthSignal::Success), CLOSED);
+    harness.now = harness.open();
+    assert!(harness.now < lease_end);
+    assert_eq!(harness.admission(), Admission::ProbeDue);
+    let next = harness.ask();
     assert!(next.is_probe());
-    assert_eq!(lab.land(probe, News::Failure), UNMOVED);
-    assert_eq!(lab.state(), State::Probing);
+    assert_eq!(harness.record_outcome(probe, HealthSignal::Failure), UNMOVED);
+    assert_eq!(harness.state(), State::Probing);
 }
 
 #[test]
 fn a_429_out_of_turn_leaves_an_open_breaker_open_and_cools_down() {
-    let (mut lab, until) = Lab::opened();
-    assert_eq!(rest_of(lab.answer(News::Cooldown(None))), lab.now + SECOND * 5);
-    assert_eq!(lab.state(), State::Open { until }, "the later of both ends is told");
-    let now = lab.now;
-    assert_eq!(rest_of(lab.answer(News::Cooldown(Some(until - now)))), until);
-    assert_eq!(lab.state(), State::Open { until }, "of two that end together, the break");
-    let rest = rest_of(lab.answer(News::Cooldown(Some(SECOND * 200))));
-    assert_eq!(lab.state(), State::CoolingDown { until: rest });
-    lab.now = until;
-    assert_eq!(lab.admission(), Admission::PassedOver(rest), "no probe before both are over");
-    lab.now = rest;
-    assert_eq!(lab.admission(), Admission::ProbeDue);
+    let (mut harness, until) = Harness::opened();
+    assert_eq!(rest_of(harness.answer(HealthSignal::Cooldown(None))), harness.now + SECOND * 5);
+    assert_eq!(harness.state(), State::Open { until }, "the later of both ends is told");
+    let now = harness.now;
+    assert_eq!(rest_of(harness.answer(HealthSignal::Cooldown(Some(until - now)))), until);
+    assert_eq!(harness.state(), State::Open { until }, "of two that end together, the break");
+    let rest = rest_of(harness.answer(HealthSignal::Cooldown(Some(SECOND * 200))));
+    assert_eq!(harness.state(), State::CoolingDown { until: rest });
+    harness.now = until;
+    assert_eq!(harness.admission(), Admission::Unavailable(rest), "no probe before both are over");
+    harness.now = rest;
+    assert_eq!(harness.admission(), Admission::ProbeDue);
 }
 
 // Streams that have begun well, and whose end is still to come.
 
 #[test]
 fn a_stream_that_has_begun_closes_the_breaker_and_its_end_may_open_it_again() {
-    let (mut lab, probe) = Lab::probing();
-    assert_eq!(lab.commit(&probe), Some(Change::Closed));
-    assert_eq!((lab.admission(), lab.state()), (Admission::Admissible, State::Closed));
-    assert_eq!(lab.counts().in_flight, 1, "its end is still to come");
-    assert_eq!(lab.commit(&probe), None, "it closes what is open");
-    assert_eq!(lab.land(probe, News::Failure), UNMOVED, "it was sent before the breaker closed");
-    lab.open();
+    let (mut harness, probe) = Harness::probing();
+    assert_eq!(harness.commit(&probe), Some(Change::Closed));
+    assert_eq!((harness.admission(), harness.state()), (Admission::Available, State::Closed));
+    assert_eq!(harness.counts().in_flight, 1, "its end is still to come");
+    assert_eq!(harness.commit(&probe), None, "it closes what is open");
+    assert_eq!(
+        harness.record_outcome(probe, HealthSignal::Failure),
+        UNMOVED,
+        "it was sent before the breaker closed"
+    );
+    harness.open();
 }
 
 #[test]
 fn a_stream_that_has_begun_is_no_news_while_the_breaker_is_closed() {
-    let mut lab = Lab::new();
-    let stream = lab.ask();
-    lab.answer_unmoved([News::Failure; 4]);
-    assert_eq!(lab.commit(&stream), None);
-    break_of(lab.land(stream, News::Failure));
+    let mut harness = Harness::new();
+    let stream = harness.ask();
+    harness.answer_unmoved([HealthSignal::Failure; 4]);
+    assert_eq!(harness.commit(&stream), None);
+    break_of(harness.record_outcome(stream, HealthSignal::Failure));
 }
 
 #[test]
 fn a_late_stream_from_before_the_break_does_not_end_it() {
-    let mut lab = Lab::new();
-    lab.answer_unmoved([News::Failure; 4]);
-    let (early, last) = (lab.ask(), lab.ask());
-    let (_, until) = break_of(lab.land(last, News::Failure));
-    let out_of_turn = lab.ask();
-    assert_eq!(lab.commit(&early), None);
-    assert_eq!(lab.state(), State::Open { until });
-    assert_eq!(lab.commit(&out_of_turn), Some(Change::Closed));
+    let mut harness = Harness::new();
+    harness.answer_unmoved([HealthSignal::Failure; 4]);
+    let (early, last) = (harness.ask(), harness.ask());
+    let (_, until) = break_of(harness.record_outcome(last, HealthSignal::Failure));
+    let out_of_turn = harness.ask();
+    assert_eq!(harness.commit(&early), None);
+    assert_eq!(harness.state(), State::Open { until });
+    assert_eq!(harness.commit(&out_of_turn), Some(Change::Closed));
 }
 
 #[test]
 fn the_stream_that_was_sent_last_before_the_break_does_not_end_it() {
-    let mut lab = Lab::new();
-    lab.answer_unmoved([News::Failure; 4]);
-    let (first, last) = (lab.ask(), lab.ask());
-    let (_, until) = break_of(lab.land(first, News::Failure));
-    assert_eq!(lab.commit(&last), None);
-    assert_eq!(lab.state(), State::Open { until });
+    let mut harness = Harness::new();
+    harness.answer_unmoved([HealthSignal::Failure; 4]);
+    let (first, last) = (harness.ask(), harness.ask());
+    let (_, until) = break_of(harness.record_outcome(first, HealthSignal::Failure));
+    assert_eq!(harness.commit(&last), None);
+    assert_eq!(harness.state(), State::Open { until });
 }
 
-// Old news.
+// Old signal.
 
 #[test]
 fn a_late_success_from_before_the_break_does_not_end_it() {
-    let mut lab = Lab::new();
-    let early = lab.ask();
-    let until = lab.open();
-    assert_eq!(lab.land(early, News::Success), UNMOVED);
-    assert_eq!(lab.state(), State::Open { until });
+    let mut harness = Harness::new();
+    let early = harness.ask();
+    let until = harness.open();
+    assert_eq!(harness.record_outcome(early, HealthSignal::Success), UNMOVED);
+    assert_eq!(harness.state(), State::Open { until });
 }
 
 #[test]
 fn a_late_success_from_before_a_failed_probe_does_not_end_the_break_that_followed() {
-    let (mut lab, probe) = Lab::probing();
-    let early = lab.ask();
-    let (_, until) = break_of(lab.land(probe, News::Failure));
-    assert_eq!(lab.land(early, News::Success), UNMOVED);
-    assert_eq!(lab.state(), State::Open { until });
+    let (mut harness, probe) = Harness::probing();
+    let early = harness.ask();
+    let (_, until) = break_of(harness.record_outcome(probe, HealthSignal::Failure));
+    assert_eq!(harness.record_outcome(early, HealthSignal::Success), UNMOVED);
+    assert_eq!(harness.state(), State::Open { until });
 }
 
 #[test]
 fn twenty_requests_that_hung_since_before_the_break_do_not_reopen_it() {
-    let mut lab = Lab::new();
-    let hung: Vec<_> = (0..20).map(|_| lab.ask()).collect();
-    lab.open();
-    lab.recover();
-    for ticket in hung {
-        assert_eq!(lab.land(ticket, News::Failure), UNMOVED);
+    let mut harness = Harness::new();
+    let hung: Vec<_> = (0..20).map(|_| harness.ask()).collect();
+    harness.open();
+    harness.recover();
+    for permit in hung {
+        assert_eq!(harness.record_outcome(permit, HealthSignal::Failure), UNMOVED);
     }
-    assert_eq!(lab.state(), State::Closed);
+    assert_eq!(harness.state(), State::Closed);
     // Nor do they count toward the next time.
-    lab.open();
+    harness.open();
 }
 
 #[test]
 fn what_was_asked_during_the_break_and_fails_after_it_closed_is_old_news() {
-    let (mut lab, _) = Lab::opened();
-    let extra: Vec<_> = (0..20).map(|_| lab.ask()).collect();
-    lab.recover();
-    for ticket in extra {
-        assert_eq!(lab.land(ticket, News::Failure), UNMOVED);
+    let (mut harness, _) = Harness::opened();
+    let extra: Vec<_> = (0..20).map(|_| harness.ask()).collect();
+    harness.recover();
+    for permit in extra {
+        assert_eq!(harness.record_outcome(permit, HealthSignal::Failure), UNMOVED);
     }
-    lab.open();
+    harness.open();
 }
 
 #[test]
 fn a_clock_that_stands_still_changes_no_rule() {
-    let mut lab = Lab::with(Breaker::default().breaks(Duration::ZERO, Duration::ZERO));
-    let early: Vec<_> = (0..20).map(|_| lab.ask()).collect();
-    let now = lab.now;
-    assert_eq!(lab.open(), now);
-    let hung = early.into_iter().map(|ticket| lab.land(ticket, News::Success));
+    let mut harness = Harness::with(Breaker::default().breaks(Duration::ZERO, Duration::ZERO));
+    let early: Vec<_> = (0..20).map(|_| harness.ask()).collect();
+    let now = harness.now;
+    assert_eq!(harness.open(), now);
+    let hung =
+        early.into_iter().map(|permit| harness.record_outcome(permit, HealthSignal::Success));
     assert!(hung.eq([UNMOVED; 20]));
-    assert_eq!(lab.admission(), Admission::ProbeDue);
-    let late = lab.ask();
+    assert_eq!(harness.admission(), Admission::ProbeDue);
+    let late = harness.ask();
     assert!(late.is_probe());
-    assert!(!lab.ask().is_probe());
-    assert_eq!(lab.land(late, News::Failure)[0], Some(Change::Opened { until: now, breaks: 2 }));
-    lab.recover();
-    assert_eq!(lab.now, now);
+    assert!(!harness.ask().is_probe());
+    assert_eq!(
+        harness.record_outcome(late, HealthSignal::Failure)[0],
+        Some(Change::Opened { until: now, breaks: 2 })
+    );
+    harness.recover();
+    assert_eq!(harness.now, now);
     // The level has fallen to nothing, since any time is many breaks of no length.
-    assert_eq!(lab.open(), now);
+    assert_eq!(harness.open(), now);
 
-    let (mut lab, until) = Lab::opened();
-    assert_eq!(lab.admission(), Admission::PassedOver(until));
-    assert_eq!(lab.answer(News::Success), CLOSED, "asked out of turn, in the same instant");
-    assert_eq!(lab.next_cooldown(), SECOND * 5);
-    lab.answer_unmoved([News::Success]);
-    assert_eq!(lab.admission(), Admission::Admissible);
+    let (mut harness, until) = Harness::opened();
+    assert_eq!(harness.admission(), Admission::Unavailable(until));
+    assert_eq!(
+        harness.answer(HealthSignal::Success),
+        CLOSED,
+        "asked out of admitted, in the same instant"
+    );
+    assert_eq!(harness.next_cooldown(), SECOND * 5);
+    harness.answer_unmoved([HealthSignal::Success]);
+    assert_eq!(harness.admission(), Admission::Available);
 }
 
 #[test]
 fn a_clock_that_runs_backward_does_no_harm() {
-    let mut lab = Lab::new();
-    let early = lab.now;
-    lab.pass(SECOND * 100);
-    lab.answer_unmoved([News::Failure, News::Success]);
-    lab.open();
-    lab.recover();
-    lab.now = early;
-    lab.open();
-    lab.answer(News::Cooldown(None));
-    lab.answer(News::Success);
-    assert_eq!(lab.state(), State::Closed);
+    let mut harness = Harness::new();
+    let early = harness.now;
+    harness.pass(SECOND * 100);
+    harness.answer_unmoved([HealthSignal::Failure, HealthSignal::Success]);
+    harness.open();
+    harness.recover();
+    harness.now = early;
+    harness.open();
+    harness.answer(HealthSignal::Cooldown(None));
+    harness.answer(HealthSignal::Success);
+    assert_eq!(harness.state(), State::Closed);
 }
 
 // Cooldowns.
@@ -763,98 +814,103 @@ fn a_hint_is_clamped_to_between_one_second_and_five_minutes() {
         (Some(Duration::MAX), SECOND * 300),
         (None, SECOND * 5),
     ] {
-        let mut lab = Lab::new();
-        let until = rest_of(lab.answer(News::Cooldown(hint)));
-        assert_eq!(until, lab.now + length, "{hint:?}");
-        assert_eq!(lab.admission(), Admission::PassedOver(until));
-        assert_eq!(lab.state(), State::CoolingDown { until });
-        lab.now = until;
-        assert_eq!((lab.admission(), lab.state()), (Admission::Admissible, State::Closed));
+        let mut harness = Harness::new();
+        let until = rest_of(harness.answer(HealthSignal::Cooldown(hint)));
+        assert_eq!(until, harness.now + length, "{hint:?}");
+        assert_eq!(harness.admission(), Admission::Unavailable(until));
+        assert_eq!(harness.state(), State::CoolingDown { until });
+        harness.now = until;
+        assert_eq!((harness.admission(), harness.state()), (Admission::Available, State::Closed));
     }
 }
 
 #[test]
 fn cooldowns_in_a_row_double_from_five_seconds_to_five_minutes() {
-    let mut lab = Lab::new();
+    let mut harness = Harness::new();
     for seconds in [5, 10, 20, 40, 80, 160, 300, 300].into_iter().chain([300; 40]) {
-        let length = lab.next_cooldown();
+        let length = harness.next_cooldown();
         assert_eq!(length, SECOND * seconds);
-        lab.pass(length);
+        harness.pass(length);
     }
 }
 
 #[test]
 fn a_cooldown_with_a_hint_counts_toward_the_doubling() {
-    let mut lab = Lab::new();
-    rest_of(lab.answer(News::Cooldown(Some(SECOND * 2))));
-    lab.pass(SECOND * 2);
-    assert_eq!(lab.next_cooldown(), SECOND * 10);
+    let mut harness = Harness::new();
+    rest_of(harness.answer(HealthSignal::Cooldown(Some(SECOND * 2))));
+    harness.pass(SECOND * 2);
+    assert_eq!(harness.next_cooldown(), SECOND * 10);
 }
 
 #[test]
 fn ten_concurrent_429s_are_one_step() {
-    let mut lab = Lab::new();
-    let tickets: Vec<_> = (0..10).map(|_| lab.ask()).collect();
+    let mut harness = Harness::new();
+    let permits: Vec<_> = (0..10).map(|_| harness.ask()).collect();
     let mut changes = Vec::new();
-    for ticket in tickets {
-        changes.extend(lab.land(ticket, News::Cooldown(None)).into_iter().flatten());
+    for permit in permits {
+        changes.extend(
+            harness.record_outcome(permit, HealthSignal::Cooldown(None)).into_iter().flatten(),
+        );
         // The last ones land when the cooldown is over.
-        lab.pass(SECOND);
+        harness.pass(SECOND);
     }
     assert_eq!(changes.len(), 1, "{changes:?}");
-    assert_eq!(lab.next_cooldown(), SECOND * 10);
+    assert_eq!(harness.next_cooldown(), SECOND * 10);
 }
 
 #[test]
 fn a_success_sent_after_it_began_ends_a_cooldown_and_its_doubling() {
-    let mut lab = Lab::new();
-    let length = lab.next_cooldown();
-    lab.pass(length);
-    assert_eq!(lab.next_cooldown(), SECOND * 10);
-    lab.answer_unmoved([News::Success]);
-    assert_eq!((lab.admission(), lab.state()), (Admission::Admissible, State::Closed));
-    assert_eq!(lab.next_cooldown(), SECOND * 5);
+    let mut harness = Harness::new();
+    let length = harness.next_cooldown();
+    harness.pass(length);
+    assert_eq!(harness.next_cooldown(), SECOND * 10);
+    harness.answer_unmoved([HealthSignal::Success]);
+    assert_eq!((harness.admission(), harness.state()), (Admission::Available, State::Closed));
+    assert_eq!(harness.next_cooldown(), SECOND * 5);
 }
 
 #[test]
 fn a_success_after_the_cooldown_ends_its_doubling() {
-    let mut lab = Lab::new();
-    let length = lab.next_cooldown();
-    lab.pass(length);
-    lab.answer_unmoved([News::Success]);
-    assert_eq!(lab.next_cooldown(), SECOND * 5);
+    let mut harness = Harness::new();
+    let length = harness.next_cooldown();
+    harness.pass(length);
+    harness.answer_unmoved([HealthSignal::Success]);
+    assert_eq!(harness.next_cooldown(), SECOND * 5);
 }
 
 #[test]
 fn only_a_success_ends_the_doubling() {
-    let mut lab = Lab::new();
-    let length = lab.next_cooldown();
-    lab.pass(length);
-    lab.answer_unmoved([News::Neutral, News::Nothing, News::Failure]);
-    lab.pass(SECOND * 86_400);
-    assert_eq!(lab.next_cooldown(), SECOND * 10);
+    let mut harness = Harness::new();
+    let length = harness.next_cooldown();
+    harness.pass(length);
+    harness.answer_unmoved([HealthSignal::Neutral, HealthSignal::Nothing, HealthSignal::Failure]);
+    harness.pass(SECOND * 86_400);
+    assert_eq!(harness.next_cooldown(), SECOND * 10);
 }
 
 #[test]
 fn a_success_sent_before_a_cooldown_began_does_not_end_it() {
-    let mut lab = Lab::new();
-    let early = lab.ask();
-    let until = rest_of(lab.answer(News::Cooldown(None)));
-    assert_eq!(lab.land(early, News::Success), UNMOVED);
-    assert_eq!(lab.state(), State::CoolingDown { until });
+    let mut harness = Harness::new();
+    let early = harness.ask();
+    let until = rest_of(harness.answer(HealthSignal::Cooldown(None)));
+    assert_eq!(harness.record_outcome(early, HealthSignal::Success), UNMOVED);
+    assert_eq!(harness.state(), State::CoolingDown { until });
 }
 
 #[test]
 fn a_429_sent_before_a_cooldown_that_a_success_ended_is_old_news() {
-    let mut lab = Lab::new();
-    let hung: Vec<_> = (0..20).map(|_| lab.ask()).collect();
-    rest_of(lab.answer(News::Cooldown(None)));
-    lab.answer_unmoved([News::Success]);
-    for ticket in hung {
-        assert_eq!(lab.land(ticket, News::Cooldown(Some(SECOND * 300))), UNMOVED);
+    let mut harness = Harness::new();
+    let hung: Vec<_> = (0..20).map(|_| harness.ask()).collect();
+    rest_of(harness.answer(HealthSignal::Cooldown(None)));
+    harness.answer_unmoved([HealthSignal::Success]);
+    for permit in hung {
+        assert_eq!(
+            harness.record_outcome(permit, HealthSignal::Cooldown(Some(SECOND * 300))),
+            UNMOVED
+        );
     }
-    assert_eq!(lab.state(), State::Closed);
-    assert_eq!(lab.next_cooldown(), SECOND * 5);
+    assert_eq!(harness.state(), State::Closed);
+    assert_eq!(harness.next_cooldown(), SECOND * 5);
 }
 
 #[test]
@@ -868,142 +924,150 @@ fn a_429_out_of_turn_only_extends_a_cooldown_by_a_longer_hint() {
         (Some(SECOND * 9), Some(SECOND * 9)),
         (Some(Duration::MAX), Some(SECOND * 300)),
     ] {
-        let mut lab = Lab::new();
-        rest_of(lab.answer(News::Cooldown(Some(SECOND * 10))));
-        lab.pass(SECOND * 2);
-        let changes = lab.answer(News::Cooldown(hint));
+        let mut harness = Harness::new();
+        rest_of(harness.answer(HealthSignal::Cooldown(Some(SECOND * 10))));
+        harness.pass(SECOND * 2);
+        let changes = harness.answer(HealthSignal::Cooldown(hint));
         match left {
-            Some(left) => assert_eq!(rest_of(changes), lab.now + left, "{hint:?}"),
+            Some(left) => assert_eq!(rest_of(changes), harness.now + left, "{hint:?}"),
             None => assert_eq!(changes, UNMOVED, "{hint:?}"),
         }
-        let until = lab.now + left.unwrap_or(SECOND * 8);
-        assert_eq!(lab.state(), State::CoolingDown { until }, "{hint:?}");
-        lab.now = until;
-        assert_eq!(lab.next_cooldown(), SECOND * 10, "{hint:?} raises no level");
+        let until = harness.now + left.unwrap_or(SECOND * 8);
+        assert_eq!(harness.state(), State::CoolingDown { until }, "{hint:?}");
+        harness.now = until;
+        assert_eq!(harness.next_cooldown(), SECOND * 10, "{hint:?} raises no level");
     }
 }
 
 #[test]
 fn a_429_out_of_turn_raises_no_level_though_it_lands_after_the_cooldown() {
-    let mut lab = Lab::new();
-    let length = lab.next_cooldown();
-    lab.pass(length - MOMENT);
-    let (silent, hinting) = (lab.ask(), lab.ask());
-    lab.pass(SECOND);
-    assert_eq!(lab.land(silent, News::Cooldown(None)), UNMOVED);
-    assert_eq!(lab.admission(), Admission::Admissible);
-    let until = rest_of(lab.land(hinting, News::Cooldown(Some(SECOND * 3))));
-    assert_eq!(until, lab.now + SECOND * 3);
-    lab.now = until;
-    assert_eq!(lab.next_cooldown(), SECOND * 10);
+    let mut harness = Harness::new();
+    let length = harness.next_cooldown();
+    harness.pass(length - MOMENT);
+    let (silent, hinting) = (harness.ask(), harness.ask());
+    harness.pass(SECOND);
+    assert_eq!(harness.record_outcome(silent, HealthSignal::Cooldown(None)), UNMOVED);
+    assert_eq!(harness.admission(), Admission::Available);
+    let until = rest_of(harness.record_outcome(hinting, HealthSignal::Cooldown(Some(SECOND * 3))));
+    assert_eq!(until, harness.now + SECOND * 3);
+    harness.now = until;
+    assert_eq!(harness.next_cooldown(), SECOND * 10);
 }
 
 #[test]
 fn a_failure_out_of_turn_while_cooling_is_no_news() {
-    let mut lab = Lab::new();
-    lab.answer_unmoved([News::Failure; 4]);
-    let length = lab.next_cooldown();
-    lab.answer_unmoved([News::Failure; 100]);
-    assert_eq!(lab.counts().failures, 104);
-    let late = lab.ask();
-    lab.pass(length);
-    assert_eq!(lab.land(late, News::Failure), UNMOVED);
-    assert_eq!(lab.state(), State::Closed);
-    break_of(lab.answer(News::Failure));
+    let mut harness = Harness::new();
+    harness.answer_unmoved([HealthSignal::Failure; 4]);
+    let length = harness.next_cooldown();
+    harness.answer_unmoved([HealthSignal::Failure; 100]);
+    assert_eq!(harness.counts().failures, 104);
+    let late = harness.ask();
+    harness.pass(length);
+    assert_eq!(harness.record_outcome(late, HealthSignal::Failure), UNMOVED);
+    assert_eq!(harness.state(), State::Closed);
+    break_of(harness.answer(HealthSignal::Failure));
 }
 
 #[test]
 fn a_cooldown_outlasts_the_opening_of_the_breaker() {
-    let mut lab = Lab::new();
-    let tickets: Vec<_> = (0..5).map(|_| lab.ask()).collect();
-    let rest = rest_of(lab.answer(News::Cooldown(Some(SECOND * 300))));
-    let opened = tickets.into_iter().map(|ticket| lab.land(ticket, News::Failure)).last().unwrap();
+    let mut harness = Harness::new();
+    let permits: Vec<_> = (0..5).map(|_| harness.ask()).collect();
+    let rest = rest_of(harness.answer(HealthSignal::Cooldown(Some(SECOND * 300))));
+    let opened = permits
+        .into_iter()
+        .map(|permit| harness.record_outcome(permit, HealthSignal::Failure))
+        .last()
+        .unwrap();
     let (_, until) = break_of(opened);
-    assert_eq!(lab.state(), State::CoolingDown { until: rest });
-    lab.now = until;
-    assert_eq!(lab.admission(), Admission::PassedOver(rest));
-    lab.now = rest;
-    assert_eq!(lab.admission(), Admission::ProbeDue);
-    assert_eq!(lab.state(), State::Open { until });
+    assert_eq!(harness.state(), State::CoolingDown { until: rest });
+    harness.now = until;
+    assert_eq!(harness.admission(), Admission::Unavailable(rest));
+    harness.now = rest;
+    assert_eq!(harness.admission(), Admission::ProbeDue);
+    assert_eq!(harness.state(), State::Open { until });
 }
 
 // Isolation, counts, and no breaker at all.
 
 #[test]
 fn an_isolated_provider_is_shut_until_it_is_restored() {
-    let mut lab = Lab::new();
-    lab.board.isolate(0, true);
-    assert_eq!((lab.admission(), lab.state()), (Admission::Isolated, State::Isolated));
-    lab.pass(SECOND * 86_400);
-    assert_eq!(lab.admission(), Admission::Isolated);
-    lab.board.isolate(0, false);
-    assert_eq!((lab.admission(), lab.state()), (Admission::Admissible, State::Closed));
+    let mut harness = Harness::new();
+    harness.health.isolate(0, true);
+    assert_eq!((harness.admission(), harness.state()), (Admission::Isolated, State::Isolated));
+    harness.pass(SECOND * 86_400);
+    assert_eq!(harness.admission(), Admission::Isolated);
+    harness.health.isolate(0, false);
+    assert_eq!((harness.admission(), harness.state()), (Admission::Available, State::Closed));
 }
 
 #[test]
 fn a_restored_provider_stands_as_its_health_has_it() {
-    let (mut lab, until) = Lab::opened();
-    lab.board.isolate(0, true);
-    assert_eq!(lab.state(), State::Isolated);
-    lab.board.isolate(0, false);
-    assert_eq!(lab.admission(), Admission::PassedOver(until));
+    let (mut harness, until) = Harness::opened();
+    harness.health.isolate(0, true);
+    assert_eq!(harness.state(), State::Isolated);
+    harness.health.isolate(0, false);
+    assert_eq!(harness.admission(), Admission::Unavailable(until));
 
-    // News of what was in flight is heard all the same.
-    let (mut lab, probe) = Lab::probing();
-    lab.board.isolate(0, true);
-    assert_eq!((lab.admission(), lab.state()), (Admission::Isolated, State::Isolated));
-    assert_eq!(lab.land(probe, News::Success), CLOSED);
-    assert_eq!(lab.state(), State::Isolated);
-    lab.board.isolate(0, false);
-    assert_eq!(lab.state(), State::Closed);
+    // HealthSignal of what was in flight is heard all the same.
+    let (mut harness, probe) = Harness::probing();
+    harness.health.isolate(0, true);
+    assert_eq!((harness.admission(), harness.state()), (Admission::Isolated, State::Isolated));
+    assert_eq!(harness.record_outcome(probe, HealthSignal::Success), CLOSED);
+    assert_eq!(harness.state(), State::Isolated);
+    harness.health.isolate(0, false);
+    assert_eq!(harness.state(), State::Closed);
 }
 
 #[test]
 fn isolation_does_not_reach_other_providers() {
     let now = start();
-    let mut board = Board::new(3, Some(Breaker::default().consecutive(1)), now, 7);
-    board.isolate(0, true);
-    let ticket = board.admit(1, now, now + LEASE);
-    board.land(ticket, News::Failure, now);
-    assert_eq!(board.admission(0, now), Admission::Isolated);
-    assert!(matches!(board.admission(1, now), Admission::PassedOver(_)));
-    assert_eq!(board.admission(2, now), Admission::Admissible);
-    assert_eq!(board.counts(2), Counts::default());
+    let mut health = HealthTable::new(3, Some(Breaker::default().consecutive(1)), now, 7);
+    health.isolate(0, true);
+    let permit = health.admit(1, now, now + LEASE);
+    health.record_outcome(permit, HealthSignal::Failure, now);
+    assert_eq!(health.admission(0, now), Admission::Isolated);
+    assert!(matches!(health.admission(1, now), Admission::Unavailable(_)));
+    assert_eq!(health.admission(2, now), Admission::Available);
+    assert_eq!(health.counts(2), Counts::default());
 }
 
 #[test]
 fn counts_what_starts_what_is_in_flight_what_failed_and_what_was_served() {
-    let mut lab = Lab::new();
-    let tickets: Vec<_> = (0..6).map(|_| lab.ask()).collect();
-    assert_eq!(lab.counts(), Counts { attempts: 6, in_flight: 6, ..Counts::default() });
-    let news = [
-        News::Success,
-        News::Neutral,
-        News::Failure,
-        News::Cooldown(None),
-        News::Nothing,
-        News::Failure,
+    let mut harness = Harness::new();
+    let permits: Vec<_> = (0..6).map(|_| harness.ask()).collect();
+    assert_eq!(harness.counts(), Counts { attempts: 6, in_flight: 6, ..Counts::default() });
+    let signal = [
+        HealthSignal::Success,
+        HealthSignal::Neutral,
+        HealthSignal::Failure,
+        HealthSignal::Cooldown(None),
+        HealthSignal::Nothing,
+        HealthSignal::Failure,
     ];
-    for (ticket, news) in tickets.into_iter().zip(news) {
-        lab.land(ticket, news);
+    for (permit, signal) in permits.into_iter().zip(signal) {
+        harness.record_outcome(permit, signal);
     }
-    lab.board.serve(0);
-    assert_eq!(lab.counts(), Counts { attempts: 6, served: 1, failures: 2, in_flight: 0 });
-    let ticket = lab.ask();
-    lab.board.cancel(&ticket);
-    assert_eq!(lab.counts(), Counts { attempts: 7, served: 1, failures: 2, in_flight: 0 });
+    harness.health.serve(0);
+    assert_eq!(harness.counts(), Counts { attempts: 6, served: 1, failures: 2, in_flight: 0 });
+    let permit = harness.ask();
+    harness.health.cancel(&permit);
+    assert_eq!(harness.counts(), Counts { attempts: 7, served: 1, failures: 2, in_flight: 0 });
 }
 
 #[test]
 fn without_a_breaker_nobody_is_ever_passed_over() {
-    let mut lab = Lab::seeded(None, 7);
-    for news in [News::Failure, News::Cooldown(None), News::Cooldown(Some(Duration::MAX))] {
-        lab.answer_unmoved([news; 100]);
-        assert_eq!((lab.admission(), lab.state()), (Admission::Admissible, State::Closed));
+    let mut harness = Harness::seeded(None, 7);
+    for signal in [
+        HealthSignal::Failure,
+        HealthSignal::Cooldown(None),
+        HealthSignal::Cooldown(Some(Duration::MAX)),
+    ] {
+        harness.answer_unmoved([signal; 100]);
+        assert_eq!((harness.admission(), harness.state()), (Admission::Available, State::Closed));
     }
-    assert_eq!(lab.counts(), Counts { attempts: 300, failures: 100, ..Counts::default() });
-    lab.board.isolate(0, true);
-    assert_eq!(lab.admission(), Admission::Isolated);
+    assert_eq!(harness.counts(), Counts { attempts: 300, failures: 100, ..Counts::default() });
+    harness.health.isolate(0, true);
+    assert_eq!(harness.admission(), Admission::Isolated);
 }
 
 // Settings and extremes.
@@ -1032,15 +1096,15 @@ fn settings_that_make_no_sense_are_named() {
 
 #[test]
 fn breaks_of_no_length_make_every_request_a_probe_in_its_turn() {
-    let mut lab = Lab::with(Breaker::default().breaks(Duration::ZERO, Duration::ZERO));
-    lab.open();
+    let mut harness = Harness::with(Breaker::default().breaks(Duration::ZERO, Duration::ZERO));
+    harness.open();
     for _ in 0..100 {
-        let probe = lab.ask();
+        let probe = harness.ask();
         assert!(probe.is_probe());
-        break_of(lab.land(probe, News::Failure));
+        break_of(harness.record_outcome(probe, HealthSignal::Failure));
     }
-    lab.recover();
-    assert_eq!(lab.state(), State::Closed);
+    harness.recover();
+    assert_eq!(harness.state(), State::Closed);
 }
 
 #[test]
@@ -1061,12 +1125,12 @@ fn no_length_of_a_break_or_window_is_too_long() {
         lengths.into_iter().flat_map(|length| (0..20).map(move |seed| (length, seed)))
     {
         let breaker = Breaker::default().window(length).breaks(length, length);
-        let mut lab = Lab::seeded(Some(breaker), seed);
-        let until = lab.open();
-        assert!(until > lab.now + SECOND * 60 * 60 * 24 * 365, "{length:?}");
-        assert_eq!(lab.admission(), Admission::PassedOver(until));
-        assert_eq!(lab.answer(News::Success), CLOSED);
-        lab.open();
+        let mut harness = Harness::seeded(Some(breaker), seed);
+        let until = harness.open();
+        assert!(until > harness.now + SECOND * 60 * 60 * 24 * 365, "{length:?}");
+        assert_eq!(harness.admission(), Admission::Unavailable(until));
+        assert_eq!(harness.answer(HealthSignal::Success), CLOSED);
+        harness.open();
     }
 }
 
@@ -1083,16 +1147,18 @@ fn the_end_of_time_is_never_reached() {
     for now in [end, end - MOMENT, end - SECOND * 10, end - SECOND * 60 * 60 * 24 * 365 * 40] {
         for length in [Duration::ZERO, MOMENT, SECOND, SECOND * 400, Duration::MAX] {
             assert!(after(now, length) >= now, "{length:?}");
-            let mut lab = Lab::with(Breaker::default().breaks(length, length));
-            lab.now = now;
-            let answer = |lab: &mut Lab, news| {
-                let ticket = lab.board.admit(0, now, after(now, length));
-                lab.land(ticket, news);
+            let mut harness = Harness::with(Breaker::default().breaks(length, length));
+            harness.now = now;
+            let answer = |harness: &mut Harness, signal| {
+                let permit = harness.health.admit(0, now, after(now, length));
+                harness.record_outcome(permit, signal);
             };
-            for news in [News::Failure, News::Cooldown(Some(length)), News::Success] {
-                (0..6).for_each(|_| answer(&mut lab, news));
+            for signal in
+                [HealthSignal::Failure, HealthSignal::Cooldown(Some(length)), HealthSignal::Success]
+            {
+                (0..6).for_each(|_| answer(&mut harness, signal));
             }
-            assert_eq!(lab.state(), State::Closed);
+            assert_eq!(harness.state(), State::Closed);
         }
     }
 }
@@ -1111,13 +1177,13 @@ enum Standing {
 #[derive(Clone, Copy, Debug)]
 enum Fact {
     Asked {
-        ticket: usize,
+        permit: usize,
         standing: Standing,
         lease_until: Instant,
     },
     /// Landed or was cancelled.
     Returned {
-        ticket: usize,
+        permit: usize,
     },
     /// A success or failure that the breaker took notice of.
     Noticed {
@@ -1191,14 +1257,14 @@ impl Model {
     /// The probe that was lent last in this break and has not come back.
     fn probe(&self) -> Option<(usize, Instant)> {
         let this_break = &self.facts[self.moved()?..];
-        let (ticket, until) = this_break.iter().rev().find_map(|fact| match *fact {
-            Fact::Asked { ticket, standing: Standing::Probe, lease_until } => {
-                Some((ticket, lease_until))
+        let (permit, until) = this_break.iter().rev().find_map(|fact| match *fact {
+            Fact::Asked { permit, standing: Standing::Probe, lease_until } => {
+                Some((permit, lease_until))
             }
             _ => None,
         })?;
-        let returned = |fact: &Fact| matches!(*fact, Fact::Returned { ticket: it } if it == ticket);
-        (!this_break.iter().any(returned)).then_some((ticket, until))
+        let returned = |fact: &Fact| matches!(*fact, Fact::Returned { permit: it } if it == permit);
+        (!this_break.iter().any(returned)).then_some((permit, until))
     }
 
     /// The current or last cooldown, unless a success has ended it: its doublings and its end.
@@ -1221,9 +1287,9 @@ impl Model {
         let longest = waits.into_iter().flatten().filter(|until| *until > now).max();
         match longest {
             _ if self.isolated => Admission::Isolated,
-            Some(until) => Admission::PassedOver(until),
+            Some(until) => Admission::Unavailable(until),
             None if self.break_end().is_some() => Admission::ProbeDue,
-            None => Admission::Admissible,
+            None => Admission::Available,
         }
     }
 
@@ -1239,14 +1305,14 @@ impl Model {
         }
     }
 
-    fn ask(&mut self, ticket: usize, now: Instant, lease_until: Instant) -> Standing {
+    fn ask(&mut self, permit: usize, now: Instant, lease_until: Instant) -> Standing {
         let standing = match self.admission(now) {
-            Admission::Admissible => Standing::InTurn,
+            Admission::Available => Standing::InTurn,
             Admission::ProbeDue => Standing::Probe,
             _ if self.cooling(now).is_some() => Standing::WhileCooling,
             _ => Standing::WhileOpen,
         };
-        self.facts.push(Fact::Asked { ticket, standing, lease_until });
+        self.facts.push(Fact::Asked { permit, standing, lease_until });
         standing
     }
 
@@ -1327,11 +1393,11 @@ impl Model {
     /// Checks what the good beginning of a stream changed, and takes it in.
     fn commit(
         &mut self,
-        ticket: usize,
+        permit: usize,
         now: Instant,
         change: Option<Change>,
     ) -> Result<(), TestCaseError> {
-        let asked = self.last(|it| matches!(it, Fact::Asked { ticket: it, .. } if *it == ticket));
+        let asked = self.last(|it| matches!(it, Fact::Asked { permit: it, .. } if *it == permit));
         match self.break_end() {
             Some(_) if asked > self.moved() => self.close(now, change)?,
             _ => prop_assert_eq!(change, None),
@@ -1339,37 +1405,37 @@ impl Model {
         Ok(())
     }
 
-    /// Checks what the news of a ticket changed, and takes it in.
-    fn land(
+    /// Checks what the signal of a permit changed, and takes it in.
+    fn record_outcome(
         &mut self,
-        ticket: usize,
-        news: News,
+        permit: usize,
+        signal: HealthSignal,
         now: Instant,
         [breaker, cooldown]: Changes,
     ) -> Result<(), TestCaseError> {
-        let asked = self.last(|it| matches!(it, Fact::Asked { ticket: it, .. } if *it == ticket));
+        let asked = self.last(|it| matches!(it, Fact::Asked { permit: it, .. } if *it == permit));
         let asked = asked.unwrap();
         let Fact::Asked { standing, .. } = self.facts[asked] else { unreachable!() };
         let probes =
-            standing == Standing::Probe && self.probe().is_some_and(|(it, _)| it == ticket);
+            standing == Standing::Probe && self.probe().is_some_and(|(it, _)| it == permit);
         let old = self.moved().is_some_and(|moved| asked < moved);
-        self.facts.push(Fact::Returned { ticket });
+        self.facts.push(Fact::Returned { permit });
 
-        match (self.break_end(), news) {
+        match (self.break_end(), signal) {
             _ if old => prop_assert_eq!(breaker, None),
-            (_, News::Nothing) => prop_assert_eq!(breaker, None),
-            (None, News::Success) => {
+            (_, HealthSignal::Nothing) => prop_assert_eq!(breaker, None),
+            (None, HealthSignal::Success) => {
                 prop_assert_eq!(breaker, None);
                 self.facts.push(Fact::Noticed { at: now, failed: false });
             }
-            (None, News::Failure) if standing != Standing::WhileCooling => {
+            (None, HealthSignal::Failure) if standing != Standing::WhileCooling => {
                 self.facts.push(Fact::Noticed { at: now, failed: true });
                 match self.is_row() || self.is_bad(now) {
                     true => self.open(now, breaker)?,
                     false => prop_assert_eq!(breaker, None),
                 }
             }
-            (None, News::Overtaken) if standing != Standing::WhileCooling => {
+            (None, HealthSignal::Overtaken) if standing != Standing::WhileCooling => {
                 self.facts.push(Fact::Overtaken);
                 match self.is_row() {
                     true => self.open(now, breaker)?,
@@ -1377,18 +1443,20 @@ impl Model {
                 }
             }
             (None, _) => prop_assert_eq!(breaker, None),
-            (Some(_), News::Success) => self.close(now, breaker)?,
-            (Some(_), News::Failure | News::Overtaken) if probes => self.open(now, breaker)?,
+            (Some(_), HealthSignal::Success) => self.close(now, breaker)?,
+            (Some(_), HealthSignal::Failure | HealthSignal::Overtaken) if probes => {
+                self.open(now, breaker)?
+            }
             (Some(_), _) if probes => self.close(now, breaker)?,
             (Some(_), _) => prop_assert_eq!(breaker, None),
         }
 
         let cooled = self.last(|fact| matches!(fact, Fact::Cooled { .. }));
         let old = cooled.is_some_and(|cooled| asked < cooled);
-        let (fact, change) = match (news, self.cooldown()) {
+        let (fact, change) = match (signal, self.cooldown()) {
             _ if old => (None, None),
-            (News::Success, Some(_)) => (Some(Fact::Rested), None),
-            (News::Cooldown(hint), current) => {
+            (HealthSignal::Success, Some(_)) => (Some(Fact::Rested), None),
+            (HealthSignal::Cooldown(hint), current) => {
                 let hint = hint.map(|hint| now + hint.max(SECOND).min(SECOND * 300));
                 match current {
                     Some((_, end)) if end > now || standing == Standing::WhileCooling => {
@@ -1414,12 +1482,12 @@ impl Model {
 #[derive(Clone, Copy, Debug)]
 enum Deed {
     Ask,
-    /// Lands the outstanding ticket of this number, wrapped around.
-    Land(usize, News),
-    /// The outstanding ticket of this number is a stream that has begun well.
+    /// Lands the outstanding permit of this number, wrapped around.
+    Land(usize, HealthSignal),
+    /// The outstanding permit of this number is a stream that has begun well.
     Commit(usize),
     /// That many requests, at once.
-    Burst(usize, News),
+    Burst(usize, HealthSignal),
     Cancel(usize),
     /// A driver that is never polled again and whose guard never runs.
     Forget(usize),
@@ -1459,14 +1527,14 @@ impl Dice {
         }
     }
 
-    fn news(&mut self) -> News {
+    fn signal(&mut self) -> HealthSignal {
         match self.below(12) {
-            0..4 => News::Failure,
-            4..7 => News::Success,
-            7 => News::Neutral,
-            8 => News::Nothing,
-            9 => News::Overtaken,
-            _ => News::Cooldown(match self.below(5) {
+            0..4 => HealthSignal::Failure,
+            4..7 => HealthSignal::Success,
+            7 => HealthSignal::Neutral,
+            8 => HealthSignal::Nothing,
+            9 => HealthSignal::Overtaken,
+            _ => HealthSignal::Cooldown(match self.below(5) {
                 0 | 1 => None,
                 2 | 3 => Some(Duration::from_millis(self.below(400_000))),
                 _ => Some(Duration::MAX),
@@ -1477,8 +1545,8 @@ impl Dice {
     fn deed(&mut self) -> Deed {
         match self.below(24) {
             0..5 => Deed::Ask,
-            5..11 => Deed::Land(self.below(8) as usize, self.news()),
-            11..14 => Deed::Burst(1 + self.below(6) as usize, self.news()),
+            5..11 => Deed::Land(self.below(8) as usize, self.signal()),
+            11..14 => Deed::Burst(1 + self.below(6) as usize, self.signal()),
             14 => Deed::Cancel(self.below(8) as usize),
             15 => Deed::Forget(self.below(8) as usize),
             16..19 => {
@@ -1516,80 +1584,85 @@ fn settings() -> impl Strategy<Value = Settings> {
     })
 }
 
-/// Two providers on one board, each with its model, and the requests that are out.
-struct World {
-    board: Board,
+/// Two providers on one health, each with its model, and the requests that are out.
+struct PairHarness {
+    health: HealthTable,
     models: [Model; 2],
-    out: [Vec<(usize, Ticket)>; 2],
+    out: [Vec<(usize, Permit)>; 2],
     now: Instant,
-    tickets: usize,
+    permits: usize,
     forgotten: [u64; 2],
 }
 
-impl World {
+impl PairHarness {
     fn new(settings: &Settings, seed: u64) -> Self {
         let now = start();
         let model =
             || Model { facts: Vec::new(), settings: settings.clone(), began: now, isolated: false };
         Self {
-            board: Board::new(2, Some(settings.breaker()), now, seed),
+            health: HealthTable::new(2, Some(settings.breaker()), now, seed),
             models: [model(), model()],
             out: [Vec::new(), Vec::new()],
             now,
-            tickets: 0,
+            permits: 0,
             forgotten: [0; 2],
         }
     }
 
     fn ask(&mut self, provider: usize) -> Result<(), TestCaseError> {
-        if self.board.admission(provider, self.now) == Admission::Isolated {
+        if self.health.admission(provider, self.now) == Admission::Isolated {
             return Ok(());
         }
-        let ticket = self.board.admit(provider, self.now, self.now + LEASE);
-        self.tickets += 1;
+        let permit = self.health.admit(provider, self.now, self.now + LEASE);
+        self.permits += 1;
         let held = self.models[provider].probe().filter(|(_, until)| *until > self.now);
-        let standing = self.models[provider].ask(self.tickets, self.now, self.now + LEASE);
-        prop_assert_eq!(ticket.is_probe(), standing == Standing::Probe);
-        prop_assert!(!ticket.is_probe() || held.is_none(), "at most one probe for each lease");
-        self.out[provider].push((self.tickets, ticket));
+        let standing = self.models[provider].ask(self.permits, self.now, self.now + LEASE);
+        prop_assert_eq!(permit.is_probe(), standing == Standing::Probe);
+        prop_assert!(!permit.is_probe() || held.is_none(), "at most one probe for each lease");
+        self.out[provider].push((self.permits, permit));
         Ok(())
     }
 
-    fn take(&mut self, provider: usize, number: usize) -> Option<(usize, Ticket)> {
+    fn take(&mut self, provider: usize, number: usize) -> Option<(usize, Permit)> {
         let out = &mut self.out[provider];
         (!out.is_empty()).then(|| out.remove(number % out.len()))
     }
 
-    fn land(&mut self, provider: usize, number: usize, news: News) -> Result<(), TestCaseError> {
-        let Some((number, ticket)) = self.take(provider, number) else { return Ok(()) };
-        let changes = self.board.land(ticket, news, self.now);
+    fn record_outcome(
+        &mut self,
+        provider: usize,
+        number: usize,
+        signal: HealthSignal,
+    ) -> Result<(), TestCaseError> {
+        let Some((number, permit)) = self.take(provider, number) else { return Ok(()) };
+        let changes = self.health.record_outcome(permit, signal, self.now);
         let opened = matches!(changes[0], Some(Change::Opened { .. }));
-        let bad = matches!(news, News::Failure | News::Overtaken);
+        let bad = matches!(signal, HealthSignal::Failure | HealthSignal::Overtaken);
         prop_assert!(!opened || bad, "only a failure opens, and silence");
-        self.models[provider].land(number, news, self.now, changes)
+        self.models[provider].record_outcome(number, signal, self.now, changes)
     }
 
     fn play(&mut self, provider: usize, deed: Deed) -> Result<(), TestCaseError> {
         match deed {
             Deed::Ask => self.ask(provider)?,
-            Deed::Land(number, news) => self.land(provider, number, news)?,
+            Deed::Land(number, signal) => self.record_outcome(provider, number, signal)?,
             Deed::Commit(number) => {
                 let out = &self.out[provider];
-                let Some((number, ticket)) = out.get(number % out.len().max(1)) else {
+                let Some((number, permit)) = out.get(number % out.len().max(1)) else {
                     return Ok(());
                 };
-                let change = self.board.commit(ticket, self.now);
+                let change = self.health.commit(permit, self.now);
                 self.models[provider].commit(*number, self.now, change)?;
             }
-            Deed::Burst(requests, news) => {
+            Deed::Burst(requests, signal) => {
                 (0..requests).try_for_each(|_| self.ask(provider))?;
                 let newest = self.out[provider].len().saturating_sub(requests);
-                (0..requests).try_for_each(|_| self.land(provider, newest, news))?;
+                (0..requests).try_for_each(|_| self.record_outcome(provider, newest, signal))?;
             }
             Deed::Cancel(number) => {
-                if let Some((number, ticket)) = self.take(provider, number) {
-                    self.board.cancel(&ticket);
-                    self.models[provider].facts.push(Fact::Returned { ticket: number });
+                if let Some((number, permit)) = self.take(provider, number) {
+                    self.health.cancel(&permit);
+                    self.models[provider].facts.push(Fact::Returned { permit: number });
                 }
             }
             Deed::Forget(number) => {
@@ -1597,12 +1670,12 @@ impl World {
             }
             Deed::Pass(length) => self.now += length,
             Deed::PassUntilDue => {
-                if let Admission::PassedOver(until) = self.models[provider].admission(self.now) {
+                if let Admission::Unavailable(until) = self.models[provider].admission(self.now) {
                     self.now = until;
                 }
             }
             Deed::Isolate(isolated) => {
-                self.board.isolate(provider, isolated);
+                self.health.isolate(provider, isolated);
                 self.models[provider].isolated = isolated;
             }
         }
@@ -1611,11 +1684,11 @@ impl World {
 
     fn compare(&self) -> Result<(), TestCaseError> {
         for (provider, model) in self.models.iter().enumerate() {
-            let admission = self.board.admission(provider, self.now);
+            let admission = self.health.admission(provider, self.now);
             prop_assert_eq!(admission, model.admission(self.now));
-            prop_assert_eq!(self.board.state(provider, self.now), model.state(self.now));
+            prop_assert_eq!(self.health.state(provider, self.now), model.state(self.now));
             let in_flight = self.out[provider].len() as u64 + self.forgotten[provider];
-            prop_assert_eq!(self.board.counts(provider).in_flight, in_flight);
+            prop_assert_eq!(self.health.counts(provider).in_flight, in_flight);
         }
         Ok(())
     }
@@ -1634,7 +1707,7 @@ proptest! {
         deeds in deeds(),
         seed in any::<u64>(),
     ) {
-        let mut world = World::new(&settings, seed);
+        let mut world = PairHarness::new(&settings, seed);
         for (provider, deed) in deeds {
             world.play(provider, deed)?;
             world.compare()?;
@@ -1643,16 +1716,16 @@ proptest! {
         // However it came here: after the longest break, lease and cooldown everyone is asked again,
         world.now += settings.max + LEASE + LONGEST_COOLDOWN;
         for provider in 0..2 {
-            let admission = world.board.admission(provider, world.now);
-            let shut = matches!(admission, Admission::PassedOver(_));
+            let admission = world.health.admission(provider, world.now);
+            let shut = matches!(admission, Admission::Unavailable(_));
             prop_assert!(!shut, "{:?} when nothing is left to wait for", admission);
         }
         // and when everyone is back, nobody is in flight.
         for provider in 0..2 {
-            while let Some((_, ticket)) = world.take(provider, 0) {
-                world.board.cancel(&ticket);
+            while let Some((_, permit)) = world.take(provider, 0) {
+                world.health.cancel(&permit);
             }
-            let in_flight = world.board.counts(provider).in_flight;
+            let in_flight = world.health.counts(provider).in_flight;
             prop_assert_eq!(in_flight, world.forgotten[provider]);
         }
     }
@@ -1672,31 +1745,31 @@ proptest! {
             .window(lengths[0].max(MOMENT))
             .breaks(lengths[1].min(lengths[2]), lengths[1].max(lengths[2]));
         prop_assert_eq!(breaker.problem(), None);
-        let mut board = Board::new(1, Some(breaker), began, seed);
+        let mut health = HealthTable::new(1, Some(breaker), began, seed);
         let mut now = began;
         for number in deeds {
             let mut dice = Dice(number);
             let (deed, lease, passes) = (dice.below(4), dice.extreme(most), dice.extreme(most));
-            let news = dice.news();
-            let ticket = board.admit(0, now, after(now, lease));
+            let signal = dice.signal();
+            let permit = health.admit(0, now, after(now, lease));
             if deed == 0 {
                 // It goes on for a while, and sometimes the clock jumps to somewhere else.
                 now = after(if passes.is_zero() { began } else { now }, passes);
             }
-            match (deed, news) {
-                (1, _) => board.cancel(&ticket),
+            match (deed, signal) {
+                (1, _) => health.cancel(&permit),
                 (2, _) => {
-                    board.land(ticket, News::Cooldown(Some(passes)), now);
+                    health.record_outcome(permit, HealthSignal::Cooldown(Some(passes)), now);
                 }
                 _ => {
-                    board.land(ticket, news, now);
+                    health.record_outcome(permit, signal, now);
                 }
             }
-            board.admission(0, now);
-            if let State::Open { until } | State::CoolingDown { until } = board.state(0, now) {
+            health.admission(0, now);
+            if let State::Open { until } | State::CoolingDown { until } = health.state(0, now) {
                 prop_assert!(until >= began);
             }
         }
-        prop_assert_eq!(board.counts(0).in_flight, 0);
+        prop_assert_eq!(health.counts(0).in_flight, 0);
     }
 }

@@ -7,7 +7,7 @@
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use super::sse::{Decoder, Event};
+use super::sse::{Decoder, SseEvent};
 use crate::splice::for_each_entry;
 
 /// Follows a stream from its first byte to its last. How its bytes are cut into chunks makes no
@@ -157,20 +157,20 @@ enum Meaning {
 }
 
 impl Meaning {
-    fn of(event: Event<'_>) -> Self {
-        let Event { name, data, cut } = event;
+    fn of(event: SseEvent<'_>) -> Self {
+        let SseEvent { name, data, cut } = event;
         let data = data.trim_ascii();
         if data == b"[DONE]" {
             return Self::End;
         }
-        let facts = Facts::of(data, cut).unwrap_or_default();
-        if name == b"error" || facts.is_error() {
+        let fields = TopLevelFields::of(data, cut).unwrap_or_default();
+        if name == b"error" || fields.is_error() {
             return Self::Error(data.to_vec());
         }
-        if let Some(choices) = facts.choices {
+        if let Some(choices) = fields.choices {
             return Self::of_choices(choices);
         }
-        let kind = match &facts.kind {
+        let kind = match &fields.kind {
             Some(kind) => kind,
             None => str::from_utf8(name).unwrap_or_default(),
         };
@@ -180,7 +180,7 @@ impl Meaning {
                 Self::Preamble
             }
             "response.failed" => {
-                Self::Error(facts.response_error().unwrap_or_else(|| data.to_vec()))
+                Self::Error(fields.response_error().unwrap_or_else(|| data.to_vec()))
             }
             "response.completed" | "response.incomplete" | "response.cancelled" => Self::Answer,
             "message_stop" => Self::End,
@@ -218,12 +218,13 @@ impl Meaning {
 
 /// What a JSON body says went wrong, although its status says that nothing did.
 pub(crate) fn is_error_body(body: &[u8]) -> bool {
-    Facts::of(body, false).is_some_and(|facts| facts.is_error() || facts.is_failed_response())
+    TopLevelFields::of(body, false)
+        .is_some_and(|fields| fields.is_error() || fields.is_failed_response())
 }
 
 /// What is looked for at the top of a JSON object.
 #[derive(Default)]
-struct Facts<'a> {
+struct TopLevelFields<'a> {
     kind: Option<String>,
     object: Option<String>,
     status: Option<String>,
@@ -232,7 +233,7 @@ struct Facts<'a> {
     response: Option<&'a RawValue>,
 }
 
-impl<'a> Facts<'a> {
+impl<'a> TopLevelFields<'a> {
     /// `None` if this is no JSON object. If it was `cut`, what its beginning tells.
     fn of(json: &'a [u8], cut: bool) -> Option<Self> {
         let text = match str::from_utf8(json) {
@@ -240,18 +241,18 @@ impl<'a> Facts<'a> {
             Err(error) if cut => str::from_utf8(&json[..error.valid_up_to()]).unwrap_or_default(),
             Err(_) => return None,
         };
-        let mut facts = Self::default();
+        let mut fields = Self::default();
         let string = |value: &RawValue| serde_json::from_str(value.get()).ok();
         let read = for_each_entry(text, |key, value| match key {
-            "type" => facts.kind = string(value),
-            "object" => facts.object = string(value),
-            "status" => facts.status = string(value),
-            "error" => facts.error = Some(value),
-            "choices" => facts.choices = Some(value),
-            "response" => facts.response = Some(value),
+            "type" => fields.kind = string(value),
+            "object" => fields.object = string(value),
+            "status" => fields.status = string(value),
+            "error" => fields.error = Some(value),
+            "choices" => fields.choices = Some(value),
+            "response" => fields.response = Some(value),
             _ => {}
         });
-        (read.is_ok() || cut).then_some(facts)
+        (read.is_ok() || cut).then_some(fields)
     }
 
     fn is_error(&self) -> bool {

@@ -27,7 +27,7 @@ pub(crate) struct Decoder {
 
 /// An event with a name or data.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Event<'a> {
+pub(crate) struct SseEvent<'a> {
     /// Empty where it has none.
     pub(crate) name: &'a [u8],
     /// The lines of its data.
@@ -52,7 +52,7 @@ impl Decoder {
     }
 
     /// The next event that ends within `bytes`, which are consumed up to its end.
-    pub(crate) fn next(&mut self, bytes: &mut &[u8]) -> Option<Event<'_>> {
+    pub(crate) fn next(&mut self, bytes: &mut &[u8]) -> Option<SseEvent<'_>> {
         if std::mem::take(&mut self.given) {
             self.clear();
         }
@@ -78,7 +78,7 @@ impl Decoder {
 
     /// The event that the stream ended in the midst of. The standard drops it; but many a stream
     /// ends in `data: [DONE]` without a blank line, or without any.
-    pub(crate) fn finish(&mut self) -> Option<Event<'_>> {
+    pub(crate) fn finish(&mut self) -> Option<SseEvent<'_>> {
         if std::mem::take(&mut self.given) {
             self.clear();
         }
@@ -145,8 +145,8 @@ impl Decoder {
         self.cut |= !append(&mut self.line, part, self.cap);
     }
 
-    fn event(&self) -> Event<'_> {
-        Event { name: &self.name, data: &self.data, cut: self.cut }
+    fn event(&self) -> SseEvent<'_> {
+        SseEvent { name: &self.name, data: &self.data, cut: self.cut }
     }
 
     fn clear(&mut self) {
@@ -172,7 +172,7 @@ mod tests {
 
     type Seen = (String, String, bool);
 
-    fn seen(event: Event<'_>) -> Seen {
+    fn seen(event: SseEvent<'_>) -> Seen {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         (text(event.name), text(event.data), event.cut)
     }

@@ -195,7 +195,7 @@ async fn html_and_emptiness_fail_only_who_did_not_ask_for_them() {
         (&[JSON][..], false, false),
         (&[("accept", "*/*")], false, true),
         (&[("accept", "application/json")], false, false),
-        (&[("accept", "Text/Event-Stream")], false, false),
+        (&[("accept", "Text/SseEvent-Stream")], false, false),
         (&[("accept", "application/json, text/html;q=0.5")], true, false),
         (browser, true, true),
         (text, true, true),

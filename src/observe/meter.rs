@@ -69,7 +69,7 @@ impl Meter {
     }
 
     /// Shows the state that a provider is in, if it is not shown already.
-    pub(super) fn show(&self, provider: usize, state: State) {
+    pub(super) fn set_state_gauge(&self, provider: usize, state: State) {
         if let Some(keys) = self.providers.get(provider) {
             keys.show(state);
         }

@@ -58,7 +58,7 @@ pub(crate) fn check(providers: Vec<Provider>, claims: Vec<String>) -> Result<Che
             return Err(ConfigError::new(Some(&name), "name", problem));
         }
         let entry = Entry::parse(provider)
-            .map_err(|Flaw(field, problem)| ConfigError::new(Some(&name), field, problem))?;
+            .map_err(|Problem(field, problem)| ConfigError::new(Some(&name), field, problem))?;
         entries.push(entry);
     }
     let mut bases: Vec<Base> = entries.iter().map(|entry| entry.base.clone()).collect();
@@ -111,7 +111,12 @@ impl Entry {
     }
 
     /// Takes off a copy's headers what is not for this provider, then puts on its own.
-    pub(crate) fn dress(&self, headers: &mut HeaderMap, strip: &StripList, keep_caller_auth: bool) {
+    pub(crate) fn apply_headers(
+        &self,
+        headers: &mut HeaderMap,
+        strip: &StripList,
+        keep_caller_auth: bool,
+    ) {
         strip_headers(headers, strip, &self.strip, keep_caller_auth);
         for (name, value) in &self.headers {
             headers.insert(name, value.clone());
@@ -153,23 +158,24 @@ impl Entry {
         self.queries.iter().filter(|pair| pair.secret).map(|pair| pair.name.as_str())
     }
 
-    fn parse(provider: Provider) -> Result<Self, Flaw> {
+    fn parse(provider: Provider) -> Result<Self, Problem> {
         let base =
-            Base::parse(&provider.base_url).map_err(|problem| Flaw::new("base_url", problem))?;
+            Base::parse(&provider.base_url).map_err(|problem| Problem::new("base_url", problem))?;
         if provider.attempt_timeout == Some(Duration::ZERO) {
-            return Err(Flaw::new("attempt_timeout", "must be longer than zero"));
+            return Err(Problem::new("attempt_timeout", "must be longer than zero"));
         }
         let authenticates = !provider.credentials.is_empty();
         if provider.forward_caller_auth && authenticates {
             let problem =
                 "does not go with a credential of the provider's own: keep one of the two";
-            return Err(Flaw::new("forward_caller_auth", problem));
+            return Err(Problem::new("forward_caller_auth", problem));
         }
-        let exposed = base.is_plaintext() && !base.is_loopback() && !provider.danger_allow_plaintext;
+        let exposed =
+            base.is_plaintext() && !base.is_loopback() && !provider.danger_allow_plaintext;
         if exposed && (authenticates || provider.forward_caller_auth) {
             let problem = "would show a credential to anyone on the way: \
                            use https://, or .danger_allow_plaintext()";
-            return Err(Flaw::new("base_url", problem));
+            return Err(Problem::new("base_url", problem));
         }
 
         let mut keys = Keyring::default();
@@ -188,11 +194,11 @@ impl Entry {
         #[cfg(feature = "json")]
         for (at, (from, to)) in provider.models.iter().enumerate() {
             if from.is_empty() || to.is_empty() {
-                return Err(Flaw::new("rename_model", "must name two models"));
+                return Err(Problem::new("rename_model", "must name two models"));
             }
             if provider.models[..at].iter().any(|(other, _)| other == from) {
                 let problem = format!("`{from}` is renamed twice: keep one name for it");
-                return Err(Flaw::new("rename_model", problem));
+                return Err(Problem::new("rename_model", problem));
             }
         }
 
@@ -268,9 +274,9 @@ static FRAMING_HEADERS: [HeaderName; 10] = [
 ];
 
 /// What is wrong with an entry: which method, and what would be right.
-struct Flaw(&'static str, Cow<'static, str>);
+struct Problem(&'static str, Cow<'static, str>);
 
-impl Flaw {
+impl Problem {
     fn new(field: &'static str, problem: impl Into<Cow<'static, str>>) -> Self {
         Self(field, problem.into())
     }
@@ -286,22 +292,22 @@ struct Keyring {
 }
 
 impl Keyring {
-    fn add(&mut self, credential: Credential) -> Result<(), Flaw> {
+    fn add(&mut self, credential: Credential) -> Result<(), Problem> {
         let field = credential.kind();
-        let check = |key| checked_key(key).map_err(|problem| Flaw::new(field, problem));
+        let check = |key| checked_key(key).map_err(|problem| Problem::new(field, problem));
         match credential {
             Credential::Bearer(key) | Credential::Env(_, Ok(key)) => {
                 let key = check(&key)?;
                 self.add_header(field, AUTHORIZATION, bearer_value(key))?;
                 self.secrets.push(key.to_owned());
             }
-            Credential::Env(_, Err(problem)) => return Err(Flaw::new(field, problem)),
+            Credential::Env(_, Err(problem)) => return Err(Problem::new(field, problem)),
             Credential::Basic(user, password) => {
                 if user.contains(char::is_control) || password.contains(char::is_control) {
-                    return Err(Flaw::new(field, "must hold no control characters"));
+                    return Err(Problem::new(field, "must hold no control characters"));
                 }
                 if user.contains(':') {
-                    return Err(Flaw::new(field, "the user must hold no `:`, which ends it"));
+                    return Err(Problem::new(field, "the user must hold no `:`, which ends it"));
                 }
                 let encoded = BASE64.encode(format!("{user}:{password}"));
                 self.add_header(field, AUTHORIZATION, sensitive(&format!("Basic {encoded}")))?;
@@ -311,7 +317,7 @@ impl Keyring {
             Credential::Header(name, key) => {
                 let name = header_name(field, &name)?;
                 if FRAMING_HEADERS.contains(&name) {
-                    return Err(Flaw::new(
+                    return Err(Problem::new(
                         field,
                         format!("`{name}` is set by the HTTP client: leave it out"),
                     ));
@@ -324,7 +330,7 @@ impl Keyring {
                 let key = check(&key)?;
                 query_name(field, &name)?;
                 if self.has_query(&name) {
-                    return Err(Flaw::new(
+                    return Err(Problem::new(
                         field,
                         "sets the same name twice: keep one key per name",
                     ));
@@ -333,7 +339,7 @@ impl Keyring {
                 self.secrets.push(key.to_owned());
             }
             Credential::Source(source) => {
-                self.vacant(field, &AUTHORIZATION)?;
+                self.ensure_unset(field, &AUTHORIZATION)?;
                 self.source = Some(source);
             }
         }
@@ -345,19 +351,19 @@ impl Keyring {
         field: &'static str,
         name: HeaderName,
         value: Option<HeaderValue>,
-    ) -> Result<(), Flaw> {
-        self.vacant(field, &name)?;
-        let value = value.ok_or_else(|| Flaw::new(field, "must be fit for a header"))?;
+    ) -> Result<(), Problem> {
+        self.ensure_unset(field, &name)?;
+        let value = value.ok_or_else(|| Problem::new(field, "must be fit for a header"))?;
         self.headers.push((name, value));
         Ok(())
     }
 
-    fn vacant(&self, field: &'static str, name: &HeaderName) -> Result<(), Flaw> {
+    fn ensure_unset(&self, field: &'static str, name: &HeaderName) -> Result<(), Problem> {
         if !self.has_header(name) {
             return Ok(());
         }
         let problem = format!("`{name}` is set twice: keep one credential per header");
-        Err(Flaw::new(field, problem))
+        Err(Problem::new(field, problem))
     }
 
     fn has_header(&self, name: &HeaderName) -> bool {
@@ -369,15 +375,17 @@ impl Keyring {
         self.queries.iter().any(|pair| pair.name.eq_ignore_ascii_case(name))
     }
 
-    fn fixed_header(&self, name: &str, value: &str) -> Result<(HeaderName, HeaderValue), Flaw> {
+    fn fixed_header(&self, name: &str, value: &str) -> Result<(HeaderName, HeaderValue), Problem> {
         const FIELD: &str = "header";
         let name = header_name(FIELD, name)?;
-        let refuse = |problem: String| Err(Flaw::new(FIELD, problem));
+        let refuse = |problem: String| Err(Problem::new(FIELD, problem));
         if FRAMING_HEADERS.contains(&name) {
             return refuse(format!("`{name}` is set by the HTTP client: leave it out"));
         }
         if is_credential_header(&name) {
-            return refuse(format!("`{name}` is a credential: use bearer_auth, basic_auth or api_key_header"));
+            return refuse(format!(
+                "`{name}` is a credential: use bearer_auth, basic_auth or api_key_header"
+            ));
         }
         if self.has_header(&name) {
             return refuse(format!("`{name}` holds this provider's credential already"));
@@ -388,14 +396,17 @@ impl Keyring {
         }
     }
 
-    fn fixed_query(&self, name: &str, value: &str) -> Result<QueryPair, Flaw> {
+    fn fixed_query(&self, name: &str, value: &str) -> Result<QueryPair, Problem> {
         const FIELD: &str = "query";
         query_name(FIELD, name)?;
         if is_credential_query(name) {
-            return Err(Flaw::new(FIELD, format!("`{name}` is a credential: use api_key_query")));
+            return Err(Problem::new(
+                FIELD,
+                format!("`{name}` is a credential: use api_key_query"),
+            ));
         }
         if self.has_query(name) {
-            return Err(Flaw::new(
+            return Err(Problem::new(
                 FIELD,
                 "sets a name that holds this provider's api_key_query already",
             ));
@@ -406,14 +417,14 @@ impl Keyring {
 
 // Neither of these repeats the name: whoever mixes up name and value put a key there.
 
-fn header_name(field: &'static str, name: &str) -> Result<HeaderName, Flaw> {
+fn header_name(field: &'static str, name: &str) -> Result<HeaderName, Problem> {
     HeaderName::from_bytes(name.as_bytes())
-        .map_err(|_| Flaw::new(field, "the name must be a header name: letters, digits, `-`"))
+        .map_err(|_| Problem::new(field, "the name must be a header name: letters, digits, `-`"))
 }
 
-fn query_name(field: &'static str, name: &str) -> Result<(), Flaw> {
+fn query_name(field: &'static str, name: &str) -> Result<(), Problem> {
     if name.is_empty() {
-        return Err(Flaw::new(field, "the name must not be empty"));
+        return Err(Problem::new(field, "the name must not be empty"));
     }
     Ok(())
 }
@@ -459,7 +470,7 @@ mod tests {
         let entry = &chain.entries[at];
         let keep = entry.keeps_caller_auth(chain.scope.base(claim.base));
         let mut headers = headers.clone();
-        entry.dress(&mut headers, &chain.strip, keep);
+        entry.apply_headers(&mut headers, &chain.strip, keep);
         (entry.target(&caller, &claim, &chain.strip, &chain.scope).unwrap(), headers)
     }
 
@@ -531,7 +542,9 @@ mod tests {
             Provider::new("b", "https://b/v1")
                 .api_key_header("x-b", "canary-b")
                 .api_key_query("b-key", "canary-b"),
-            Provider::new("c", "https://c/v1").basic_auth("c", "canary-c").api_key_query("key", "canary-c"),
+            Provider::new("c", "https://c/v1")
+                .basic_auth("c", "canary-c")
+                .api_key_query("key", "canary-c"),
             Provider::new("d", "https://d/v1").remove_header("x-d").header("x-fixed", "d"),
         ]);
         let mut sensitive = HeaderValue::from_static("canary-caller");
@@ -568,7 +581,9 @@ mod tests {
     #[cfg(feature = "json")]
     #[test]
     fn a_model_has_the_name_that_it_has_here_and_only_then_the_body_changes() {
-        let chain = checked([here().rename_model("small", "vendor/small").rename_model("large", "vendor/large")]);
+        let chain = checked([here()
+            .rename_model("small", "vendor/small")
+            .rename_model("large", "vendor/large")]);
         let table = [
             (r#"{"model": "small", "n": 1}"#, Some(r#"{"model": "vendor/small", "n": 1}"#)),
             (r#"{"model": "large"}"#, Some(r#"{"model": "vendor/large"}"#)),
@@ -591,9 +606,13 @@ mod tests {
     fn a_model_needs_two_names_and_is_renamed_once() {
         for (from, to) in [("", "to"), ("from", ""), ("", "")] {
             let error = refusal([here().rename_model(from, to)]);
-            assert!(error.starts_with("provider `here`: rename_model: must name two models"), "{error}");
+            assert!(
+                error.starts_with("provider `here`: rename_model: must name two models"),
+                "{error}"
+            );
         }
-        let error = refusal([here().rename_model("a", "x").rename_model("b", "x").rename_model("a", "y")]);
+        let error =
+            refusal([here().rename_model("a", "x").rename_model("b", "x").rename_model("a", "y")]);
         assert!(error.contains("rename_model: `a` is renamed twice"), "{error}");
         checked([here().rename_model("a", "x").rename_model("b", "x").rename_model("x", "a")]);
     }
@@ -729,7 +748,9 @@ mod tests {
             "expect",
         ] {
             assert!(refusal([here().header(name, "canary")]).contains("is set by the HTTP client"));
-            assert!(refusal([here().api_key_header(name, "k")]).contains("is set by the HTTP client"));
+            assert!(
+                refusal([here().api_key_header(name, "k")]).contains("is set by the HTTP client")
+            );
         }
         for name in [
             "Authorization",

@@ -7,21 +7,22 @@ use crate::hedge::Hedge;
 const SECOND: Duration = Duration::from_secs(1);
 const MOMENT: Duration = Duration::from_nanos(1);
 
-const SERVED: Landing = Landing { verdict: Verdict::Accept, ambiguous: false, status: Some(200) };
-const FAILED: Landing = failed_over(Fault::Failure, Some(500));
-const BAD_REQUEST: Landing = failed_over(Fault::None, Some(400));
-const LIMITED: Landing = failed_over(Fault::Cooldown(None), Some(429));
-const REFUSED: Landing = failed_over(Fault::Failure, None);
-const TIMED_OUT: Landing = Landing { ambiguous: true, ..REFUSED };
-const UNSENT: Landing = failed_over(Fault::None, None);
+const SERVED: Judgement =
+    Judgement { verdict: Verdict::Accept, ambiguous: false, status: Some(200) };
+const FAILED: Judgement = failed_over(Fault::Failure, Some(500));
+const BAD_REQUEST: Judgement = failed_over(Fault::None, Some(400));
+const LIMITED: Judgement = failed_over(Fault::Cooldown(None), Some(429));
+const REFUSED: Judgement = failed_over(Fault::Failure, None);
+const TIMED_OUT: Judgement = Judgement { ambiguous: true, ..REFUSED };
+const UNSENT: Judgement = failed_over(Fault::None, None);
 
-const fn failed_over(fault: Fault, status: Option<u16>) -> Landing {
-    Landing { verdict: Verdict::FailOver(fault), ambiguous: false, status }
+const fn failed_over(fault: Fault, status: Option<u16>) -> Judgement {
+    Judgement { verdict: Verdict::FailOver(fault), ambiguous: false, status }
 }
 
 /// A chain without a driver, and a clock that is moved by hand.
-struct Lab {
-    board: Board,
+struct Harness {
+    health: HealthTable,
     limits: Limits,
     now: Instant,
 }
@@ -29,12 +30,12 @@ struct Lab {
 /// An attempt that the run wants made.
 #[derive(Debug)]
 struct Sent {
-    ticket: Ticket,
+    permit: Permit,
     until: Instant,
     last: bool,
 }
 
-impl Lab {
+impl Harness {
     fn of(providers: usize) -> Self {
         Self::with(providers, Some(Breaker::default()))
     }
@@ -48,7 +49,7 @@ impl Lab {
             total: Limits::DEFAULT_TOTAL,
             attempts: vec![None; providers],
         };
-        Self { board: Board::new(providers, breaker, now, 7), limits, now }
+        Self { health: HealthTable::new(providers, breaker, now, 7), limits, now }
     }
 
     fn run(&self) -> Run {
@@ -64,8 +65,8 @@ impl Lab {
     }
 
     fn step(&mut self, run: &mut Run) -> Option<Sent> {
-        match run.step(&self.limits, &mut self.board, self.now) {
-            Step::Send { ticket, until, last, .. } => Some(Sent { ticket, until, last }),
+        match run.step(&self.limits, &mut self.health, self.now) {
+            Step::Send { permit, until, last, .. } => Some(Sent { permit, until, last }),
             Step::Done => None,
             Step::Wait(_) => panic!("nothing is in flight"),
         }
@@ -76,33 +77,33 @@ impl Lab {
         self.step(run).expect("somebody is to be asked")
     }
 
-    fn land(&mut self, run: &mut Run, sent: Sent, landing: Landing) -> Changes {
-        run.land(sent.ticket, landing, &self.limits, &mut self.board, self.now)
+    fn record_outcome(&mut self, run: &mut Run, sent: Sent, judgement: Judgement) -> Changes {
+        run.record_outcome(sent.permit, judgement, &self.limits, &mut self.health, self.now)
     }
 
     /// Asks and lands in one moment, and tells who was asked.
-    fn ask(&mut self, run: &mut Run, landing: Landing) -> Option<usize> {
+    fn ask(&mut self, run: &mut Run, judgement: Judgement) -> Option<usize> {
         let sent = self.step(run)?;
-        let provider = sent.ticket.provider;
-        self.land(run, sent, landing);
+        let provider = sent.permit.provider;
+        self.record_outcome(run, sent, judgement);
         Some(provider)
     }
 
     /// Whom a run asks if everybody answers like this.
-    fn asked_by(&mut self, mut run: Run, landing: Landing) -> Vec<usize> {
-        std::iter::from_fn(|| self.ask(&mut run, landing)).collect()
+    fn asked_by(&mut self, mut run: Run, judgement: Judgement) -> Vec<usize> {
+        std::iter::from_fn(|| self.ask(&mut run, judgement)).collect()
     }
 
     /// Answers as this provider, whatever its standing.
-    fn answer(&mut self, provider: usize, news: News) {
-        let ticket = self.board.admit(provider, self.now, self.now);
-        self.board.land(ticket, news, self.now);
+    fn answer(&mut self, provider: usize, signal: HealthSignal) {
+        let permit = self.health.admit(provider, self.now, self.now);
+        self.health.record_outcome(permit, signal, self.now);
     }
 
     /// Opens a provider's breaker and returns the end of the break.
     fn open(&mut self, provider: usize) -> Instant {
         for _ in 0..5 {
-            self.answer(provider, News::Failure);
+            self.answer(provider, HealthSignal::Failure);
         }
         match self.state(provider) {
             State::Open { until } => until,
@@ -111,15 +112,15 @@ impl Lab {
     }
 
     fn cool(&mut self, provider: usize, seconds: u32) {
-        self.answer(provider, News::Cooldown(Some(SECOND * seconds)));
+        self.answer(provider, HealthSignal::Cooldown(Some(SECOND * seconds)));
     }
 
     fn state(&self, provider: usize) -> State {
-        self.board.state(provider, self.now)
+        self.health.state(provider, self.now)
     }
 
     fn counts(&self, provider: usize) -> Counts {
-        self.board.counts(provider)
+        self.health.counts(provider)
     }
 }
 
@@ -132,92 +133,98 @@ fn start() -> Instant {
 
 #[test]
 fn asks_the_providers_in_list_order_and_each_once() {
-    for landing in [FAILED, BAD_REQUEST, LIMITED, REFUSED, TIMED_OUT, UNSENT] {
-        let mut lab = Lab::of(4);
-        let run = lab.run();
-        assert_eq!(lab.asked_by(run, landing), [0, 1, 2, 3], "{landing:?}");
+    for judgement in [FAILED, BAD_REQUEST, LIMITED, REFUSED, TIMED_OUT, UNSENT] {
+        let mut harness = Harness::of(4);
+        let run = harness.run();
+        assert_eq!(harness.asked_by(run, judgement), [0, 1, 2, 3], "{judgement:?}");
     }
 }
 
 #[test]
 fn asks_nobody_after_an_outcome_was_accepted() {
     for status in [Some(200), Some(404), None] {
-        let mut lab = Lab::of(2);
-        let run = lab.run();
-        assert_eq!(lab.asked_by(run, Landing { status, ..SERVED }), [0]);
+        let mut harness = Harness::of(2);
+        let run = harness.run();
+        assert_eq!(harness.asked_by(run, Judgement { status, ..SERVED }), [0]);
     }
 }
 
 #[test]
 fn waits_while_an_attempt_is_in_flight() {
-    let mut lab = Lab::of(2);
-    let mut run = lab.run();
-    let sent = lab.send(&mut run);
+    let mut harness = Harness::of(2);
+    let mut run = harness.run();
+    let sent = harness.send(&mut run);
     for _ in 0..3 {
-        assert!(matches!(run.step(&lab.limits, &mut lab.board, lab.now), Step::Wait(None)));
+        assert!(matches!(
+            run.step(&harness.limits, &mut harness.health, harness.now),
+            Step::Wait(None)
+        ));
     }
-    lab.now = run.deadline() + SECOND;
-    assert!(matches!(run.step(&lab.limits, &mut lab.board, lab.now), Step::Wait(None)));
-    lab.land(&mut run, sent, FAILED);
-    assert!(lab.step(&mut run).is_none(), "its time is up");
+    harness.now = run.deadline() + SECOND;
+    assert!(matches!(
+        run.step(&harness.limits, &mut harness.health, harness.now),
+        Step::Wait(None)
+    ));
+    harness.record_outcome(&mut run, sent, FAILED);
+    assert!(harness.step(&mut run).is_none(), "its time is up");
 }
 
 #[test]
 fn takes_the_order_that_it_is_given_and_asks_nobody_twice() {
-    let mut lab = Lab::of(4);
-    let mut run = lab.run();
+    let mut harness = Harness::of(4);
+    let mut run = harness.run();
     run.reorder(|_| Ok::<_, ()>(Arc::from([3, 1, 3, 1, 3]))).unwrap();
     assert_eq!(run.first(), Some(3));
-    assert_eq!(lab.asked_by(run, FAILED), [3, 1]);
-    let mut run = lab.run();
+    assert_eq!(harness.asked_by(run, FAILED), [3, 1]);
+    let mut run = harness.run();
     assert_eq!(run.reorder(|_| Err("unknown")), Err("unknown"));
     assert_eq!(run.first(), Some(0));
 }
 
 #[test]
 fn has_room_for_as_many_providers_as_a_chain_may_have() {
-    let mut lab = Lab::of(128);
-    let run = lab.run();
-    assert!(lab.asked_by(run, FAILED).into_iter().eq(0..128));
+    let mut harness = Harness::of(128);
+    let run = harness.run();
+    assert!(harness.asked_by(run, FAILED).into_iter().eq(0..128));
 }
 
 #[test]
 fn asks_the_admissible_in_order_and_then_the_passed_over_by_the_time_they_reopen() {
-    let mut lab = Lab::of(5);
-    lab.cool(0, 60);
-    lab.cool(2, 20);
-    lab.cool(3, 40);
-    let run = lab.run();
-    assert_eq!(lab.asked_by(run, FAILED), [1, 4, 2, 3, 0]);
+    let mut harness = Harness::of(5);
+    harness.cool(0, 60);
+    harness.cool(2, 20);
+    harness.cool(3, 40);
+    let run = harness.run();
+    assert_eq!(harness.asked_by(run, FAILED), [1, 4, 2, 3, 0]);
 }
 
 #[test]
 fn passed_over_providers_that_reopen_together_keep_the_list_order() {
-    let mut lab = Lab::of(4);
-    (0..4).for_each(|provider| lab.cool(provider, 30));
-    let run = lab.run();
-    assert_eq!(lab.asked_by(run, FAILED), [0, 1, 2, 3]);
+    let mut harness = Harness::of(4);
+    (0..4).for_each(|provider| harness.cool(provider, 30));
+    let run = harness.run();
+    assert_eq!(harness.asked_by(run, FAILED), [0, 1, 2, 3]);
 }
 
 #[test]
 fn an_open_provider_is_not_asked_while_another_one_serves() {
-    let mut lab = Lab::of(2);
-    lab.open(0);
+    let mut harness = Harness::of(2);
+    harness.open(0);
     for _ in 0..100 {
-        let run = lab.run();
-        assert_eq!(lab.asked_by(run, SERVED), [1]);
+        let run = harness.run();
+        assert_eq!(harness.asked_by(run, SERVED), [1]);
     }
 }
 
 #[test]
 fn a_request_is_never_refused_untried() {
-    for landing in [SERVED, FAILED, BAD_REQUEST] {
-        let mut lab = Lab::of(2);
-        lab.cool(0, 300);
-        let reopens = lab.open(1);
-        assert!(reopens < lab.now + SECOND * 300);
-        let run = lab.run();
-        assert_eq!(lab.asked_by(run, landing)[0], 1, "the one that reopens first");
+    for judgement in [SERVED, FAILED, BAD_REQUEST] {
+        let mut harness = Harness::of(2);
+        harness.cool(0, 300);
+        let reopens = harness.open(1);
+        assert!(reopens < harness.now + SECOND * 300);
+        let run = harness.run();
+        assert_eq!(harness.asked_by(run, judgement)[0], 1, "the one that reopens first");
     }
 }
 
@@ -233,127 +240,128 @@ fn after_a_bad_request_nobody_who_is_passed_over_is_asked() {
         (BAD_REQUEST, BAD_REQUEST, false),
         (FAILED, UNSENT, false),
     ] {
-        let mut lab = Lab::of(3);
-        lab.open(0);
-        let mut run = lab.run();
-        assert_eq!(lab.ask(&mut run, first), Some(1));
-        assert_eq!(lab.ask(&mut run, second), Some(2));
-        assert_eq!(lab.ask(&mut run, FAILED), asked.then_some(0), "{first:?}, {second:?}");
+        let mut harness = Harness::of(3);
+        harness.open(0);
+        let mut run = harness.run();
+        assert_eq!(harness.ask(&mut run, first), Some(1));
+        assert_eq!(harness.ask(&mut run, second), Some(2));
+        assert_eq!(harness.ask(&mut run, FAILED), asked.then_some(0), "{first:?}, {second:?}");
     }
 }
 
 #[test]
 fn a_bad_request_out_of_turn_goes_to_nobody_else_who_is_passed_over() {
-    let mut lab = Lab::of(3);
-    (0..3).for_each(|provider| lab.cool(provider, 30));
-    let run = lab.run();
-    assert_eq!(lab.asked_by(run, BAD_REQUEST), [0]);
+    let mut harness = Harness::of(3);
+    (0..3).for_each(|provider| harness.cool(provider, 30));
+    let run = harness.run();
+    assert_eq!(harness.asked_by(run, BAD_REQUEST), [0]);
 }
 
 #[test]
 fn a_storm_of_bad_requests_does_not_hammer_an_open_provider() {
-    let mut lab = Lab::of(2);
-    lab.open(0);
+    let mut harness = Harness::of(2);
+    harness.open(0);
     let (mut breaks, mut asked) = (1, 0);
     for _ in 0..10_000 {
-        lab.now += SECOND / 10;
-        let mut run = lab.run();
-        while let Some(sent) = lab.step(&mut run) {
-            let dead = sent.ticket.provider == 0;
-            assert!(!dead || sent.ticket.is_probe());
+        harness.now += SECOND / 10;
+        let mut run = harness.run();
+        while let Some(sent) = harness.step(&mut run) {
+            let dead = sent.permit.provider == 0;
+            assert!(!dead || sent.permit.is_probe());
             asked += u32::from(dead);
-            let changes = lab.land(&mut run, sent, if dead { FAILED } else { BAD_REQUEST });
+            let changes =
+                harness.record_outcome(&mut run, sent, if dead { FAILED } else { BAD_REQUEST });
             breaks += u32::from(matches!(changes[0], Some(Change::Opened { .. })));
         }
     }
     assert_eq!(asked, breaks - 1, "one probe for each break that is over");
     assert!((4..12).contains(&asked), "{asked}");
-    assert_eq!(lab.state(1), State::Closed);
-    assert_eq!(lab.counts(1).failures, 0);
+    assert_eq!(harness.state(1), State::Closed);
+    assert_eq!(harness.counts(1).failures, 0);
 }
 
 #[test]
 fn whoever_reopens_in_the_meantime_is_admissible_again() {
-    let mut lab = Lab::of(3);
-    lab.cool(0, 1);
-    let mut run = lab.run();
-    let sent = lab.send(&mut run);
-    assert_eq!(sent.ticket.provider, 1);
-    lab.now += SECOND;
-    lab.land(&mut run, sent, BAD_REQUEST);
-    assert_eq!(lab.ask(&mut run, BAD_REQUEST), Some(0), "before the third in the list");
-    assert_eq!(lab.ask(&mut run, BAD_REQUEST), Some(2));
+    let mut harness = Harness::of(3);
+    harness.cool(0, 1);
+    let mut run = harness.run();
+    let sent = harness.send(&mut run);
+    assert_eq!(sent.permit.provider, 1);
+    harness.now += SECOND;
+    harness.record_outcome(&mut run, sent, BAD_REQUEST);
+    assert_eq!(harness.ask(&mut run, BAD_REQUEST), Some(0), "before the third in the list");
+    assert_eq!(harness.ask(&mut run, BAD_REQUEST), Some(2));
 }
 
 // Probes.
 
 #[test]
 fn a_provider_whose_break_is_over_is_probed_in_its_turn() {
-    let mut lab = Lab::of(2);
-    lab.now = lab.open(0);
-    let mut run = lab.run();
-    let sent = lab.send(&mut run);
-    assert!(sent.ticket.is_probe());
-    assert_eq!(sent.ticket.provider, 0);
+    let mut harness = Harness::of(2);
+    harness.now = harness.open(0);
+    let mut run = harness.run();
+    let sent = harness.send(&mut run);
+    assert!(sent.permit.is_probe());
+    assert_eq!(sent.permit.provider, 0);
 
     // Everyone else passes it over.
-    let other = lab.run();
-    assert_eq!(lab.asked_by(other, SERVED), [1]);
+    let other = harness.run();
+    assert_eq!(harness.asked_by(other, SERVED), [1]);
 
-    lab.land(&mut run, sent, SERVED);
-    let other = lab.run();
-    assert_eq!(lab.asked_by(other, SERVED), [0]);
+    harness.record_outcome(&mut run, sent, SERVED);
+    let other = harness.run();
+    assert_eq!(harness.asked_by(other, SERVED), [0]);
 }
 
 #[test]
 fn a_request_that_cannot_be_replayed_is_no_probe_while_somebody_is_admissible() {
-    let mut lab = Lab::of(3);
-    lab.now = lab.open(0);
-    let run = lab.run_once();
-    assert_eq!(lab.asked_by(run, SERVED), [1]);
-    assert_eq!(lab.counts(0).attempts, 5);
-    lab.cool(1, 30);
-    let run = lab.run_once();
-    assert_eq!(lab.asked_by(run, SERVED), [2]);
+    let mut harness = Harness::of(3);
+    harness.now = harness.open(0);
+    let run = harness.run_once();
+    assert_eq!(harness.asked_by(run, SERVED), [1]);
+    assert_eq!(harness.counts(0).attempts, 5);
+    harness.cool(1, 30);
+    let run = harness.run_once();
+    assert_eq!(harness.asked_by(run, SERVED), [2]);
 }
 
 #[test]
 fn a_request_that_cannot_be_replayed_is_the_probe_where_nobody_is_admissible() {
-    for landing in [SERVED, FAILED] {
-        let mut lab = Lab::of(3);
-        lab.cool(0, 300);
-        lab.cool(2, 299);
-        lab.now = lab.open(1);
-        let mut run = lab.run_once();
-        let sent = lab.send(&mut run);
-        assert_eq!(sent.ticket.provider, 1, "it may be asked at once");
-        assert!(sent.ticket.is_probe() && sent.last);
-        lab.land(&mut run, sent, landing);
-        assert!(lab.step(&mut run).is_none());
-        assert_eq!(lab.state(1) == State::Closed, landing.verdict == Verdict::Accept);
+    for judgement in [SERVED, FAILED] {
+        let mut harness = Harness::of(3);
+        harness.cool(0, 300);
+        harness.cool(2, 299);
+        harness.now = harness.open(1);
+        let mut run = harness.run_once();
+        let sent = harness.send(&mut run);
+        assert_eq!(sent.permit.provider, 1, "it may be asked at once");
+        assert!(sent.permit.is_probe() && sent.last);
+        harness.record_outcome(&mut run, sent, judgement);
+        assert!(harness.step(&mut run).is_none());
+        assert_eq!(harness.state(1) == State::Closed, judgement.verdict == Verdict::Accept);
     }
 }
 
 #[test]
 fn a_request_that_cannot_be_replayed_is_sent_once() {
-    for landing in [FAILED, BAD_REQUEST, LIMITED, TIMED_OUT] {
-        let mut lab = Lab::of(3);
-        let mut run = lab.run_once();
-        let sent = lab.send(&mut run);
+    for judgement in [FAILED, BAD_REQUEST, LIMITED, TIMED_OUT] {
+        let mut harness = Harness::of(3);
+        let mut run = harness.run_once();
+        let sent = harness.send(&mut run);
         assert!(sent.last);
-        lab.land(&mut run, sent, landing);
-        assert!(lab.step(&mut run).is_none(), "{landing:?}");
+        harness.record_outcome(&mut run, sent, judgement);
+        assert!(harness.step(&mut run).is_none(), "{judgement:?}");
     }
 }
 
 #[test]
 fn a_thousand_requests_at_the_end_of_a_break_send_one_probe() {
-    let mut lab = Lab::of(2);
-    lab.now = lab.open(0);
-    let mut runs: Vec<_> = (0..1000).map(|_| lab.run()).collect();
-    let asked: Vec<_> = runs.iter_mut().map(|run| lab.send(run)).collect();
-    assert_eq!(asked.iter().filter(|sent| sent.ticket.is_probe()).count(), 1);
-    assert_eq!(asked.iter().filter(|sent| sent.ticket.provider == 0).count(), 1);
+    let mut harness = Harness::of(2);
+    harness.now = harness.open(0);
+    let mut runs: Vec<_> = (0..1000).map(|_| harness.run()).collect();
+    let asked: Vec<_> = runs.iter_mut().map(|run| harness.send(run)).collect();
+    assert_eq!(asked.iter().filter(|sent| sent.permit.is_probe()).count(), 1);
+    assert_eq!(asked.iter().filter(|sent| sent.permit.provider == 0).count(), 1);
 }
 
 #[test]
@@ -364,73 +372,73 @@ fn a_lease_lasts_a_second_longer_than_its_request_may() {
         (Some(SECOND * 600), SECOND * 600, SECOND * 601),
         (None, SECOND * 5, SECOND * 6),
     ] {
-        let mut lab = Lab::of(2);
-        lab.limits.attempts[0] = limit;
-        lab.limits.total = total;
-        lab.now = lab.open(0);
-        let mut run = lab.run();
-        let sent = lab.send(&mut run);
-        assert_eq!(sent.until + SECOND, lab.now + lasts);
-        let end = lab.now + lasts;
-        assert_eq!(lab.board.admission(0, end - MOMENT), Admission::PassedOver(end));
-        assert_eq!(lab.board.admission(0, end), Admission::ProbeDue);
+        let mut harness = Harness::of(2);
+        harness.limits.attempts[0] = limit;
+        harness.limits.total = total;
+        harness.now = harness.open(0);
+        let mut run = harness.run();
+        let sent = harness.send(&mut run);
+        assert_eq!(sent.until + SECOND, harness.now + lasts);
+        let end = harness.now + lasts;
+        assert_eq!(harness.health.admission(0, end - MOMENT), Admission::Unavailable(end));
+        assert_eq!(harness.health.admission(0, end), Admission::ProbeDue);
     }
 }
 
 #[test]
 fn a_probe_that_sent_nothing_leaves_the_next_request_to_probe() {
-    let mut lab = Lab::of(2);
-    lab.now = lab.open(0);
+    let mut harness = Harness::of(2);
+    harness.now = harness.open(0);
     for _ in 0..3 {
-        let mut run = lab.run();
-        let sent = lab.send(&mut run);
-        assert!(sent.ticket.is_probe());
-        assert_eq!(lab.land(&mut run, sent, UNSENT), [None, None]);
+        let mut run = harness.run();
+        let sent = harness.send(&mut run);
+        assert!(sent.permit.is_probe());
+        assert_eq!(harness.record_outcome(&mut run, sent, UNSENT), [None, None]);
     }
-    let mut run = lab.run();
-    let sent = lab.send(&mut run);
-    lab.board.cancel(&sent.ticket);
-    let run = lab.run();
-    assert_eq!(lab.asked_by(run, BAD_REQUEST), [0, 1]);
-    assert_eq!(lab.state(0), State::Closed, "an answer that is nobody's fault closes it");
+    let mut run = harness.run();
+    let sent = harness.send(&mut run);
+    harness.health.cancel(&sent.permit);
+    let run = harness.run();
+    assert_eq!(harness.asked_by(run, BAD_REQUEST), [0, 1]);
+    assert_eq!(harness.state(0), State::Closed, "an answer that is nobody's fault closes it");
 }
 
 // Isolation.
 
 #[test]
 fn an_isolated_provider_is_never_asked() {
-    let mut lab = Lab::of(3);
-    lab.board.isolate(1, true);
-    for landing in [FAILED, BAD_REQUEST] {
-        let run = lab.run();
-        assert_eq!(lab.asked_by(run, landing), [0, 2]);
+    let mut harness = Harness::of(3);
+    harness.health.isolate(1, true);
+    for judgement in [FAILED, BAD_REQUEST] {
+        let run = harness.run();
+        assert_eq!(harness.asked_by(run, judgement), [0, 2]);
     }
-    lab.board.isolate(0, true);
-    lab.open(2);
-    let run = lab.run();
-    assert_eq!(lab.asked_by(run, FAILED), [2], "not even as the last resort");
-    lab.board.isolate(2, true);
-    let run = lab.run();
-    assert!(lab.asked_by(run, FAILED).is_empty());
+    harness.health.isolate(0, true);
+    harness.open(2);
+    let run = harness.run();
+    assert_eq!(harness.asked_by(run, FAILED), [2], "not even as the last resort");
+    harness.health.isolate(2, true);
+    let run = harness.run();
+    assert!(harness.asked_by(run, FAILED).is_empty());
 }
 
 #[test]
 fn a_provider_may_be_isolated_and_restored_while_a_run_is_under_way() {
-    let mut lab = Lab::of(3);
-    lab.board.isolate(2, true);
-    let mut run = lab.run();
-    let sent = lab.send(&mut run);
+    let mut harness = Harness::of(3);
+    harness.health.isolate(2, true);
+    let mut run = harness.run();
+    let sent = harness.send(&mut run);
     assert!(!sent.last);
-    lab.board.isolate(1, true);
-    lab.board.isolate(2, false);
-    lab.land(&mut run, sent, FAILED);
-    let sent = lab.send(&mut run);
-    assert_eq!(sent.ticket.provider, 2);
+    harness.health.isolate(1, true);
+    harness.health.isolate(2, false);
+    harness.record_outcome(&mut run, sent, FAILED);
+    let sent = harness.send(&mut run);
+    assert_eq!(sent.permit.provider, 2);
     // Nobody else was left when it was sent, so that no copy of the request was kept.
     assert!(sent.last);
-    lab.board.isolate(1, false);
-    lab.land(&mut run, sent, FAILED);
-    assert!(lab.step(&mut run).is_none());
+    harness.health.isolate(1, false);
+    harness.record_outcome(&mut run, sent, FAILED);
+    assert!(harness.step(&mut run).is_none());
 }
 
 // When a run stops.
@@ -438,45 +446,45 @@ fn a_provider_may_be_isolated_and_restored_while_a_run_is_under_way() {
 #[test]
 fn asks_no_more_providers_than_it_may() {
     for max_attempts in 1..5 {
-        let mut lab = Lab::of(3);
-        lab.limits.max_attempts = max_attempts;
-        let run = lab.run();
-        assert_eq!(lab.asked_by(run, FAILED).len(), max_attempts.min(3));
+        let mut harness = Harness::of(3);
+        harness.limits.max_attempts = max_attempts;
+        let run = harness.run();
+        assert_eq!(harness.asked_by(run, FAILED).len(), max_attempts.min(3));
     }
-    let mut lab = Lab::of(3);
-    let mut run = lab.run();
+    let mut harness = Harness::of(3);
+    let mut run = harness.run();
     run.forbid_failover();
-    assert_eq!(lab.asked_by(run, FAILED), [0]);
+    assert_eq!(harness.asked_by(run, FAILED), [0]);
 }
 
 #[test]
 fn an_ambiguous_outcome_ends_a_run_only_where_twice_is_not_as_good_as_once() {
-    for (ambiguous, idempotent, landing, goes_on) in [
+    for (ambiguous, idempotent, judgement, goes_on) in [
         (Ambiguous::FailOver, false, TIMED_OUT, true),
         (Ambiguous::FailOver, true, TIMED_OUT, true),
         (Ambiguous::IdempotentOnly, true, TIMED_OUT, true),
         (Ambiguous::IdempotentOnly, false, TIMED_OUT, false),
         (Ambiguous::IdempotentOnly, false, REFUSED, true),
         (Ambiguous::IdempotentOnly, false, FAILED, true),
-        (Ambiguous::IdempotentOnly, false, Landing { ambiguous: true, ..BAD_REQUEST }, false),
+        (Ambiguous::IdempotentOnly, false, Judgement { ambiguous: true, ..BAD_REQUEST }, false),
     ] {
-        let mut lab = Lab::of(2);
-        lab.limits.ambiguous = ambiguous;
-        let run = Run::new(Arc::from([0, 1]), &lab.limits, idempotent, lab.now);
-        let asked = lab.asked_by(run, landing);
-        assert_eq!(asked.len() == 2, goes_on, "{ambiguous:?}, {idempotent}, {landing:?}");
+        let mut harness = Harness::of(2);
+        harness.limits.ambiguous = ambiguous;
+        let run = Run::new(Arc::from([0, 1]), &harness.limits, idempotent, harness.now);
+        let asked = harness.asked_by(run, judgement);
+        assert_eq!(asked.len() == 2, goes_on, "{ambiguous:?}, {idempotent}, {judgement:?}");
     }
 }
 
 #[test]
 fn an_ambiguous_outcome_that_ends_the_run_still_costs_the_provider() {
-    let mut lab = Lab::of(2);
-    lab.limits.ambiguous = Ambiguous::IdempotentOnly;
+    let mut harness = Harness::of(2);
+    harness.limits.ambiguous = Ambiguous::IdempotentOnly;
     for _ in 0..5 {
-        let run = lab.run();
-        assert_eq!(lab.asked_by(run, TIMED_OUT), [0]);
+        let run = harness.run();
+        assert_eq!(harness.asked_by(run, TIMED_OUT), [0]);
     }
-    assert!(matches!(lab.state(0), State::Open { .. }));
+    assert!(matches!(harness.state(0), State::Open { .. }));
 }
 
 #[test]
@@ -484,14 +492,14 @@ fn asks_nobody_once_its_time_is_up() {
     for (passed, asked) in
         [(SECOND * 10 - MOMENT, true), (SECOND * 10, false), (SECOND * 11, false)]
     {
-        let mut lab = Lab::of(2);
-        lab.limits.total = SECOND * 10;
-        let mut run = lab.run();
-        assert_eq!(run.deadline(), lab.now + SECOND * 10);
-        let sent = lab.send(&mut run);
-        lab.now += passed;
-        lab.land(&mut run, sent, FAILED);
-        let next = lab.step(&mut run);
+        let mut harness = Harness::of(2);
+        harness.limits.total = SECOND * 10;
+        let mut run = harness.run();
+        assert_eq!(run.deadline(), harness.now + SECOND * 10);
+        let sent = harness.send(&mut run);
+        harness.now += passed;
+        harness.record_outcome(&mut run, sent, FAILED);
+        let next = harness.step(&mut run);
         assert_eq!(next.is_some(), asked, "{passed:?}");
         assert!(next.is_none_or(|sent| sent.until == run.deadline()));
     }
@@ -499,55 +507,55 @@ fn asks_nobody_once_its_time_is_up() {
 
 #[test]
 fn a_run_that_begins_when_its_time_is_up_asks_nobody() {
-    let mut lab = Lab::of(2);
-    let run = lab.run();
-    lab.now = run.deadline();
-    assert!(lab.asked_by(run, SERVED).is_empty());
-    assert_eq!(lab.counts(0), Counts::default());
+    let mut harness = Harness::of(2);
+    let run = harness.run();
+    harness.now = run.deadline();
+    assert!(harness.asked_by(run, SERVED).is_empty());
+    assert_eq!(harness.counts(0), Counts::default());
 }
 
 // How long an attempt may take, and whether it is the last.
 
 #[test]
 fn the_default_attempt_timeout_binds_all_but_the_last_admissible_attempt() {
-    let mut lab = Lab::of(3);
-    let mut run = lab.run();
+    let mut harness = Harness::of(3);
+    let mut run = harness.run();
     for bound in [true, true, false] {
-        let sent = lab.send(&mut run);
-        let until = if bound { lab.now + SECOND * 120 } else { run.deadline() };
+        let sent = harness.send(&mut run);
+        let until = if bound { harness.now + SECOND * 120 } else { run.deadline() };
         assert_eq!(sent.until, until);
-        lab.now += SECOND;
-        lab.land(&mut run, sent, FAILED);
+        harness.now += SECOND;
+        harness.record_outcome(&mut run, sent, FAILED);
     }
 }
 
 #[test]
 fn the_default_attempt_timeout_does_not_bind_where_only_passed_over_providers_are_left() {
-    let mut lab = Lab::of(3);
-    lab.cool(0, 200);
-    lab.cool(2, 300);
-    let mut run = lab.run();
+    let mut harness = Harness::of(3);
+    harness.cool(0, 200);
+    harness.cool(2, 300);
+    let mut run = harness.run();
     let mut limits = Vec::new();
-    while let Some(sent) = lab.step(&mut run) {
-        limits.push((sent.ticket.provider, sent.until - lab.now, sent.last));
-        lab.land(&mut run, sent, FAILED);
+    while let Some(sent) = harness.step(&mut run) {
+        limits.push((sent.permit.provider, sent.until - harness.now, sent.last));
+        harness.record_outcome(&mut run, sent, FAILED);
     }
-    // Out of turn, there is another one to go on to, and then there is not.
+    // Out of admitted, there is another one to go on to, and then there is not.
     let total = SECOND * 600;
     assert_eq!(limits, [(1, total, false), (0, SECOND * 120, false), (2, total, true)]);
 }
 
 #[test]
 fn an_explicit_attempt_timeout_always_binds() {
-    let mut lab = Lab::of(3);
-    lab.limits.attempts = vec![Some(SECOND * 10), Some(SECOND * 200), Some(SECOND * 30)];
-    let mut run = lab.run();
+    let mut harness = Harness::of(3);
+    harness.limits.attempts = vec![Some(SECOND * 10), Some(SECOND * 200), Some(SECOND * 30)];
+    let mut run = harness.run();
     for seconds in [10, 200, 30] {
-        let sent = lab.send(&mut run);
-        assert_eq!(sent.until, lab.now + SECOND * seconds);
-        lab.land(&mut run, sent, FAILED);
+        let sent = harness.send(&mut run);
+        assert_eq!(sent.until, harness.now + SECOND * seconds);
+        harness.record_outcome(&mut run, sent, FAILED);
     }
-    let mut only = Lab::of(1);
+    let mut only = Harness::of(1);
     only.limits.attempts = vec![Some(SECOND * 10)];
     let mut run = only.run_once();
     assert_eq!(only.send(&mut run).until, only.now + SECOND * 10);
@@ -555,127 +563,127 @@ fn an_explicit_attempt_timeout_always_binds() {
 
 #[test]
 fn the_default_does_not_bind_an_attempt_that_is_the_last_for_another_reason() {
-    let unbound = |mut run: Run, lab: &mut Lab| {
-        let sent = lab.send(&mut run);
+    let unbound = |mut run: Run, harness: &mut Harness| {
+        let sent = harness.send(&mut run);
         assert!(sent.last);
         assert_eq!(sent.until, run.deadline());
     };
-    let mut lab = Lab::of(3);
-    unbound(lab.run_once(), &mut lab);
-    let mut run = lab.run();
+    let mut harness = Harness::of(3);
+    unbound(harness.run_once(), &mut harness);
+    let mut run = harness.run();
     run.forbid_failover();
-    unbound(run, &mut lab);
-    lab.limits.max_attempts = 1;
-    unbound(lab.run(), &mut lab);
-    lab.limits.max_attempts = 3;
-    lab.board.isolate(1, true);
-    lab.board.isolate(2, true);
-    unbound(lab.run(), &mut lab);
-    let mut lab = Lab::of(1);
-    unbound(lab.run(), &mut lab);
+    unbound(run, &mut harness);
+    harness.limits.max_attempts = 1;
+    unbound(harness.run(), &mut harness);
+    harness.limits.max_attempts = 3;
+    harness.health.isolate(1, true);
+    harness.health.isolate(2, true);
+    unbound(harness.run(), &mut harness);
+    let mut harness = Harness::of(1);
+    unbound(harness.run(), &mut harness);
 }
 
 #[test]
 fn no_attempt_outlasts_the_total() {
-    let mut lab = Lab::of(3);
-    lab.limits.total = SECOND * 100;
-    lab.limits.attempts[1] = Some(SECOND * 100);
-    let mut run = lab.run();
+    let mut harness = Harness::of(3);
+    harness.limits.total = SECOND * 100;
+    harness.limits.attempts[1] = Some(SECOND * 100);
+    let mut run = harness.run();
     for _ in 0..3 {
-        let sent = lab.send(&mut run);
+        let sent = harness.send(&mut run);
         assert_eq!(sent.until, run.deadline());
-        lab.now += SECOND;
-        lab.land(&mut run, sent, FAILED);
+        harness.now += SECOND;
+        harness.record_outcome(&mut run, sent, FAILED);
     }
 }
 
 #[test]
 fn only_the_attempt_after_which_nobody_is_left_is_the_last() {
-    let last = |lab: &mut Lab, mut run: Run| {
+    let last = |harness: &mut Harness, mut run: Run| {
         let mut all = Vec::new();
-        while let Some(sent) = lab.step(&mut run) {
+        while let Some(sent) = harness.step(&mut run) {
             all.push(sent.last);
-            lab.land(&mut run, sent, FAILED);
+            harness.record_outcome(&mut run, sent, FAILED);
         }
         all
     };
-    let mut lab = Lab::of(3);
-    let run = lab.run();
-    assert_eq!(last(&mut lab, run), [false, false, true]);
-    lab.open(0);
-    let run = lab.run();
-    assert_eq!(last(&mut lab, run), [false, false, true], "the passed-over one is left");
-    lab.board.isolate(1, true);
-    let run = lab.run();
-    assert_eq!(last(&mut lab, run), [false, true]);
-    lab.board.isolate(1, false);
-    lab.limits.max_attempts = 2;
-    let run = lab.run();
-    assert_eq!(last(&mut lab, run), [false, true]);
+    let mut harness = Harness::of(3);
+    let run = harness.run();
+    assert_eq!(last(&mut harness, run), [false, false, true]);
+    harness.open(0);
+    let run = harness.run();
+    assert_eq!(last(&mut harness, run), [false, false, true], "the passed-over one is left");
+    harness.health.isolate(1, true);
+    let run = harness.run();
+    assert_eq!(last(&mut harness, run), [false, true]);
+    harness.health.isolate(1, false);
+    harness.limits.max_attempts = 2;
+    let run = harness.run();
+    assert_eq!(last(&mut harness, run), [false, true]);
 }
 
 #[test]
 fn tells_whether_a_copy_of_the_request_is_worth_having() {
-    let mut lab = Lab::of(2);
-    assert!(lab.run().may_fail_over(&lab.board, lab.now));
-    let mut run = lab.run();
+    let mut harness = Harness::of(2);
+    assert!(harness.run().may_fail_over(&harness.health, harness.now));
+    let mut run = harness.run();
     run.forbid_failover();
-    assert!(!run.may_fail_over(&lab.board, lab.now));
-    lab.open(0);
-    assert!(lab.run().may_fail_over(&lab.board, lab.now));
-    lab.board.isolate(0, true);
-    assert!(!lab.run().may_fail_over(&lab.board, lab.now));
-    lab.limits.max_attempts = 1;
-    lab.board.isolate(0, false);
-    assert!(!lab.run().may_fail_over(&lab.board, lab.now));
-    let lab = Lab::of(1);
-    assert!(!lab.run().may_fail_over(&lab.board, lab.now));
+    assert!(!run.may_fail_over(&harness.health, harness.now));
+    harness.open(0);
+    assert!(harness.run().may_fail_over(&harness.health, harness.now));
+    harness.health.isolate(0, true);
+    assert!(!harness.run().may_fail_over(&harness.health, harness.now));
+    harness.limits.max_attempts = 1;
+    harness.health.isolate(0, false);
+    assert!(!harness.run().may_fail_over(&harness.health, harness.now));
+    let harness = Harness::of(1);
+    assert!(!harness.run().may_fail_over(&harness.health, harness.now));
 }
 
 // What an outcome tells of the provider.
 
 #[test]
 fn every_landing_is_its_own_news() {
-    let accepted = |status| Landing { status, ..SERVED };
+    let accepted = |status| Judgement { status, ..SERVED };
     let hint = Some(SECOND);
-    for (landing, news) in [
-        (accepted(Some(101)), News::Success),
-        (accepted(Some(200)), News::Success),
-        (accepted(Some(304)), News::Success),
-        (accepted(Some(399)), News::Success),
-        (accepted(Some(400)), News::Neutral),
-        (accepted(Some(404)), News::Neutral),
-        (accepted(Some(500)), News::Neutral),
-        (accepted(None), News::Nothing),
-        (BAD_REQUEST, News::Neutral),
-        (failed_over(Fault::None, Some(200)), News::Neutral),
-        (UNSENT, News::Nothing),
-        (FAILED, News::Failure),
-        (REFUSED, News::Failure),
-        (TIMED_OUT, News::Failure),
-        (LIMITED, News::Cooldown(None)),
-        (failed_over(Fault::Cooldown(hint), Some(503)), News::Cooldown(hint)),
-        (failed_over(Fault::Cooldown(hint), None), News::Cooldown(hint)),
+    for (judgement, signal) in [
+        (accepted(Some(101)), HealthSignal::Success),
+        (accepted(Some(200)), HealthSignal::Success),
+        (accepted(Some(304)), HealthSignal::Success),
+        (accepted(Some(399)), HealthSignal::Success),
+        (accepted(Some(400)), HealthSignal::Neutral),
+        (accepted(Some(404)), HealthSignal::Neutral),
+        (accepted(Some(500)), HealthSignal::Neutral),
+        (accepted(None), HealthSignal::Nothing),
+        (BAD_REQUEST, HealthSignal::Neutral),
+        (failed_over(Fault::None, Some(200)), HealthSignal::Neutral),
+        (UNSENT, HealthSignal::Nothing),
+        (FAILED, HealthSignal::Failure),
+        (REFUSED, HealthSignal::Failure),
+        (TIMED_OUT, HealthSignal::Failure),
+        (LIMITED, HealthSignal::Cooldown(None)),
+        (failed_over(Fault::Cooldown(hint), Some(503)), HealthSignal::Cooldown(hint)),
+        (failed_over(Fault::Cooldown(hint), None), HealthSignal::Cooldown(hint)),
     ] {
-        assert_eq!(landing.news(), news, "{landing:?}");
+        assert_eq!(judgement.signal(), signal, "{judgement:?}");
     }
 }
 
 #[test]
 fn only_a_response_that_was_accepted_is_served() {
-    let mut lab = Lab::of(1);
-    for (landing, served) in [
+    let mut harness = Harness::of(1);
+    for (judgement, served) in [
         (SERVED, 1),
-        (Landing { status: Some(404), ..SERVED }, 2),
-        (Landing { status: None, ..SERVED }, 2),
+        (Judgement { status: Some(404), ..SERVED }, 2),
+        (Judgement { status: None, ..SERVED }, 2),
         (FAILED, 2),
         (BAD_REQUEST, 2),
     ] {
-        let run = lab.run();
-        lab.asked_by(run, landing);
-        assert_eq!(lab.counts(0).served, served, "{landing:?}");
+        let run = harness.run();
+        harness.asked_by(run, judgement);
+        assert_eq!(harness.counts(0).served, served, "{judgement:?}");
     }
-    assert_eq!(lab.counts(0), Counts { attempts: 5, served: 2, failures: 1, in_flight: 0 });
+    assert_eq!(harness.counts(0), Counts { attempts: 5, served: 2, failures: 1, in_flight: 0 });
 }
 
 // Minutes and hours of traffic.
@@ -684,31 +692,33 @@ fn only_a_response_that_was_accepted_is_served() {
 /// hangs until its time is up. Returns how many breaks the first provider's breaker began, and how
 /// many of its attempts were probes.
 fn traffic(
-    lab: &mut Lab,
+    harness: &mut Harness,
     length: Duration,
     interval: Duration,
-    answers: &[Option<Landing>],
+    answers: &[Option<Judgement>],
 ) -> (u32, u32) {
-    let end = lab.now + length;
+    let end = harness.now + length;
     let mut hanging: Vec<(Run, Sent)> = Vec::new();
     let (mut breaks, mut probes) = (0, 0);
-    while lab.now < end {
-        let mut under_way = vec![(lab.run(), None)];
-        let due = |(_, sent): &mut (Run, Sent)| sent.until <= lab.now;
+    while harness.now < end {
+        let mut under_way = vec![(harness.run(), None)];
+        let due = |(_, sent): &mut (Run, Sent)| sent.until <= harness.now;
         let landed: Vec<_> = hanging.extract_if(.., due).collect();
         under_way.extend(landed.into_iter().map(|(run, sent)| (run, Some((sent, TIMED_OUT)))));
         for (mut run, mut outcome) in under_way {
             loop {
-                if let Some((sent, landing)) = outcome.take() {
-                    let first = sent.ticket.provider == 0;
-                    let opened =
-                        matches!(lab.land(&mut run, sent, landing)[0], Some(Change::Opened { .. }));
+                if let Some((sent, judgement)) = outcome.take() {
+                    let first = sent.permit.provider == 0;
+                    let opened = matches!(
+                        harness.record_outcome(&mut run, sent, judgement)[0],
+                        Some(Change::Opened { .. })
+                    );
                     breaks += u32::from(first && opened);
                 }
-                let Some(sent) = lab.step(&mut run) else { break };
-                probes += u32::from(sent.ticket.provider == 0 && sent.ticket.is_probe());
-                match answers[sent.ticket.provider] {
-                    Some(landing) => outcome = Some((sent, landing)),
+                let Some(sent) = harness.step(&mut run) else { break };
+                probes += u32::from(sent.permit.provider == 0 && sent.permit.is_probe());
+                match answers[sent.permit.provider] {
+                    Some(judgement) => outcome = Some((sent, judgement)),
                     None => {
                         hanging.push((run, sent));
                         break;
@@ -716,7 +726,7 @@ fn traffic(
                 }
             }
         }
-        lab.now += interval;
+        harness.now += interval;
     }
     (breaks, probes)
 }
@@ -724,62 +734,63 @@ fn traffic(
 #[test]
 fn a_provider_that_hangs_for_ten_minutes_costs_one_probe_for_each_break() {
     for limit in [None, Some(SECOND), Some(SECOND * 10), Some(SECOND * 30)] {
-        let mut lab = Lab::of(2);
-        lab.limits.attempts[0] = limit;
-        let (breaks, probes) = traffic(&mut lab, SECOND * 600, SECOND / 10, &[None, Some(SERVED)]);
+        let mut harness = Harness::of(2);
+        harness.limits.attempts[0] = limit;
+        let (breaks, probes) =
+            traffic(&mut harness, SECOND * 600, SECOND / 10, &[None, Some(SERVED)]);
         assert!(breaks >= 2, "{limit:?}: {breaks}");
         // The last break may still last, or its probe be out.
-        let last_is_over = !matches!(lab.state(0), State::Open { .. });
+        let last_is_over = !matches!(harness.state(0), State::Open { .. });
         assert_eq!(probes, breaks - 1 + u32::from(last_is_over), "{limit:?}");
         // Beside its probes it was only asked until the fifth timeout.
         let limit = limit.unwrap_or(SECOND * 120).as_secs() * 10;
-        let asked = lab.counts(0).attempts - u64::from(probes);
+        let asked = harness.counts(0).attempts - u64::from(probes);
         assert!((limit..limit + 6).contains(&asked), "{asked} before it opened");
-        assert_eq!(lab.counts(1).failures, 0);
+        assert_eq!(harness.counts(1).failures, 0);
     }
 }
 
 #[test]
 fn a_thousand_requests_to_a_dead_first_provider_cost_five_attempts_and_its_probes() {
-    for (landing, most) in [(FAILED, 5), (REFUSED, 5), (LIMITED, 1)] {
-        let mut lab = Lab::of(2);
-        let answers = [Some(landing), Some(SERVED)];
+    for (judgement, most) in [(FAILED, 5), (REFUSED, 5), (LIMITED, 1)] {
+        let mut harness = Harness::of(2);
+        let answers = [Some(judgement), Some(SERVED)];
         // All of them within what no break or cooldown is shorter than.
-        let (_, probes) = traffic(&mut lab, SECOND * 4, SECOND / 250, &answers);
+        let (_, probes) = traffic(&mut harness, SECOND * 4, SECOND / 250, &answers);
         assert_eq!(probes, 0);
-        assert_eq!(lab.counts(0).attempts, most, "{landing:?}");
-        assert_eq!(lab.counts(1).served, 1000);
+        assert_eq!(harness.counts(0).attempts, most, "{judgement:?}");
+        assert_eq!(harness.counts(1).served, 1000);
     }
 }
 
 #[test]
 fn a_provider_that_recovers_serves_again_after_one_break() {
-    let mut lab = Lab::of(2);
-    traffic(&mut lab, SECOND * 10, SECOND / 10, &[Some(FAILED), Some(SERVED)]);
-    let served = lab.counts(1).served;
-    traffic(&mut lab, SECOND * 60, SECOND / 10, &[Some(SERVED), Some(SERVED)]);
-    assert_eq!(lab.state(0), State::Closed);
-    assert!(lab.counts(1).served - served <= 300, "the break lasted 30 s at most");
-    assert!(lab.counts(0).served >= 300);
+    let mut harness = Harness::of(2);
+    traffic(&mut harness, SECOND * 10, SECOND / 10, &[Some(FAILED), Some(SERVED)]);
+    let served = harness.counts(1).served;
+    traffic(&mut harness, SECOND * 60, SECOND / 10, &[Some(SERVED), Some(SERVED)]);
+    assert_eq!(harness.state(0), State::Closed);
+    assert!(harness.counts(1).served - served <= 300, "the break lasted 30 s at most");
+    assert!(harness.counts(0).served >= 300);
 }
 
 #[test]
 fn two_dead_providers_do_not_lengthen_each_others_breaks() {
-    let mut lab = Lab::of(2);
+    let mut harness = Harness::of(2);
     let answers = [Some(FAILED), Some(FAILED)];
-    let (breaks, probes) = traffic(&mut lab, SECOND * 600, SECOND / 10, &answers);
+    let (breaks, probes) = traffic(&mut harness, SECOND * 600, SECOND / 10, &answers);
     assert!((3..8).contains(&breaks), "{breaks}");
     assert_eq!(probes, breaks - 1);
-    let attempts = lab.counts(0).attempts + lab.counts(1).attempts;
+    let attempts = harness.counts(0).attempts + harness.counts(1).attempts;
     assert_eq!(attempts, 12_000, "nobody was refused untried, and nobody asked twice");
 }
 
 #[test]
 fn without_a_breaker_the_first_is_always_asked_first() {
-    let mut lab = Lab::with(3, None);
-    for landing in [FAILED, LIMITED, BAD_REQUEST].into_iter().cycle().take(300) {
-        let run = lab.run();
-        assert_eq!(lab.asked_by(run, landing), [0, 1, 2]);
+    let mut harness = Harness::with(3, None);
+    for judgement in [FAILED, LIMITED, BAD_REQUEST].into_iter().cycle().take(300) {
+        let run = harness.run();
+        assert_eq!(harness.asked_by(run, judgement), [0, 1, 2]);
     }
 }
 
@@ -810,16 +821,16 @@ fn no_limit_is_too_short_or_too_long() {
     let lengths: Vec<_> = lengths.collect();
     for total in &lengths {
         for limit in lengths.iter().copied().map(Some).chain([None]) {
-            let mut lab = Lab::with(2, Some(Breaker::default().consecutive(1)));
-            lab.limits.total = *total;
-            lab.limits.attempts = vec![limit; 2];
+            let mut harness = Harness::with(2, Some(Breaker::default().consecutive(1)));
+            harness.limits.total = *total;
+            harness.limits.attempts = vec![limit; 2];
             for _ in 0..3 {
-                let mut run = lab.run();
-                while let Some(sent) = lab.step(&mut run) {
-                    assert!(lab.now <= sent.until && sent.until <= run.deadline());
-                    lab.land(&mut run, sent, FAILED);
+                let mut run = harness.run();
+                while let Some(sent) = harness.step(&mut run) {
+                    assert!(harness.now <= sent.until && sent.until <= run.deadline());
+                    harness.record_outcome(&mut run, sent, FAILED);
                 }
-                lab.now += SECOND * 100;
+                harness.now += SECOND * 100;
             }
         }
     }
@@ -845,7 +856,7 @@ impl Dice {
         self.below(sides) == 0
     }
 
-    fn landing(&mut self) -> Landing {
+    fn judgement(&mut self) -> Judgement {
         let hint = self.of(&[0, 3, 100, 1_000]);
         self.of(&[
             FAILED,
@@ -859,8 +870,8 @@ impl Dice {
             UNSENT,
             SERVED,
             SERVED,
-            Landing { status: Some(404), ..SERVED },
-            Landing { status: None, ..SERVED },
+            Judgement { status: Some(404), ..SERVED },
+            Judgement { status: None, ..SERVED },
         ])
     }
 }
@@ -873,7 +884,7 @@ enum Deed {
         idempotent: bool,
     },
     /// The outstanding attempt of this number, wrapped around, lands.
-    Land(usize, Landing),
+    Land(usize, Judgement),
     Cancel(usize),
     /// Its guard never runs.
     Forget(usize),
@@ -927,7 +938,7 @@ fn deed(number: u64, providers: usize) -> Deed {
             }
             Deed::Begin { order, replayable: !dice.one_in(4), idempotent: dice.one_in(2) }
         }
-        5..11 => Deed::Land(dice.below(8) as usize, dice.landing()),
+        5..11 => Deed::Land(dice.below(8) as usize, dice.judgement()),
         11 => Deed::Cancel(dice.below(8) as usize),
         12 => Deed::Forget(dice.below(8) as usize),
         13 | 14 => Deed::Pass(Duration::from_millis(
@@ -945,25 +956,25 @@ struct Request {
     replayable: bool,
     idempotent: bool,
     asked: Vec<usize>,
-    /// The landing before, if there was one.
-    before: Option<Landing>,
+    /// The judgement before, if there was one.
+    before: Option<Judgement>,
     /// An attempt was announced to be the last.
     announced: bool,
 }
 
 /// Whom the rules want asked, until when, and whether as the last.
-fn due(setting: &Setting, request: &Request, lab: &Lab) -> Option<(usize, Instant, bool)> {
+fn due(setting: &Setting, request: &Request, harness: &Harness) -> Option<(usize, Instant, bool)> {
     let deadline = request.began + setting.total;
     let over = match request.before {
         None => false,
-        Some(Landing { verdict: Verdict::Accept, .. }) => true,
-        Some(Landing { ambiguous, .. }) => {
+        Some(Judgement { verdict: Verdict::Accept, .. }) => true,
+        Some(Judgement { ambiguous, .. }) => {
             let once = setting.ambiguous == Ambiguous::IdempotentOnly && !request.idempotent;
             ambiguous && once || !request.replayable
         }
     };
     let enough = request.asked.len() >= setting.max_attempts;
-    if over || enough || request.announced || lab.now >= deadline {
+    if over || enough || request.announced || harness.now >= deadline {
         return None;
     }
     let left: Vec<_> = request
@@ -971,59 +982,59 @@ fn due(setting: &Setting, request: &Request, lab: &Lab) -> Option<(usize, Instan
         .iter()
         .copied()
         .filter(|provider| !request.asked.contains(provider))
-        .map(|provider| (provider, lab.board.admission(provider, lab.now)))
+        .map(|provider| (provider, harness.health.admission(provider, harness.now)))
         .filter(|(_, admission)| *admission != Admission::Isolated)
         .collect();
-    let admissible: Vec<_> = left
+    let available: Vec<_> = left
         .iter()
         .filter(|(_, admission)| match admission {
-            Admission::Admissible => true,
+            Admission::Available => true,
             Admission::ProbeDue => request.replayable,
             _ => false,
         })
         .map(|(provider, _)| *provider)
         .collect();
     let unhurt = Verdict::FailOver(Fault::None);
-    let fault = request.before.is_none_or(|landing| landing.verdict != unhurt);
-    let mut passed_over: Vec<_> =
-        left.iter().filter(|(provider, _)| fault && !admissible.contains(provider)).collect();
-    passed_over.sort_by_key(|(_, admission)| match admission {
-        Admission::PassedOver(until) => *until,
-        _ => lab.now,
+    let fault = request.before.is_none_or(|judgement| judgement.verdict != unhurt);
+    let mut unavailable: Vec<_> =
+        left.iter().filter(|(provider, _)| fault && !available.contains(provider)).collect();
+    unavailable.sort_by_key(|(_, admission)| match admission {
+        Admission::Unavailable(until) => *until,
+        _ => harness.now,
     });
-    let (choice, others) = match admissible.first() {
-        Some(provider) => (*provider, admissible.len() > 1),
-        None => (passed_over.first()?.0, passed_over.len() > 1),
+    let (choice, others) = match available.first() {
+        Some(provider) => (*provider, available.len() > 1),
+        None => (unavailable.first()?.0, unavailable.len() > 1),
     };
     let last =
         !request.replayable || request.asked.len() + 1 >= setting.max_attempts || left.len() == 1;
     let until = match setting.limits[choice] {
-        Some(limit) => lab.now + limit,
-        None if others && !last => lab.now + SECOND * 120,
+        Some(limit) => harness.now + limit,
+        None if others && !last => harness.now + SECOND * 120,
         None => deadline,
     };
     Some((choice, until.min(deadline), last))
 }
 
-struct World {
+struct PairHarness {
     setting: Setting,
-    lab: Lab,
+    harness: Harness,
     out: Vec<(Request, Sent)>,
     /// Each provider's probe that is out, and the end of its lease.
     leases: Vec<Option<Instant>>,
     forgotten: Vec<u64>,
 }
 
-impl World {
+impl PairHarness {
     fn new(setting: Setting) -> Self {
-        let mut lab = Lab::with(setting.providers, Some(setting.breaker.clone()));
-        lab.limits.total = setting.total;
-        lab.limits.max_attempts = setting.max_attempts;
-        lab.limits.ambiguous = setting.ambiguous;
-        lab.limits.attempts = setting.limits[..setting.providers].to_vec();
+        let mut harness = Harness::with(setting.providers, Some(setting.breaker.clone()));
+        harness.limits.total = setting.total;
+        harness.limits.max_attempts = setting.max_attempts;
+        harness.limits.ambiguous = setting.ambiguous;
+        harness.limits.attempts = setting.limits[..setting.providers].to_vec();
         let leases = vec![None; setting.providers];
         let forgotten = vec![0; setting.providers];
-        Self { setting, lab, out: Vec::new(), leases, forgotten }
+        Self { setting, harness, out: Vec::new(), leases, forgotten }
     }
 
     fn begin(
@@ -1032,15 +1043,15 @@ impl World {
         replayable: bool,
         idempotent: bool,
     ) -> Result<bool, TestCaseError> {
-        let limits = &self.lab.limits;
-        let mut run = Run::new(order.clone().into(), limits, idempotent, self.lab.now);
+        let limits = &self.harness.limits;
+        let mut run = Run::new(order.clone().into(), limits, idempotent, self.harness.now);
         if !replayable {
             run.forbid_replay();
         }
         self.go_on(Request {
             run,
             order,
-            began: self.lab.now,
+            began: self.harness.now,
             replayable,
             idempotent,
             asked: Vec::new(),
@@ -1051,22 +1062,23 @@ impl World {
 
     /// Takes the next step of a request, and returns whether there was one.
     fn go_on(&mut self, mut request: Request) -> Result<bool, TestCaseError> {
-        let due = due(&self.setting, &request, &self.lab);
-        let probe_due = due.map(|(provider, ..)| self.lab.board.admission(provider, self.lab.now));
-        let Some(sent) = self.lab.step(&mut request.run) else {
+        let due = due(&self.setting, &request, &self.harness);
+        let probe_due =
+            due.map(|(provider, ..)| self.harness.health.admission(provider, self.harness.now));
+        let Some(sent) = self.harness.step(&mut request.run) else {
             prop_assert_eq!(due, None);
-            let isolated = |it: &usize| self.lab.state(*it) == State::Isolated;
+            let isolated = |it: &usize| self.harness.state(*it) == State::Isolated;
             let untried = request.asked.is_empty() && !request.order.iter().all(isolated);
             prop_assert!(!untried, "refused untried");
             return Ok(false);
         };
-        let provider = sent.ticket.provider;
+        let provider = sent.permit.provider;
         prop_assert_eq!(Some((provider, sent.until, sent.last)), due);
-        prop_assert_eq!(sent.ticket.is_probe(), probe_due == Some(Admission::ProbeDue));
+        prop_assert_eq!(sent.permit.is_probe(), probe_due == Some(Admission::ProbeDue));
         prop_assert!(!request.asked.contains(&provider), "asked twice");
         prop_assert!(sent.until <= request.run.deadline(), "beyond the deadline");
-        if sent.ticket.is_probe() {
-            let held = self.leases[provider].filter(|until| *until > self.lab.now);
+        if sent.permit.is_probe() {
+            let held = self.leases[provider].filter(|until| *until > self.harness.now);
             prop_assert_eq!(held, None, "one probe for each lease");
             self.leases[provider] = Some(sent.until + SECOND);
         }
@@ -1085,36 +1097,36 @@ impl World {
             Deed::Begin { order, replayable, idempotent } => {
                 self.begin(order, replayable, idempotent)?;
             }
-            Deed::Land(number, landing) => {
+            Deed::Land(number, judgement) => {
                 let Some((mut request, sent)) = self.take(number) else { return Ok(()) };
-                let (provider, until) = (sent.ticket.provider, sent.until);
-                let probe = sent.ticket.is_probe();
-                let changes = self.lab.land(&mut request.run, sent, landing);
+                let (provider, until) = (sent.permit.provider, sent.until);
+                let probe = sent.permit.is_probe();
+                let changes = self.harness.record_outcome(&mut request.run, sent, judgement);
                 let closed = changes[0] == Some(Change::Closed);
                 if closed || probe && self.leases[provider] == Some(until + SECOND) {
                     self.leases[provider] = None;
                 }
                 let opened = matches!(changes[0], Some(Change::Opened { .. }));
-                prop_assert!(!opened || landing.news() == News::Failure);
-                request.before = Some(landing);
+                prop_assert!(!opened || judgement.signal() == HealthSignal::Failure);
+                request.before = Some(judgement);
                 self.go_on(request)?;
             }
             Deed::Cancel(number) => {
                 let Some((_, sent)) = self.take(number) else { return Ok(()) };
-                self.lab.board.cancel(&sent.ticket);
-                let provider = sent.ticket.provider;
+                self.harness.health.cancel(&sent.permit);
+                let provider = sent.permit.provider;
                 let lease = Some(sent.until + SECOND);
-                if sent.ticket.is_probe() && self.leases[provider] == lease {
+                if sent.permit.is_probe() && self.leases[provider] == lease {
                     self.leases[provider] = None;
                 }
             }
             Deed::Forget(number) => {
                 if let Some((_, sent)) = self.take(number) {
-                    self.forgotten[sent.ticket.provider] += 1;
+                    self.forgotten[sent.permit.provider] += 1;
                 }
             }
-            Deed::Pass(length) => self.lab.now += length,
-            Deed::Isolate(provider, isolated) => self.lab.board.isolate(provider, isolated),
+            Deed::Pass(length) => self.harness.now += length,
+            Deed::Isolate(provider, isolated) => self.harness.health.isolate(provider, isolated),
         }
         Ok(())
     }
@@ -1133,7 +1145,7 @@ proptest! {
         deeds in proptest::collection::vec(any::<u64>(), 1..60),
     ) {
         let providers = setting.providers;
-        let mut world = World::new(setting);
+        let mut world = PairHarness::new(setting);
         for number in deeds {
             world.play(deed(number, providers))?;
         }
@@ -1143,18 +1155,18 @@ proptest! {
             world.play(Deed::Cancel(0))?;
         }
         for provider in 0..providers {
-            let in_flight = world.lab.counts(provider).in_flight;
+            let in_flight = world.harness.counts(provider).in_flight;
             prop_assert_eq!(in_flight, world.forgotten[provider]);
         }
         // After the longest break, lease and cooldown every provider is asked again that may be.
-        world.lab.now += SECOND * (300 + 601 + 300);
+        world.harness.now += SECOND * (300 + 601 + 300);
         for provider in 0..providers {
-            let isolated = world.lab.state(provider) == State::Isolated;
+            let isolated = world.harness.state(provider) == State::Isolated;
             let asked = world.begin(vec![provider], true, false)?;
             prop_assert_eq!(asked, !isolated);
             if let Some((_, sent)) = world.take(0) {
-                let regular = matches!(world.lab.state(provider), State::Closed | State::Probing);
-                prop_assert!(regular, "{:?} out of turn", sent);
+                let regular = matches!(world.harness.state(provider), State::Closed | State::Probing);
+                prop_assert!(regular, "{:?} out of admitted", sent);
             }
         }
     }
@@ -1163,15 +1175,15 @@ proptest! {
     fn bad_requests_and_429s_never_open_a_breaker(
         deeds in proptest::collection::vec(any::<u64>(), 1..60),
     ) {
-        let mut lab = Lab::with(2, Some(Breaker::default().consecutive(1).ratio(0.01, 1)));
+        let mut harness = Harness::with(2, Some(Breaker::default().consecutive(1).ratio(0.01, 1)));
         for number in deeds {
             let mut dice = Dice(number);
-            lab.now += SECOND * dice.of(&[0, 1, 6, 100]);
-            let run = lab.run();
+            harness.now += SECOND * dice.of(&[0, 1, 6, 100]);
+            let run = harness.run();
             let unhurt = dice.of(&[BAD_REQUEST, LIMITED, UNSENT, SERVED]);
-            lab.asked_by(run, unhurt);
+            harness.asked_by(run, unhurt);
             for provider in 0..2 {
-                let open = matches!(lab.state(provider), State::Open { .. });
+                let open = matches!(harness.state(provider), State::Open { .. });
                 prop_assert!(!open);
             }
         }
@@ -1182,68 +1194,68 @@ proptest! {
 
 #[test]
 fn a_run_ends_with_a_stream_that_has_begun_and_its_provider_has_served() {
-    let mut lab = Lab::of(2);
-    let mut run = lab.run();
-    let stream = lab.send(&mut run);
-    assert_eq!(run.commit(&stream.ticket, &mut lab.board, lab.now), Changes::default());
-    assert!(lab.step(&mut run).is_none(), "nobody else is asked");
-    assert_eq!((lab.counts(0).served, lab.counts(0).in_flight), (1, 1));
-    lab.board.land(stream.ticket, News::Failure, lab.now);
-    assert_eq!((lab.counts(0).in_flight, lab.counts(0).failures), (0, 1));
+    let mut harness = Harness::of(2);
+    let mut run = harness.run();
+    let stream = harness.send(&mut run);
+    assert_eq!(run.commit(&stream.permit, &mut harness.health, harness.now), Changes::default());
+    assert!(harness.step(&mut run).is_none(), "nobody else is asked");
+    assert_eq!((harness.counts(0).served, harness.counts(0).in_flight), (1, 1));
+    harness.health.record_outcome(stream.permit, HealthSignal::Failure, harness.now);
+    assert_eq!((harness.counts(0).in_flight, harness.counts(0).failures), (0, 1));
 }
 
 #[test]
 fn a_probe_that_begins_to_stream_closes_the_breaker() {
-    let mut lab = Lab::of(1);
-    lab.now = lab.open(0);
-    let mut run = lab.run();
-    let probe = lab.send(&mut run);
-    let changes = run.commit(&probe.ticket, &mut lab.board, lab.now);
+    let mut harness = Harness::of(1);
+    harness.now = harness.open(0);
+    let mut run = harness.run();
+    let probe = harness.send(&mut run);
+    let changes = run.commit(&probe.permit, &mut harness.health, harness.now);
     assert_eq!(changes, [Some(Change::Closed), None]);
-    assert_eq!(lab.state(0), State::Closed);
+    assert_eq!(harness.state(0), State::Closed);
 }
 
 #[test]
 fn a_stream_that_has_begun_beside_another_attempt_waits_for_that_one_only() {
-    let mut lab = Lab::hedging(3, 5);
-    let mut run = lab.run();
-    let slow = lab.send(&mut run);
-    let hedge = lab.hedge(&mut run);
-    run.commit(&hedge, &mut lab.board, lab.now);
-    lab.assert_never_hedges(&mut run);
-    run.lose(slow.ticket, hedge.sequence(), &mut lab.board, lab.now);
-    assert!(matches!(lab.raw_step(&mut run), Step::Done));
+    let mut harness = Harness::hedging(3, 5);
+    let mut run = harness.run();
+    let slow = harness.send(&mut run);
+    let hedge = harness.hedge(&mut run);
+    run.commit(&hedge, &mut harness.health, harness.now);
+    harness.assert_never_hedges(&mut run);
+    run.cancel_loser(slow.permit, hedge.sequence(), &mut harness.health, harness.now);
+    assert!(matches!(harness.raw_step(&mut run), Step::Done));
 }
 
-// Hedging: a second provider beside a silent one.
+// Hedging: a second provider is_hedge a silent one.
 
 const SILENCE: Duration = Duration::from_millis(40);
 
-impl Lab {
-    /// A chain that hedges, and has earned `hedges`.
+impl Harness {
+    /// A chain that hedges, and has balance `hedges`.
     fn hedging(providers: usize, hedges: u32) -> Self {
-        let mut lab = Self::of(providers);
+        let mut harness = Self::of(providers);
         let mut hedging = Hedging::new(&Hedge::after(SILENCE).max_extra(1.0), providers);
-        (0..hedges).for_each(|_| hedging.earn());
-        lab.board.hedging = Some(hedging);
-        lab
+        (0..hedges).for_each(|_| hedging.deposit());
+        harness.health.hedging = Some(hedging);
+        harness
     }
 
     /// Asks the next provider after the silence, and checks that this is a hedge.
-    fn hedge(&mut self, run: &mut Run) -> Ticket {
+    fn hedge(&mut self, run: &mut Run) -> Permit {
         let due = self.now + SILENCE;
         assert!(matches!(self.raw_step(run), Step::Wait(Some(at)) if at == due));
         self.now = due - MOMENT;
         assert!(matches!(self.raw_step(run), Step::Wait(Some(at)) if at == due));
         self.now = due;
         match self.raw_step(run) {
-            Step::Send { ticket, hedge: true, .. } => ticket,
+            Step::Send { permit, hedge: true, .. } => permit,
             step => panic!("{step:?} is no hedge"),
         }
     }
 
     fn raw_step(&mut self, run: &mut Run) -> Step {
-        run.step(&self.limits, &mut self.board, self.now)
+        run.step(&self.limits, &mut self.health, self.now)
     }
 
     #[track_caller]
@@ -1260,203 +1272,209 @@ impl Lab {
         let slow = self.send(&mut run);
         let hedge = self.hedge(&mut run);
         let winner = hedge.sequence();
-        run.land(hedge, SERVED, &self.limits, &mut self.board, self.now);
-        run.lose(slow.ticket, winner, &mut self.board, self.now)
+        run.record_outcome(hedge, SERVED, &self.limits, &mut self.health, self.now);
+        run.cancel_loser(slow.permit, winner, &mut self.health, self.now)
     }
 }
 
 #[test]
 fn asks_one_more_provider_beside_a_silent_one_and_no_third() {
-    let mut lab = Lab::hedging(3, 5);
-    let mut run = lab.run();
-    let first = lab.send(&mut run);
-    assert_eq!(first.ticket.provider, 0);
-    assert_eq!(lab.hedge(&mut run).provider, 1);
-    lab.now += SECOND;
-    lab.assert_never_hedges(&mut run);
+    let mut harness = Harness::hedging(3, 5);
+    let mut run = harness.run();
+    let first = harness.send(&mut run);
+    assert_eq!(first.permit.provider, 0);
+    assert_eq!(harness.hedge(&mut run).provider, 1);
+    harness.now += SECOND;
+    harness.assert_never_hedges(&mut run);
 }
 
 #[test]
 fn a_failure_launches_the_next_at_once_and_its_silence_counts_anew() {
-    let mut lab = Lab::hedging(3, 5);
-    let mut run = lab.run();
-    let first = lab.send(&mut run);
-    lab.now += SILENCE / 2;
-    lab.land(&mut run, first, FAILED);
-    let second = lab.send(&mut run);
-    assert_eq!(second.ticket.provider, 1);
-    assert_eq!(lab.hedge(&mut run).provider, 2);
+    let mut harness = Harness::hedging(3, 5);
+    let mut run = harness.run();
+    let first = harness.send(&mut run);
+    harness.now += SILENCE / 2;
+    harness.record_outcome(&mut run, first, FAILED);
+    let second = harness.send(&mut run);
+    assert_eq!(second.permit.provider, 1);
+    assert_eq!(harness.hedge(&mut run).provider, 2);
 }
 
 #[test]
 fn a_failure_beside_another_attempt_launches_the_next_at_once() {
-    let mut lab = Lab::hedging(3, 5);
-    let mut run = lab.run();
-    let _slow = lab.send(&mut run);
-    let hedge = lab.hedge(&mut run);
-    run.land(hedge, FAILED, &lab.limits, &mut lab.board, lab.now);
-    let Step::Send { ticket, hedge: false, last: true, .. } = lab.raw_step(&mut run) else {
+    let mut harness = Harness::hedging(3, 5);
+    let mut run = harness.run();
+    let _slow = harness.send(&mut run);
+    let hedge = harness.hedge(&mut run);
+    run.record_outcome(hedge, FAILED, &harness.limits, &mut harness.health, harness.now);
+    let Step::Send { permit, hedge: false, last: true, .. } = harness.raw_step(&mut run) else {
         panic!("the third is asked at once");
     };
-    assert_eq!(ticket.provider, 2);
-    run.land(ticket, FAILED, &lab.limits, &mut lab.board, lab.now);
-    lab.assert_never_hedges(&mut run);
+    assert_eq!(permit.provider, 2);
+    run.record_outcome(permit, FAILED, &harness.limits, &mut harness.health, harness.now);
+    harness.assert_never_hedges(&mut run);
 }
 
 #[test]
 fn a_run_is_over_when_both_have_failed() {
-    let mut lab = Lab::hedging(2, 5);
-    let mut run = lab.run();
-    let slow = lab.send(&mut run);
-    let hedge = lab.hedge(&mut run);
-    run.land(hedge, FAILED, &lab.limits, &mut lab.board, lab.now);
-    lab.assert_never_hedges(&mut run);
-    lab.land(&mut run, slow, FAILED);
-    assert!(matches!(lab.raw_step(&mut run), Step::Done));
-    assert_eq!([0, 1].map(|provider| lab.counts(provider).in_flight), [0, 0]);
+    let mut harness = Harness::hedging(2, 5);
+    let mut run = harness.run();
+    let slow = harness.send(&mut run);
+    let hedge = harness.hedge(&mut run);
+    run.record_outcome(hedge, FAILED, &harness.limits, &mut harness.health, harness.now);
+    harness.assert_never_hedges(&mut run);
+    harness.record_outcome(&mut run, slow, FAILED);
+    assert!(matches!(harness.raw_step(&mut run), Step::Done));
+    assert_eq!([0, 1].map(|provider| harness.counts(provider).in_flight), [0, 0]);
 }
 
 #[test]
 fn hedges_only_at_healthy_providers() {
     for disturb in [
-        |lab: &mut Lab| _ = lab.open(1),
-        |lab: &mut Lab| lab.cool(1, 100),
-        |lab: &mut Lab| lab.now = lab.open(1),
-        |lab: &mut Lab| lab.board.isolate(1, true),
+        |harness: &mut Harness| _ = harness.open(1),
+        |harness: &mut Harness| harness.cool(1, 100),
+        |harness: &mut Harness| harness.now = harness.open(1),
+        |harness: &mut Harness| harness.health.isolate(1, true),
     ] {
-        let mut lab = Lab::hedging(2, 5);
-        disturb(&mut lab);
-        let mut run = lab.run();
-        let first = lab.send(&mut run);
-        assert_eq!(first.ticket.provider, 0);
-        lab.now += SILENCE;
-        lab.assert_never_hedges(&mut run);
+        let mut harness = Harness::hedging(2, 5);
+        disturb(&mut harness);
+        let mut run = harness.run();
+        let first = harness.send(&mut run);
+        assert_eq!(first.permit.provider, 0);
+        harness.now += SILENCE;
+        harness.assert_never_hedges(&mut run);
     }
 }
 
 #[test]
 fn never_hedges_what_must_not_be_processed_twice() {
-    let mut lab = Lab::hedging(2, 5);
-    let mut run = lab.run_once();
-    lab.send(&mut run);
-    lab.assert_never_hedges(&mut run);
+    let mut harness = Harness::hedging(2, 5);
+    let mut run = harness.run_once();
+    harness.send(&mut run);
+    harness.assert_never_hedges(&mut run);
 
-    lab.limits.ambiguous = Ambiguous::IdempotentOnly;
-    let mut run = lab.run();
-    lab.send(&mut run);
-    lab.assert_never_hedges(&mut run);
+    harness.limits.ambiguous = Ambiguous::IdempotentOnly;
+    let mut run = harness.run();
+    harness.send(&mut run);
+    harness.assert_never_hedges(&mut run);
 
     let order = (0..2).collect();
-    let mut idempotent = Run::new(order, &lab.limits, true, lab.now);
-    lab.send(&mut idempotent);
-    lab.hedge(&mut idempotent);
+    let mut idempotent = Run::new(order, &harness.limits, true, harness.now);
+    harness.send(&mut idempotent);
+    harness.hedge(&mut idempotent);
 }
 
 #[test]
 fn never_hedges_beyond_the_attempts_or_the_allowance_or_the_deadline() {
-    let mut lab = Lab::hedging(3, 5);
-    lab.limits.max_attempts = 1;
-    let mut run = lab.run();
-    lab.send(&mut run);
-    lab.assert_never_hedges(&mut run);
+    let mut harness = Harness::hedging(3, 5);
+    harness.limits.max_attempts = 1;
+    let mut run = harness.run();
+    harness.send(&mut run);
+    harness.assert_never_hedges(&mut run);
 
-    let mut lab = Lab::hedging(3, 0);
-    let mut run = lab.run();
-    lab.send(&mut run);
-    lab.now += SILENCE;
-    lab.assert_never_hedges(&mut run);
+    let mut harness = Harness::hedging(3, 0);
+    let mut run = harness.run();
+    harness.send(&mut run);
+    harness.now += SILENCE;
+    harness.assert_never_hedges(&mut run);
 
-    let mut lab = Lab::hedging(3, 5);
-    let mut run = lab.run();
-    lab.send(&mut run);
-    lab.now = run.deadline();
-    lab.assert_never_hedges(&mut run);
+    let mut harness = Harness::hedging(3, 5);
+    let mut run = harness.run();
+    harness.send(&mut run);
+    harness.now = run.deadline();
+    harness.assert_never_hedges(&mut run);
 }
 
 #[test]
 fn an_allowance_is_spent_by_hedges_only() {
-    let mut lab = Lab::hedging(2, 1);
-    let mut failing = lab.run();
-    assert_eq!(lab.ask(&mut failing, FAILED), Some(0));
-    lab.send(&mut failing);
-    let mut run = lab.run();
-    lab.send(&mut run);
-    lab.hedge(&mut run);
-    let mut run = lab.run();
-    lab.send(&mut run);
-    lab.now += SILENCE;
-    lab.assert_never_hedges(&mut run);
+    let mut harness = Harness::hedging(2, 1);
+    let mut failing = harness.run();
+    assert_eq!(harness.ask(&mut failing, FAILED), Some(0));
+    harness.send(&mut failing);
+    let mut run = harness.run();
+    harness.send(&mut run);
+    harness.hedge(&mut run);
+    let mut run = harness.run();
+    harness.send(&mut run);
+    harness.now += SILENCE;
+    harness.assert_never_hedges(&mut run);
 }
 
 #[test]
 fn being_overtaken_counts_toward_the_consecutive_trigger_only() {
-    let mut lab = Lab::hedging(2, 100);
+    let mut harness = Harness::hedging(2, 100);
     for _ in 0..4 {
-        assert_eq!(lab.overtake(), Changes::default());
+        assert_eq!(harness.overtake(), Changes::default());
     }
-    lab.answer(0, News::Success);
+    harness.answer(0, HealthSignal::Success);
     // Eight of nine were overtaken by now, and no share opens the breaker.
     for _ in 0..4 {
-        assert_eq!(lab.overtake(), Changes::default());
+        assert_eq!(harness.overtake(), Changes::default());
     }
-    assert!(matches!(lab.overtake(), [Some(Change::Opened { .. }), None]));
-    assert!(matches!(lab.state(0), State::Open { .. }));
-    assert_eq!(lab.counts(0).failures, 0);
-    assert_eq!(lab.counts(0).in_flight, 0);
+    assert!(matches!(harness.overtake(), [Some(Change::Opened { .. }), None]));
+    assert!(matches!(harness.state(0), State::Open { .. }));
+    assert_eq!(harness.counts(0).failures, 0);
+    assert_eq!(harness.counts(0).in_flight, 0);
 
-    let mut lab = Lab::hedging(2, 100);
+    let mut harness = Harness::hedging(2, 100);
     for _ in 0..3 {
-        (0..4).for_each(|_| _ = lab.overtake());
-        lab.answer(0, News::Success);
+        (0..4).for_each(|_| _ = harness.overtake());
+        harness.answer(0, HealthSignal::Success);
     }
-    (0..4).for_each(|_| lab.answer(0, News::Failure));
-    assert_eq!(lab.state(0), State::Closed, "4 of 7 that count, and 10 are needed");
+    (0..4).for_each(|_| harness.answer(0, HealthSignal::Failure));
+    assert_eq!(harness.state(0), State::Closed, "4 of 7 that count, and 10 are needed");
 }
 
 #[test]
 fn a_probe_that_is_overtaken_has_failed() {
-    let mut lab = Lab::hedging(2, 100);
-    let end = lab.open(0);
-    lab.now = end;
-    assert!(matches!(lab.overtake(), [Some(Change::Opened { breaks: 2, .. }), None]));
+    let mut harness = Harness::hedging(2, 100);
+    let end = harness.open(0);
+    harness.now = end;
+    assert!(matches!(harness.overtake(), [Some(Change::Opened { breaks: 2, .. }), None]));
 }
 
 #[test]
 fn a_hedge_that_comes_too_late_is_no_news() {
-    let mut lab = Lab::hedging(2, 100);
+    let mut harness = Harness::hedging(2, 100);
     for _ in 0..20 {
-        let mut run = lab.run();
-        let first = lab.send(&mut run);
-        let winner = first.ticket.sequence();
-        let hedge = lab.hedge(&mut run);
-        lab.land(&mut run, first, SERVED);
-        assert_eq!(run.lose(hedge, winner, &mut lab.board, lab.now), Changes::default());
-        assert!(matches!(lab.raw_step(&mut run), Step::Done));
+        let mut run = harness.run();
+        let first = harness.send(&mut run);
+        let winner = first.permit.sequence();
+        let hedge = harness.hedge(&mut run);
+        harness.record_outcome(&mut run, first, SERVED);
+        assert_eq!(
+            run.cancel_loser(hedge, winner, &mut harness.health, harness.now),
+            Changes::default()
+        );
+        assert!(matches!(harness.raw_step(&mut run), Step::Done));
     }
-    assert_eq!(lab.state(1), State::Closed);
-    assert_eq!(lab.counts(1).in_flight, 0);
+    assert_eq!(harness.state(1), State::Closed);
+    assert_eq!(harness.counts(1).in_flight, 0);
 }
 
 #[test]
 fn nobody_is_overtaken_by_itself() {
-    let mut lab = Lab::hedging(2, 100);
+    let mut harness = Harness::hedging(2, 100);
     for _ in 0..20 {
-        let mut run = lab.run();
-        let sent = lab.send(&mut run);
-        let own = sent.ticket.sequence();
-        assert_eq!(run.lose(sent.ticket, own, &mut lab.board, lab.now), Changes::default());
+        let mut run = harness.run();
+        let sent = harness.send(&mut run);
+        let own = sent.permit.sequence();
+        assert_eq!(
+            run.cancel_loser(sent.permit, own, &mut harness.health, harness.now),
+            Changes::default()
+        );
     }
-    assert_eq!(lab.state(0), State::Closed);
+    assert_eq!(harness.state(0), State::Closed);
 }
 
 #[test]
 fn a_row_of_silence_toward_hurried_requests_is_not_held_against_a_provider() {
-    let mut lab = Lab::hedging(2, 100);
-    lab.cool(0, 100);
+    let mut harness = Harness::hedging(2, 100);
+    harness.cool(0, 100);
     for _ in 0..20 {
-        lab.answer(0, News::Overtaken);
+        harness.answer(0, HealthSignal::Overtaken);
     }
-    assert!(matches!(lab.state(0), State::CoolingDown { .. }));
-    lab.now += SECOND * 101;
-    assert_eq!(lab.state(0), State::Closed);
+    assert!(matches!(harness.state(0), State::CoolingDown { .. }));
+    harness.now += SECOND * 101;
+    assert_eq!(harness.state(0), State::Closed);
 }

@@ -8,7 +8,7 @@ use reqwest::Response;
 use reqwest_failover::{Event, FailoverError, ProviderChain, Report, Route, Snapshot};
 use reqwest_middleware::{ClientWithMiddleware, RequestBuilder};
 
-use crate::cell::{Cell, Setup, Stage};
+use crate::cell::{Cell, Harness, Setup};
 use crate::kinds::{BodyEnd, Expected};
 use crate::script::ms;
 use crate::support::lock;
@@ -49,7 +49,7 @@ pub(crate) enum Told {
 
 /// Whoever sends the requests of a cell.
 pub(crate) struct Caller<'a> {
-    pub(crate) stage: &'a Stage,
+    pub(crate) harness: &'a Harness,
     pub(crate) cell: &'a Cell,
     pub(crate) client: ClientWithMiddleware,
     pub(crate) chain: ProviderChain,
@@ -60,7 +60,7 @@ pub(crate) struct Caller<'a> {
 impl Caller<'_> {
     /// Addressed to none of the providers, with credentials that none of them may see.
     fn request(&self) -> RequestBuilder {
-        let [bearer, cookie, query] = self.stage.sightings.callers();
+        let [bearer, cookie, query] = self.harness.sightings.callers();
         let query =
             percent_encoding::utf8_percent_encode(query, percent_encoding::NON_ALPHANUMERIC);
         let url = format!("http://caller.test/v1/chat/completions?trace=1&key={query}");
@@ -89,8 +89,8 @@ impl Caller<'_> {
 
     /// Sends one request and reads what is answered.
     pub(crate) async fn exchange(&self) -> Exchange {
-        let stage = self.stage;
-        let before = stage.wire();
+        let harness = self.harness;
+        let before = harness.wire();
         let mut extensions = Extensions::new();
         let request = self.request().build().expect("a request");
         let started = Instant::now();
@@ -121,8 +121,8 @@ impl Caller<'_> {
             events: std::mem::take(&mut lock(&self.events)),
             snapshot,
             before,
-            after: stage.wire(),
-            bytes_sent: stage.servers.iter().map(|server| server.seen.sent()).collect(),
+            after: harness.wire(),
+            bytes_sent: harness.servers.iter().map(|server| server.seen.sent()).collect(),
         }
     }
 

@@ -98,13 +98,13 @@ pub(crate) struct Observed {
 }
 
 /// The servers of a cell, and the keys that are about.
-pub(crate) struct Stage {
+pub(crate) struct Harness {
     pub(crate) servers: Vec<Server>,
     pub(crate) sightings: Arc<Sightings>,
     resolves: Arc<AtomicBool>,
 }
 
-impl Stage {
+impl Harness {
     /// Must be called on the runtime that serves.
     pub(crate) fn set(cell: &Cell) -> std::io::Result<Self> {
         let keys = NAMES.map(canary);
@@ -166,7 +166,7 @@ impl Stage {
             let events = Arc::<Mutex<Vec<Told>>>::default();
             let chain = self.chain(cell, &events);
             let client = ClientBuilder::new(self.client(cell)).with(chain.clone()).build();
-            let caller = Caller { stage: &self, cell, client, chain, events, body: body.clone() };
+            let caller = Caller { harness: &self, cell, client, chain, events, body: body.clone() };
             if cell.kind.reused {
                 self.set_healthy(servers, true);
                 for name in NAMES {

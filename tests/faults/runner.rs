@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use tokio::runtime::{Builder, Handle};
 
-use crate::cell::{Cell, Stage};
+use crate::cell::{Cell, Harness};
 use crate::checks::{Checks, SLACK, check};
 use crate::script::ms;
 use crate::support::lock;
@@ -104,9 +104,9 @@ fn play(cell: &Cell, servers: &Handle) -> Played {
 }
 
 fn play_within(cell: &Cell, servers: &Handle, late: &Arc<AtomicU64>) -> Checks {
-    let stage = {
+    let harness = {
         let _serving = servers.enter();
-        Stage::set(cell).expect("sockets on 127.0.0.1")
+        Harness::set(cell).expect("sockets on 127.0.0.1")
     };
     let clients = Builder::new_current_thread().enable_all().build().expect("a runtime");
     let metronome = clients.spawn(metronome(late.clone()));
@@ -114,11 +114,11 @@ fn play_within(cell: &Cell, servers: &Handle, late: &Arc<AtomicU64>) -> Checks {
     #[cfg(feature = "metrics")]
     let recorder = metrics_util::debugging::DebuggingRecorder::new();
     let memory = {
-        let _watched = stage.sightings.watch_log();
+        let _watched = harness.sightings.watch_log();
         #[cfg(feature = "metrics")]
         let _recorded = metrics::set_default_local_recorder(&recorder);
         allocation_counter::measure(|| {
-            observed = Some(clients.block_on(stage.play(cell, servers)));
+            observed = Some(clients.block_on(harness.play(cell, servers)));
         })
         .bytes_max
     };

@@ -23,7 +23,7 @@ pub(crate) fn authority() -> &'static [u8] {
 
 /// What a server with this certificate is set up with.
 pub(crate) fn server(certificate: Certificate) -> Arc<ServerConfig> {
-    let World { good, self_signed, expired, other_name, .. } = world();
+    let TlsHarness { good, self_signed, expired, other_name, .. } = world();
     match certificate {
         Certificate::Good => good.clone(),
         Certificate::SelfSigned => self_signed.clone(),
@@ -32,7 +32,7 @@ pub(crate) fn server(certificate: Certificate) -> Arc<ServerConfig> {
     }
 }
 
-struct World {
+struct TlsHarness {
     authority: CertificateDer<'static>,
     good: Arc<ServerConfig>,
     self_signed: Arc<ServerConfig>,
@@ -40,12 +40,12 @@ struct World {
     other_name: Arc<ServerConfig>,
 }
 
-fn world() -> &'static World {
-    static WORLD: OnceLock<World> = OnceLock::new();
+fn world() -> &'static TlsHarness {
+    static WORLD: OnceLock<TlsHarness> = OnceLock::new();
     WORLD.get_or_init(|| make_world().expect("certificates"))
 }
 
-fn make_world() -> Result<World, rcgen::Error> {
+fn make_world() -> Result<TlsHarness, rcgen::Error> {
     let mut params = CertificateParams::new([])?;
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let key = KeyPair::generate()?;
@@ -61,7 +61,7 @@ fn make_world() -> Result<World, rcgen::Error> {
     (old.not_before, old.not_after) = (date_time_ymd(2001, 1, 1), date_time_ymd(2002, 1, 1));
     let own_key = KeyPair::generate()?;
     let own = named("127.0.0.1")?.self_signed(&own_key)?.der().clone();
-    Ok(World {
+    Ok(TlsHarness {
         authority,
         good: signed(named("127.0.0.1")?)?,
         self_signed: config(own, &own_key),

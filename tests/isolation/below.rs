@@ -5,13 +5,13 @@ use reqwest::header::{HeaderMap, HeaderValue};
 use reqwest_middleware::ClientBuilder;
 
 use crate::forms::Form;
-use crate::scenarios::{Does, Scenario, send};
+use crate::harness::{BYSTANDER, Harness, PLACES, built};
+use crate::scenarios::{Behaviour, Scenario, send};
 use crate::support::canary::{canary, holds_key};
-use crate::support::stage::local;
+use crate::support::harness::local;
 use crate::table::{Row, Table};
-use crate::world::{BYSTANDER, PLACES, World, built};
 
-use Does::{Fails, LeadsAway, LeadsToTheThird, Serves};
+use Behaviour::{Fails, LeadsAway, LeadsToTheThird, Serves};
 
 /// A client without `harden` follows redirects: the answer is refused, and the next provider asked,
 /// but by then the request was sent on. Who redirects, and to whom.
@@ -74,11 +74,11 @@ fn carried_along(form: Form, from: usize) -> Option<String> {
 }
 
 async fn followed(form: Form, scenario: &Scenario, from: usize, to: usize) -> Row {
-    let world = World::of(form, scenario).await;
+    let harness = Harness::of(form, scenario).await;
     let http = local(reqwest::Client::builder());
-    let client = ClientBuilder::new(http).with(built(world.chain())).build();
-    send(&world, world.post(&client, 2, "/v1/chat/completions")).await;
-    let mut row = world.into_row(form.name(), scenario);
+    let client = ClientBuilder::new(http).with(built(harness.chain())).build();
+    send(&harness, harness.post(&client, 2, "/v1/chat/completions")).await;
+    let mut row = harness.into_row(form.name(), scenario);
     // Whoever it led to was asked by `reqwest`, not by the chain: it has no key of its own.
     let place = PLACES[to];
     let keyless = (to < 3).then(|| format!("{place} was sent its own key: false"));
@@ -94,15 +94,15 @@ async fn followed(form: Form, scenario: &Scenario, from: usize, to: usize) -> Ro
 }
 
 async fn default_headers(form: Form) -> Row {
-    let world = World::of(form, &DEFAULT_HEADERS).await;
+    let harness = Harness::of(form, &DEFAULT_HEADERS).await;
     let key = canary("default");
     let mut headers = HeaderMap::new();
     headers.insert("x-mine-by-default", HeaderValue::from_str(&key).expect("a header's value"));
     let http = local(reqwest_failover::harden(reqwest::Client::builder()).default_headers(headers));
-    let client = ClientBuilder::new(http).with(built(world.chain())).build();
-    send(&world, world.post(&client, 2, "/v1/chat/completions")).await;
-    let raw = [0, 1, 2, 3].map(|at| world.servers[at].raw().concat());
-    let mut row = world.into_row(form.name(), &DEFAULT_HEADERS);
+    let client = ClientBuilder::new(http).with(built(harness.chain())).build();
+    send(&harness, harness.post(&client, 2, "/v1/chat/completions")).await;
+    let raw = [0, 1, 2, 3].map(|at| harness.servers[at].raw().concat());
+    let mut row = harness.into_row(form.name(), &DEFAULT_HEADERS);
     for (at, raw) in raw.iter().enumerate() {
         let found = holds_key(&String::from_utf8_lossy(raw), &key);
         if found != DEFAULT_HEADERS.asked[at] {

@@ -8,14 +8,14 @@ mod support;
 
 mod below;
 mod forms;
+mod harness;
 mod scenarios;
 mod table;
-mod world;
 
 use forms::Form;
+use harness::{Harness, PLACES};
 use scenarios::SCENARIOS;
 use table::Table;
-use world::{PLACES, World};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_key_arrives_at_a_server_that_it_is_not_for() {
@@ -31,9 +31,9 @@ async fn no_key_arrives_at_a_server_that_it_is_not_for() {
     let mut table = Table::default();
     for form in Form::EACH {
         for scenario in SCENARIOS {
-            let world = World::of(form, scenario).await;
-            scenario.play(&world).await;
-            table.add(world.into_row(form.name(), scenario));
+            let harness = Harness::of(form, scenario).await;
+            scenario.play(&harness).await;
+            table.add(harness.into_row(form.name(), scenario));
         }
     }
     println!("What the chain is answerable for:\n\n{table}");

@@ -12,12 +12,12 @@ use reqwest_retry::RetryTransientMiddleware;
 use reqwest_retry::policies::ExponentialBackoff;
 
 use crate::forms::Form;
-use crate::support::stage::{BODY, local};
-use crate::world::{BYSTANDER, World, built, client};
+use crate::harness::{BYSTANDER, Harness, built, client};
+use crate::support::harness::{BODY, local};
 
 /// What a provider's server does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Does {
+pub(crate) enum Behaviour {
     Serves,
     Fails,
     SaysTheKey,
@@ -29,7 +29,7 @@ pub(crate) enum Does {
 
 pub(crate) struct Scenario {
     pub(crate) name: &'static str,
-    pub(crate) answers: [Does; 3],
+    pub(crate) answers: [Behaviour; 3],
     way: Way,
     /// Which servers a request reaches.
     pub(crate) asked: [bool; 4],
@@ -63,7 +63,7 @@ enum Way {
 }
 
 pub(crate) const SCENARIOS: &[Scenario] = {
-    use Does::{Fails, LeadsAway, LeadsToTheThird, Resets, SaysTheKey, Serves, Stalls};
+    use Behaviour::{Fails, LeadsAway, LeadsToTheThird, Resets, SaysTheKey, Serves, Stalls};
     use Way::*;
     const NOBODY: [bool; 4] = [false, false, false, false];
     const FIRST: [bool; 4] = [true, false, false, false];
@@ -106,13 +106,13 @@ pub(crate) const SCENARIOS: &[Scenario] = {
     ]
 };
 
-const fn row(name: &'static str, answers: [Does; 3], way: Way, asked: [bool; 4]) -> Scenario {
+const fn row(name: &'static str, answers: [Behaviour; 3], way: Way, asked: [bool; 4]) -> Scenario {
     Scenario { name, answers, way, asked }
 }
 
 impl Scenario {
     /// For what is sent in another way.
-    pub(crate) const fn new(name: &'static str, answers: [Does; 3], asked: [bool; 4]) -> Self {
+    pub(crate) const fn new(name: &'static str, answers: [Behaviour; 3], asked: [bool; 4]) -> Self {
         row(name, answers, Way::Plain, asked)
     }
 
@@ -141,57 +141,60 @@ impl Scenario {
         }
     }
 
-    pub(crate) async fn play(&self, world: &World) {
-        let chain = world.chain();
+    pub(crate) async fn play(&self, harness: &Harness) {
+        let chain = harness.chain();
         let path = "/v1/chat/completions";
         match self.way {
-            Way::Plain => send(world, world.post(&client(chain), 2, path)).await,
+            Way::Plain => send(harness, harness.post(&client(chain), 2, path)).await,
             Way::ToldAsError => {
                 let chain = chain.on_exhausted(Exhausted::Error);
-                send(world, world.post(&client(chain), 2, path)).await;
+                send(harness, harness.post(&client(chain), 2, path)).await;
             }
             Way::Twice => {
                 let client = client(chain);
                 for _ in 0..2 {
-                    send(world, world.post(&client, 2, path)).await;
+                    send(harness, harness.post(&client, 2, path)).await;
                 }
             }
             Way::TwentyAtOnce => {
                 let client = client(chain);
-                join_all((0..20).map(|_| send(world, world.post(&client, 2, path)))).await;
+                join_all((0..20).map(|_| send(harness, harness.post(&client, 2, path)))).await;
             }
-            Way::RefusedPath => send(world, world.post(&client(chain), 2, "/v1/..%2fadmin")).await,
-            Way::Unclaimed => send(world, world.post(&client(chain), BYSTANDER, path)).await,
-            Way::BesideABase => send(world, world.post(&client(chain), 2, "/v10/models")).await,
+            Way::RefusedPath => {
+                send(harness, harness.post(&client(chain), 2, "/v1/..%2fadmin")).await
+            }
+            Way::Unclaimed => send(harness, harness.post(&client(chain), BYSTANDER, path)).await,
+            Way::BesideABase => send(harness, harness.post(&client(chain), 2, "/v10/models")).await,
             Way::Claimed => {
                 let client = client(chain.claim("http://claimed.test/v1"));
                 let url = "http://claimed.test/v1/chat/completions".to_owned();
-                send(world, world.post_to(&client, url)).await;
+                send(harness, harness.post_to(&client, url)).await;
             }
             Way::PrepareLeadsAway => {
-                let away = Url::parse(&world.servers[BYSTANDER].base_url(path)).expect("a URL");
-                let first = world.provider(0).map_request(move |request| {
+                let away = Url::parse(&harness.servers[BYSTANDER].base_url(path)).expect("a URL");
+                let first = harness.provider(0).map_request(move |request| {
                     *request.url_mut() = away.clone();
                     Ok::<_, Infallible>(())
                 });
-                let chain = ProviderChain::builder([first, world.provider(1), world.provider(2)]);
-                send(world, world.post(&client(chain), 2, path)).await;
+                let chain =
+                    ProviderChain::builder([first, harness.provider(1), harness.provider(2)]);
+                send(harness, harness.post(&client(chain), 2, path)).await;
             }
             Way::Stacked => {
-                let outer = ProviderChain::builder([world.provider(0), world.provider(1)]);
-                let inner = ProviderChain::builder([world.provider(2)]);
-                let inner = inner.claim(world.servers[0].base_url("/v1"));
+                let outer = ProviderChain::builder([harness.provider(0), harness.provider(1)]);
+                let inner = ProviderChain::builder([harness.provider(2)]);
+                let inner = inner.claim(harness.servers[0].base_url("/v1"));
                 let http = local(harden(reqwest::Client::builder()));
                 let client = ClientBuilder::new(http).with(built(outer)).with(built(inner)).build();
-                send(world, world.post(&client, 1, path)).await;
+                send(harness, harness.post(&client, 1, path)).await;
             }
             Way::StreamThatFits => {
-                let request = world.post(&client(chain), 2, path);
+                let request = harness.post(&client(chain), 2, path);
                 let length = BODY.len().to_string();
-                send(world, request.header("content-length", length).body(streamed())).await;
+                send(harness, request.header("content-length", length).body(streamed())).await;
             }
             Way::StreamOfUnknownLength => {
-                send(world, world.post(&client(chain), 2, path).body(streamed())).await;
+                send(harness, harness.post(&client(chain), 2, path).body(streamed())).await;
             }
             Way::Reordered | Way::Isolated => {
                 let chain = built(chain);
@@ -202,11 +205,11 @@ impl Scenario {
                 .expect("names of the chain");
                 let http = local(harden(reqwest::Client::builder()));
                 let client = ClientBuilder::new(http).with(chain).build();
-                send(world, world.post(&client, 2, path)).await;
+                send(harness, harness.post(&client, 2, path)).await;
             }
             Way::Routed => {
-                let request = world.post(&client(chain), 2, path);
-                send(world, request.with_extension(Route::only(["second"]))).await;
+                let request = harness.post(&client(chain), 2, path);
+                send(harness, request.with_extension(Route::only(["second"]))).await;
             }
             Way::RetriedBelow => {
                 let short = Duration::from_millis(1);
@@ -215,17 +218,17 @@ impl Scenario {
                     RetryTransientMiddleware::new_with_policy(policy.build_with_max_retries(1));
                 let http = local(harden(reqwest::Client::builder()));
                 let client = ClientBuilder::new(http).with(built(chain)).with(retry).build();
-                send(world, world.post(&client, 2, path)).await;
+                send(harness, harness.post(&client, 2, path)).await;
             }
             Way::Hedged => {
                 let hedge = Hedge::after(Duration::from_millis(50)).max_extra(1.0);
-                send(world, world.post(&client(chain.hedge(hedge)), 2, path)).await;
+                send(harness, harness.post(&client(chain.hedge(hedge)), 2, path)).await;
             }
             Way::Dropped => {
                 let client = client(chain);
-                let first = &world.servers[0];
+                let first = &harness.servers[0];
                 tokio::select! {
-                    () = send(world, world.post(&client, 2, path)) => {}
+                    () = send(harness, harness.post(&client, 2, path)) => {}
                     () = first.until(|first| !first.requests().is_empty()) => {}
                 }
             }
@@ -238,18 +241,18 @@ fn streamed() -> Body {
 }
 
 /// Sends it, reads the answer, and keeps what anyone could print of it.
-pub(crate) async fn send(world: &World, request: RequestBuilder) {
+pub(crate) async fn send(harness: &Harness, request: RequestBuilder) {
     match request.send().await {
         Ok(response) => {
             let report = Report::of(&response);
-            world.hear(format!("{report:?}"));
+            harness.hear(format!("{report:?}"));
             // It shows its URL: the caller's own, with the caller's own key in its query, where the
             // request was not the chain's, or where that key was forwarded.
-            if report.is_some() && world.form != Form::Forwarded {
-                world.hear(format!("{response:?}"));
+            if report.is_some() && harness.form != Form::Forwarded {
+                harness.hear(format!("{response:?}"));
             }
             let _ = response.bytes().await;
         }
-        Err(error) => world.hear(format!("{error} {error:?}")),
+        Err(error) => harness.hear(format!("{error} {error:?}")),
     }
 }

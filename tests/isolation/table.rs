@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::world::PLACES;
+use crate::harness::PLACES;
 
 /// What one server was sent in one combination of credential and scenario.
 #[derive(Clone, Debug)]

@@ -15,7 +15,7 @@ use crate::settings::{Mood, chance, ms, pick};
 /// One request's fate at a provider.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Answer {
-    pub(crate) does: Does,
+    pub(crate) script: Script,
     /// Milliseconds before it is done.
     pub(crate) wait: u64,
     /// How often it is polled in vain after that.
@@ -24,7 +24,7 @@ pub(crate) struct Answer {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Does {
+pub(crate) enum Script {
     Status(u16, Hint),
     /// Answers 200 from another URL than the one that was asked.
     Redirect,
@@ -74,22 +74,22 @@ pub(crate) struct Meaning {
 
 impl Answer {
     pub(crate) const WELL: Self =
-        Self { does: Does::Status(200, Hint::None), wait: 0, yields: 0, body: Content::Whole };
+        Self { script: Script::Status(200, Hint::None), wait: 0, yields: 0, body: Content::Whole };
 
     pub(crate) fn draw(mood: Mood, rng: &mut Rng) -> Self {
-        let does = match mood {
-            Mood::Well | Mood::Slow => Does::Status(pick(rng, &[200, 200, 200, 204]), Hint::None),
-            Mood::Brown(share) if chance(rng, share) => Does::any_failure(rng),
-            Mood::Brown(_) => Does::Status(200, Hint::None),
-            Mood::Dead => Does::Status(pick(rng, &[500, 502, 503, 504, 529]), Hint::None),
-            Mood::Hanging => Does::Hang,
-            Mood::Limited => Does::Status(pick(rng, &[429, 429, 503]), Hint::draw(rng)),
-            Mood::Breaking => Does::Reset,
-            Mood::Refusing => Does::Status(pick(rng, &[400, 404, 422]), Hint::None),
+        let script = match mood {
+            Mood::Well | Mood::Slow => Script::Status(pick(rng, &[200, 200, 200, 204]), Hint::None),
+            Mood::Brown(share) if chance(rng, share) => Script::any_failure(rng),
+            Mood::Brown(_) => Script::Status(200, Hint::None),
+            Mood::Dead => Script::Status(pick(rng, &[500, 502, 503, 504, 529]), Hint::None),
+            Mood::Hanging => Script::Hang,
+            Mood::Limited => Script::Status(pick(rng, &[429, 429, 503]), Hint::draw(rng)),
+            Mood::Breaking => Script::Reset,
+            Mood::Refusing => Script::Status(pick(rng, &[400, 404, 422]), Hint::None),
             Mood::Redirecting => {
-                pick(rng, &[Does::Redirect, Does::Status(302, Hint::None), Does::Unbuildable])
+                pick(rng, &[Script::Redirect, Script::Status(302, Hint::None), Script::Unbuildable])
             }
-            Mood::Locked => Does::Status(pick(rng, &[401, 403]), Hint::None),
+            Mood::Locked => Script::Status(pick(rng, &[401, 403]), Hint::None),
         };
         let wait = match mood {
             Mood::Slow => rng.u64(50..5_000),
@@ -97,19 +97,19 @@ impl Answer {
         };
         let bodies = [Content::Whole, Content::Whole, Content::Dribbled, Content::Broken];
         let body = if chance(rng, 5) { Content::Endless } else { pick(rng, &bodies) };
-        Self { does, wait, yields: pick(rng, &[0, 0, 0, 1, 3]), body }
+        Self { script, wait, yields: pick(rng, &[0, 0, 0, 1, 3]), body }
     }
 
     /// The answer to the request that had this URL.
     pub(crate) fn give(&self, url: Url, body: &'static str, said: String) -> Result<Response> {
-        let (status, hint, url) = match self.does {
-            Does::Status(status, hint) => (status, hint, url),
-            Does::Redirect => (200, Hint::None, Url::parse("https://elsewhere.test/v1").unwrap()),
-            Does::Reset => return Err(Error::middleware(std::io::Error::other(body))),
-            Does::Unbuildable => {
+        let (status, hint, url) = match self.script {
+            Script::Status(status, hint) => (status, hint, url),
+            Script::Redirect => (200, Hint::None, Url::parse("https://elsewhere.test/v1").unwrap()),
+            Script::Reset => return Err(Error::middleware(std::io::Error::other(body))),
+            Script::Unbuildable => {
                 return Err(Error::Reqwest(unbuildable()));
             }
-            Does::Hang => unreachable!("never answers"),
+            Script::Hang => unreachable!("never answers"),
         };
         let mut response = http::Response::builder().status(status).url(url);
         if let Some((name, value)) = hint.header() {
@@ -124,7 +124,7 @@ fn unbuildable() -> reqwest::Error {
     reqwest::Proxy::all("http://[").expect_err("no URL")
 }
 
-impl Does {
+impl Script {
     fn any_failure(rng: &mut Rng) -> Self {
         match rng.u8(..9) {
             0 => Self::Hang,

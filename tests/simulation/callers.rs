@@ -15,10 +15,10 @@ use reqwest_failover::{Ambiguous, Report, Route, State};
 use tokio::time::{Sleep, sleep};
 
 use crate::answers::pause;
+use crate::harness::{CALLERS_KEY, Harness, body_of, now};
 use crate::ledger::{Call, index, states};
 use crate::outcomes::{check_dropped, check_outcome};
 use crate::settings::{NAMES, Settings, chance, ms, pick};
-use crate::world::{CALLERS_KEY, World, body_of, now};
 
 /// What one call is to be.
 pub(crate) struct Plan {
@@ -126,12 +126,12 @@ impl Plan {
     }
 
     /// What is known of the call when it begins.
-    fn call(&self, world: &World) -> Call {
-        let snapshot = world.chain.snapshot();
+    fn call(&self, harness: &Harness) -> Call {
+        let snapshot = harness.chain.snapshot();
         let states = states(&snapshot);
         let order = snapshot.providers().iter().map(|provider| index(provider.name())).collect();
         let order = self.route.order(order);
-        let settings = &world.settings;
+        let settings = &harness.settings;
         let max_attempts = match self.route {
             Way::Once => 1,
             _ => settings.max_attempts.unwrap_or(usize::MAX),
@@ -194,8 +194,8 @@ impl Way {
 }
 
 /// Makes the call, and checks all that came of it.
-pub(crate) async fn call(world: &Arc<World>, plan: Plan) {
-    let client = world.client.clone();
+pub(crate) async fn call(harness: &Arc<Harness>, plan: Plan) {
+    let client = harness.client.clone();
     let (request, mut extensions) = (plan.request(), plan.extensions());
     let (id, cut) = (plan.id, plan.cut);
     let inner = Box::pin(async move {
@@ -208,20 +208,20 @@ pub(crate) async fn call(world: &Arc<World>, plan: Plan) {
         Cut::Polls(polls) => (None, Some(polls)),
     };
     let caller =
-        Caller { world: world.clone(), plan, inner: Some(inner), begun: false, timer, polls };
+        Caller { harness: harness.clone(), plan, inner: Some(inner), begun: false, timer, polls };
     let outcome = caller.await;
     let now = now();
-    let Some(call) = world.ledger().calls.remove(&id) else { return };
+    let Some(call) = harness.ledger().calls.remove(&id) else { return };
     let Some((mut result, extensions)) = outcome else {
-        return check_dropped(&mut world.ledger(), &world.settings, &call);
+        return check_dropped(&mut harness.ledger(), &harness.settings, &call);
     };
     let said = match &mut result {
         Ok(response) => response.chunk().await.ok().flatten(),
         Err(_) => None,
     };
-    let mut ledger = world.ledger();
+    let mut ledger = harness.ledger();
     ledger.current = id;
-    check_outcome(&mut ledger, &world.settings, &call, &result, &extensions, now);
+    check_outcome(&mut ledger, &harness.settings, &call, &result, &extensions, now);
     if let (Ok(_), Some(said), Some(last)) = (&result, said, call.entries.last()) {
         let expected = format!("call {id} at {}", NAMES[last.provider]);
         ledger.check(*said == *expected.as_bytes(), || format!("is answered {said:?}"));
@@ -234,7 +234,7 @@ fn sleep_for(length: Duration) -> Sleep {
 
 /// A call as it is polled, until it ends or its caller gives up.
 struct Caller<F> {
-    world: Arc<World>,
+    harness: Arc<Harness>,
     plan: Plan,
     inner: Option<Pin<Box<F>>>,
     begun: bool,
@@ -251,7 +251,7 @@ impl<F: Future> Future for Caller<F> {
         let timed_out =
             this.timer.as_mut().is_some_and(|timer| timer.as_mut().poll(context).is_ready());
         if timed_out || this.polls == Some(0) {
-            let mut ledger = this.world.ledger();
+            let mut ledger = this.harness.ledger();
             ledger.current = id;
             if let Some(call) = ledger.calls.get_mut(&id) {
                 call.dropped = true;
@@ -262,62 +262,62 @@ impl<F: Future> Future for Caller<F> {
         }
         this.polls = this.polls.map(|polls| polls - 1);
         if !std::mem::replace(&mut this.begun, true) {
-            let call = this.plan.call(&this.world);
-            let mut ledger = this.world.ledger();
+            let call = this.plan.call(&this.harness);
+            let mut ledger = this.harness.ledger();
             ledger.requests += 1;
             ledger.calls.insert(id, call);
         }
-        this.world.ledger().current = id;
+        this.harness.ledger().current = id;
         let Some(inner) = &mut this.inner else { return Poll::Ready(None) };
         inner.as_mut().poll(context).map(Some)
     }
 }
 
 /// One caller of many: calls until all calls are made.
-pub(crate) async fn keep_calling(world: Arc<World>, next: Arc<std::sync::atomic::AtomicU64>) {
+pub(crate) async fn keep_calling(harness: Arc<Harness>, next: Arc<std::sync::atomic::AtomicU64>) {
     loop {
         let id = next.fetch_add(1, Ordering::Relaxed);
-        if id > world.settings.calls {
+        if id > harness.settings.calls {
             return;
         }
         let (plan, wait, stray) = {
-            let rng = &mut world.ledger().rng;
-            let plan = Plan::draw(id, &world.settings, rng);
-            (plan, rng.u64(..=world.settings.pause), chance(rng, 1))
+            let rng = &mut harness.ledger().rng;
+            let plan = Plan::draw(id, &harness.settings, rng);
+            (plan, rng.u64(..=harness.settings.pause), chance(rng, 1))
         };
         pause(wait).await;
         if stray {
-            pass_through(&world).await;
+            pass_through(&harness).await;
         }
-        call(&world, plan).await;
+        call(&harness, plan).await;
     }
 }
 
 /// A request that is none of the chain's business.
-async fn pass_through(world: &World) {
+async fn pass_through(harness: &Harness) {
     let own = format!("Bearer {CALLERS_KEY}");
-    let request = world.client.get("https://other.test/v1/x").header(AUTHORIZATION, own);
+    let request = harness.client.get("https://other.test/v1/x").header(AUTHORIZATION, own);
     let answered = request.send().await.is_ok_and(|answer| Report::of(&answer).is_none());
-    world.ledger().check(answered, || "a stray request is not passed through".to_owned());
+    harness.ledger().check(answered, || "a stray request is not passed through".to_owned());
 }
 
 /// Isolates, restores and reorders providers, for as long as it is let.
-pub(crate) async fn steer(world: Arc<World>) {
+pub(crate) async fn steer(harness: Arc<Harness>) {
     loop {
         let (wait, action, provider, mut order) = {
-            let rng = &mut world.ledger().rng;
-            let provider = rng.usize(..world.settings.providers.len());
-            let mut order = NAMES[..world.settings.providers.len()].to_vec();
+            let rng = &mut harness.ledger().rng;
+            let provider = rng.usize(..harness.settings.providers.len());
+            let mut order = NAMES[..harness.settings.providers.len()].to_vec();
             rng.shuffle(&mut order);
             (pick(rng, &[1, 50, 1_000, 20_000]), rng.u8(..4), provider, order)
         };
         pause(wait).await;
         let name = NAMES[provider];
         let done = match action {
-            0 => world.chain.isolate(name),
-            1 | 2 => world.chain.restore(name),
-            _ => world.chain.set_order(order.drain(..)),
+            0 => harness.chain.isolate(name),
+            1 | 2 => harness.chain.restore(name),
+            _ => harness.chain.set_order(order.drain(..)),
         };
-        world.ledger().check(done.is_ok(), || format!("{done:?}"));
+        harness.ledger().check(done.is_ok(), || format!("{done:?}"));
     }
 }

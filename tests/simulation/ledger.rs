@@ -1,4 +1,4 @@
-//! What really happened in a world, kept by the providers and the callers themselves, to be held
+//! What really happened in a harness, kept by the providers and the callers themselves, to be held
 //! against all that the chain tells.
 
 use std::collections::HashMap;
@@ -8,7 +8,7 @@ use fastrand::Rng;
 use reqwest_failover::{Reason, Report, Snapshot, State};
 
 use crate::account::{Account, Lease};
-use crate::answers::{Does, Meaning, Price};
+use crate::answers::{Meaning, Price, Script};
 use crate::settings::{DEFAULT_ATTEMPT, LEASE_MARGIN, NAMES, Settings};
 
 pub(crate) struct Ledger {
@@ -212,7 +212,7 @@ impl Ledger {
     pub(crate) fn end(
         &mut self,
         id: u64,
-        answer: Option<Does>,
+        answer: Option<Script>,
         snapshot: &Snapshot,
         settings: &Settings,
         now: Instant,
@@ -230,8 +230,8 @@ impl Ledger {
             let early = until.saturating_duration_since(now);
             self.check(now == until, || format!("{early:?} left to {}", NAMES[provider]));
         }
-        let does = answer.or((!call.dropped).then_some(Does::Hang));
-        let meaning = does.map(|does| does.meaning(settings.transient));
+        let script = answer.or((!call.dropped).then_some(Script::Hang));
+        let meaning = script.map(|script| script.meaning(settings.transient));
         let account = &mut self.providers[provider];
         account.in_flight -= 1;
         if is_probe && account.lease.is_some_and(|lease| lease.call == id) {

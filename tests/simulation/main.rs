@@ -1,17 +1,17 @@
 //! Simulated worlds: providers that fail in every way, callers that come and go, and a clock that
-//! costs nothing. Each world is drawn from one number, and each call in it is held against what the
+//! costs nothing. Each harness is drawn from one number, and each call in it is held against what the
 //! providers themselves wrote down.
 //!
 //! `cargo test --test simulation` makes 50,000 calls; `FAILOVER_CALLS=1000000` makes a million.
-//! `FAILOVER_SEED=7 cargo test --test simulation one_seed -- --nocapture` shows one world.
+//! `FAILOVER_SEED=7 cargo test --test simulation one_seed -- --nocapture` shows one harness.
 
 mod account;
 mod answers;
 mod callers;
+mod harness;
 mod ledger;
 mod outcomes;
 mod settings;
-mod world;
 
 use std::panic::catch_unwind;
 use std::sync::Arc;
@@ -19,10 +19,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 use callers::{Plan, Way, call, keep_calling, steer};
+use harness::Harness;
 use reqwest_failover::State;
-use world::World;
 
-/// What came of one world.
+/// What came of one harness.
 struct Lived {
     calls: u64,
     attempts: u64,
@@ -36,7 +36,7 @@ impl Lived {
     }
 }
 
-/// Lives through the world of this seed.
+/// Lives through the harness of this seed.
 fn live(seed: u64, told: bool) -> Lived {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
@@ -44,12 +44,12 @@ fn live(seed: u64, told: bool) -> Lived {
         .build()
         .unwrap();
     runtime.block_on(async {
-        let world = World::new(seed, told);
-        run(&world).await;
-        check_rest(&world);
-        recover(&world).await;
-        check_counts(&world);
-        let ledger = world.ledger();
+        let harness = Harness::new(seed, told);
+        run(&harness).await;
+        check_rest(&harness);
+        recover(&harness).await;
+        check_counts(&harness);
+        let ledger = harness.ledger();
         Lived {
             calls: ledger.requests,
             attempts: ledger.providers.iter().map(|provider| provider.attempts).sum(),
@@ -59,11 +59,11 @@ fn live(seed: u64, told: bool) -> Lived {
     })
 }
 
-async fn run(world: &Arc<World>) {
+async fn run(harness: &Arc<Harness>) {
     let next = Arc::new(AtomicU64::new(1));
-    let steering = world.settings.steered.then(|| tokio::spawn(steer(world.clone())));
-    let callers: Vec<_> = (0..world.settings.callers)
-        .map(|_| tokio::spawn(keep_calling(world.clone(), next.clone())))
+    let steering = harness.settings.steered.then(|| tokio::spawn(steer(harness.clone())));
+    let callers: Vec<_> = (0..harness.settings.callers)
+        .map(|_| tokio::spawn(keep_calling(harness.clone(), next.clone())))
         .collect();
     for caller in callers {
         caller.await.unwrap();
@@ -74,10 +74,10 @@ async fn run(world: &Arc<World>) {
 }
 
 /// Nothing is left of the calls, and no provider is kept away for longer than it may be.
-fn check_rest(world: &World) {
-    let (snapshot, now) = (world.chain.snapshot(), world::now());
-    let longest = world.settings.longest_rest();
-    let mut ledger = world.ledger();
+fn check_rest(harness: &Harness) {
+    let (snapshot, now) = (harness.chain.snapshot(), harness::now());
+    let longest = harness.settings.longest_rest();
+    let mut ledger = harness.ledger();
     ledger.current = 0;
     ledger.check_nothing_due();
     for provider in snapshot.providers() {
@@ -93,37 +93,37 @@ fn check_rest(world: &World) {
 }
 
 /// Every provider is well again: after the longest rest, one request each brings it back.
-async fn recover(world: &Arc<World>) {
-    world.shared.all_well.store(true, Ordering::Relaxed);
-    let providers = world.settings.providers.len();
+async fn recover(harness: &Arc<Harness>) {
+    harness.shared.all_well.store(true, Ordering::Relaxed);
+    let providers = harness.settings.providers.len();
     for name in &settings::NAMES[..providers] {
-        world.chain.restore(name).unwrap();
+        harness.chain.restore(name).unwrap();
     }
-    answers::pause(world.settings.longest_rest().as_millis() as u64).await;
-    let before: u64 = served(world).iter().sum();
-    let first = world.settings.calls + 1;
+    answers::pause(harness.settings.longest_rest().as_millis() as u64).await;
+    let before: u64 = served(harness).iter().sum();
+    let first = harness.settings.calls + 1;
     for provider in 0..providers {
-        call(world, Plan::plain(first + provider as u64, Way::only(provider))).await;
-        let state = ledger::states(&world.chain.snapshot())[provider];
+        call(harness, Plan::plain(first + provider as u64, Way::only(provider))).await;
+        let state = ledger::states(&harness.chain.snapshot())[provider];
         let name = settings::NAMES[provider];
-        world.ledger().check(state == State::Closed, || format!("{name} stays {state:?}"));
+        harness.ledger().check(state == State::Closed, || format!("{name} stays {state:?}"));
     }
-    call(world, Plan::plain(first + providers as u64, Way::Any)).await;
-    let after: u64 = served(world).iter().sum();
+    call(harness, Plan::plain(first + providers as u64, Way::Any)).await;
+    let after: u64 = served(harness).iter().sum();
     let expected = providers as u64 + 1;
-    world.ledger().check(after - before == expected, || {
+    harness.ledger().check(after - before == expected, || {
         format!("{} of {expected} requests are served when all is well", after - before)
     });
 }
 
-fn served(world: &World) -> Vec<u64> {
-    world.ledger().providers.iter().map(|provider| provider.served).collect()
+fn served(harness: &Harness) -> Vec<u64> {
+    harness.ledger().providers.iter().map(|provider| provider.served).collect()
 }
 
 /// The chain's counts are the ledger's.
-fn check_counts(world: &World) {
-    let snapshot = world.chain.snapshot();
-    let mut ledger = world.ledger();
+fn check_counts(harness: &Harness) {
+    let snapshot = harness.chain.snapshot();
+    let mut ledger = harness.ledger();
     ledger.current = 0;
     let counted =
         (snapshot.requests(), snapshot.switched(), snapshot.exhausted(), snapshot.passed_through());
@@ -194,7 +194,7 @@ fn the_same_seed_is_the_same_world() {
     assert_ne!(live(0, false).digest, live(1, false).digest);
 }
 
-/// The world of `FAILOVER_SEED`, told line by line.
+/// The harness of `FAILOVER_SEED`, told line by line.
 #[test]
 fn one_seed_can_be_looked_at() {
     let seed = asked("FAILOVER_SEED");

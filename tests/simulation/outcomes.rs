@@ -8,9 +8,9 @@ use reqwest_failover::{Exhausted, FailoverError, Reason, Report};
 use reqwest_middleware::Result;
 
 use crate::answers::{Price, number};
+use crate::harness::CALLERS_KEY;
 use crate::ledger::{Call, Ledger};
 use crate::settings::{KEYS, LONGEST_DRAIN, NAMES, Settings};
-use crate::world::CALLERS_KEY;
 
 /// Nobody was answered, and the report that the observer saw says so.
 pub(crate) fn check_dropped(ledger: &mut Ledger, settings: &Settings, call: &Call) {

@@ -1,4 +1,4 @@
-//! What a world is like, all of it drawn from its seed.
+//! What a harness is like, all of it drawn from its seed.
 
 use std::time::Duration;
 

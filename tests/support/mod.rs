@@ -9,7 +9,7 @@
 
 mod answer;
 pub mod canary;
-pub mod stage;
+pub mod harness;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};

@@ -38,21 +38,21 @@ static QUIET: LazyLock<()> = LazyLock::new(|| {
 });
 
 /// A chain above scripted providers, and all that it told.
-pub struct World {
+pub struct Harness {
     pub chain: ProviderChain,
     pub client: ClientWithMiddleware,
     terminal: Terminal,
     events: Arc<Mutex<Vec<Told>>>,
 }
 
-impl World {
+impl Harness {
     /// Providers of these names, which do what is said.
-    pub fn of<const N: usize>(providers: [(&'static str, Does); N]) -> Self {
+    pub fn of<const N: usize>(providers: [(&'static str, Script); N]) -> Self {
         Self::with(providers, |chain| chain)
     }
 
     pub fn with<const N: usize>(
-        providers: [(&'static str, Does); N],
+        providers: [(&'static str, Script); N],
         settings: impl FnOnce(ProviderChainBuilder) -> ProviderChainBuilder,
     ) -> Self {
         let names = providers.iter().map(|(name, _)| provider(name)).collect();
@@ -62,7 +62,7 @@ impl World {
     /// Providers with settings of their own, made by [`provider`].
     pub fn of_providers<const N: usize>(
         providers: Vec<Provider>,
-        scripts: [(&'static str, Does); N],
+        scripts: [(&'static str, Script); N],
         settings: impl FnOnce(ProviderChainBuilder) -> ProviderChainBuilder,
     ) -> Self {
         LazyLock::force(&QUIET);
@@ -75,19 +75,19 @@ impl World {
         let terminal = Terminal::default();
         let client =
             ClientBuilder::new(UNUSED.clone()).with(chain.clone()).with(terminal.clone()).build();
-        let world = Self { chain, client, terminal, events };
-        scripts.into_iter().for_each(|(name, does)| world.tell(name, does));
-        world
+        let harness = Self { chain, client, terminal, events };
+        scripts.into_iter().for_each(|(name, script)| harness.tell(name, script));
+        harness
     }
 
-    /// What the provider does from now on.
-    pub fn tell(&self, name: &str, does: Does) {
-        lock(&self.terminal.0).scripts.insert(name.to_owned(), does);
+    /// What the provider script from now on.
+    pub fn tell(&self, name: &str, script: Script) {
+        lock(&self.terminal.0).scripts.insert(name.to_owned(), script);
     }
 
     /// [`tell`](Self::tell), and what it did before.
-    pub fn replace(&self, name: &str, does: Does) -> Does {
-        lock(&self.terminal.0).scripts.insert(name.to_owned(), does).unwrap()
+    pub fn replace(&self, name: &str, script: Script) -> Script {
+        lock(&self.terminal.0).scripts.insert(name.to_owned(), script).unwrap()
     }
 
     /// What answers, for a client with other layers.
@@ -155,7 +155,7 @@ impl World {
 
     /// Opens the provider's breaker, with five failures at most.
     pub async fn break_it(&self, name: &str) -> Instant {
-        let before = self.replace(name, Does::status(500));
+        let before = self.replace(name, Script::status(500));
         for _ in 0..5 {
             if !matches!(self.state(name), State::Open { .. }) {
                 // An error where a credential source fails.
@@ -186,11 +186,11 @@ pub fn served_by(result: Result<Response>) -> String {
     report.served_by().unwrap_or_else(|| panic!("nobody served: {report}")).to_owned()
 }
 
-/// What a provider does with a request.
+/// What a provider script with a request.
 #[derive(Clone)]
-pub struct Does(Arc<dyn Fn() -> BoxFuture<'static, Result<Response>> + Send + Sync>);
+pub struct Script(Arc<dyn Fn() -> BoxFuture<'static, Result<Response>> + Send + Sync>);
 
-impl Does {
+impl Script {
     pub fn status(status: u16) -> Self {
         Self::answer(status, &[], Body::default)
     }
@@ -228,7 +228,7 @@ impl Does {
         Self::of(|| panic!("scripted"))
     }
 
-    /// Does it after this long.
+    /// Script it after this long.
     pub fn after(self, wait: Duration) -> Self {
         Self(Arc::new(move || {
             let then = self.clone();
@@ -239,7 +239,7 @@ impl Does {
         }))
     }
 
-    /// Does it once it is told to.
+    /// Script it once it is told to.
     pub fn when(self, told: &Arc<Notify>) -> Self {
         let told = told.clone();
         Self(Arc::new(move || {
@@ -251,7 +251,7 @@ impl Does {
         }))
     }
 
-    /// Does it when it is polled for the `times` + first time.
+    /// Script it when it is polled for the `times` + first time.
     pub fn yields(self, times: usize) -> Self {
         Self(Arc::new(move || {
             let then = self.clone();
@@ -368,7 +368,7 @@ struct Terminal(Arc<Mutex<Stage>>);
 
 #[derive(Default)]
 struct Stage {
-    scripts: HashMap<String, Does>,
+    scripts: HashMap<String, Script>,
     asked: Vec<String>,
 }
 
@@ -376,12 +376,12 @@ struct Stage {
 impl Middleware for Terminal {
     async fn handle(&self, request: Request, _: &mut Extensions, _: Next<'_>) -> Result<Response> {
         let host = request.url().host_str().unwrap().trim_end_matches(".test").to_owned();
-        let does = {
+        let script = {
             let mut stage = lock(&self.0);
             stage.asked.push(host.clone());
             // Whatever is not claimed is answered.
-            stage.scripts.get(&host).cloned().unwrap_or_else(|| Does::status(200))
+            stage.scripts.get(&host).cloned().unwrap_or_else(|| Script::status(200))
         };
-        (does.0)().await
+        (script.0)().await
     }
 }

@@ -21,12 +21,12 @@ const BASE_URL: &str = "https://api.openai.com/v1";
 const NO_KEY: &str = "sk-of-no-provider";
 
 /// Two providers that never met.
-struct Stage {
+struct Harness {
     cometapi: StandIn,
     openai: StandIn,
 }
 
-impl Stage {
+impl Harness {
     async fn set() -> Self {
         let start = |key, sentence| async move {
             StandIn::start(key, sentence).await.expect("a port on loopback")

@@ -6,7 +6,7 @@ use reqwest_failover::{Exhausted, FailoverError};
 use reqwest_middleware::ClientWithMiddleware;
 use serde_json::{Value, json};
 
-use crate::{BASE_URL, NO_KEY, Stage};
+use crate::{BASE_URL, Harness, NO_KEY};
 
 struct Configuration {
     base_path: String,
@@ -41,10 +41,10 @@ async fn create_chat_completion(
     }
 }
 
-fn configuration(stage: &Stage, exhausted: Exhausted) -> Configuration {
+fn configuration(harness: &Harness, exhausted: Exhausted) -> Configuration {
     Configuration {
         base_path: BASE_URL.into(),
-        client: stage.client(exhausted),
+        client: harness.client(exhausted),
         bearer_access_token: Some(NO_KEY.into()),
     }
 }
@@ -55,20 +55,20 @@ fn question() -> Value {
 
 #[tokio::test]
 async fn a_generated_function_is_answered_by_the_second_provider() {
-    let stage = Stage::set().await;
-    stage.cometapi.fail(500, "The server had an error.");
-    let configuration = configuration(&stage, Exhausted::LastOutcome);
+    let harness = Harness::set().await;
+    harness.cometapi.fail(500, "The server had an error.");
+    let configuration = configuration(&harness, Exhausted::LastOutcome);
     let answer = create_chat_completion(&configuration, &question()).await.unwrap();
     let content = &answer["choices"][0]["message"]["content"];
     assert_eq!(content, "I am the stand-in for OpenAI.");
-    assert_eq!(stage.received(), (1, 1));
+    assert_eq!(harness.received(), (1, 1));
 }
 
 #[tokio::test]
 async fn both_kinds_of_failure_arrive_as_the_generated_code_expects() {
-    let stage = Stage::set().await;
-    stage.both_fail();
-    let last_outcome = configuration(&stage, Exhausted::LastOutcome);
+    let harness = Harness::set().await;
+    harness.both_fail();
+    let last_outcome = configuration(&harness, Exhausted::LastOutcome);
     match create_chat_completion(&last_outcome, &question()).await.unwrap_err() {
         Error::Response { status, content } => {
             assert_eq!(status, 429);
@@ -76,10 +76,10 @@ async fn both_kinds_of_failure_arrive_as_the_generated_code_expects() {
         }
         other => panic!("the last provider's response: {other:?}"),
     }
-    let one_error = configuration(&stage, Exhausted::Error);
+    let one_error = configuration(&harness, Exhausted::Error);
     match create_chat_completion(&one_error, &question()).await.unwrap_err() {
         Error::Middleware(error) => assert!(FailoverError::find(&error).is_some(), "{error}"),
         other => panic!("the chain's error: {other:?}"),
     }
-    assert_eq!(stage.received(), (2, 2));
+    assert_eq!(harness.received(), (2, 2));
 }

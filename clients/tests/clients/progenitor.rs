@@ -6,7 +6,7 @@ use reqwest::Response;
 use reqwest_failover::{Exhausted, FailoverError};
 use reqwest_middleware::ClientWithMiddleware;
 
-use crate::{BASE_URL, Stage};
+use crate::{BASE_URL, Harness};
 
 mod generated {
     progenitor::generate_api!(
@@ -41,9 +41,9 @@ async fn as_reqwest(error: reqwest_middleware::Error) -> reqwest::Error {
     response.bytes().await.expect_err("the body fails")
 }
 
-fn client(stage: &Stage, exhausted: Exhausted) -> Client {
+fn client(harness: &Harness, exhausted: Exhausted) -> Client {
     // The plain client builds requests, the inner one sends them.
-    Client::new_with_client(BASE_URL, stage.http(), stage.client(exhausted))
+    Client::new_with_client(BASE_URL, harness.http(), harness.client(exhausted))
 }
 
 fn question() -> Question {
@@ -53,19 +53,19 @@ fn question() -> Question {
 
 #[tokio::test]
 async fn a_generated_method_is_answered_by_the_second_provider() {
-    let stage = Stage::set().await;
-    stage.cometapi.fail(500, "The server had an error.");
-    let client = client(&stage, Exhausted::LastOutcome);
+    let harness = Harness::set().await;
+    harness.cometapi.fail(500, "The server had an error.");
+    let client = client(&harness, Exhausted::LastOutcome);
     let answer = client.create_chat_completion(&question()).await.unwrap();
     assert_eq!(answer.choices[0].message.content, "I am the stand-in for OpenAI.");
-    assert_eq!(stage.received(), (1, 1));
+    assert_eq!(harness.received(), (1, 1));
 }
 
 #[tokio::test]
 async fn the_described_error_response_is_the_last_providers() {
-    let stage = Stage::set().await;
-    stage.both_fail();
-    let client = client(&stage, Exhausted::LastOutcome);
+    let harness = Harness::set().await;
+    harness.both_fail();
+    let client = client(&harness, Exhausted::LastOutcome);
     match client.create_chat_completion(&question()).await.unwrap_err() {
         Error::ErrorResponse(failure) => {
             assert_eq!(failure.status(), 429);
@@ -73,16 +73,16 @@ async fn the_described_error_response_is_the_last_providers() {
         }
         other => panic!("an error as the document describes it: {other}"),
     }
-    assert_eq!(stage.received(), (1, 1));
+    assert_eq!(harness.received(), (1, 1));
 }
 
 #[tokio::test]
 async fn the_chains_error_is_found_through_progenitors() {
-    let stage = Stage::set().await;
-    stage.both_fail();
-    let client = client(&stage, Exhausted::Error);
+    let harness = Harness::set().await;
+    harness.both_fail();
+    let client = client(&harness, Exhausted::Error);
     let error = client.create_chat_completion(&question()).await.unwrap_err();
     let failed = FailoverError::find(&error).expect("the chain's error");
     assert_eq!(failed.last_status().map(|status| status.as_u16()), Some(429));
-    assert_eq!(stage.received(), (1, 1));
+    assert_eq!(harness.received(), (1, 1));
 }

@@ -9,34 +9,34 @@ use rig::providers::openai::{OpenAI, OpenAIConfig};
 use rig::rig_reqwest::ReqwestMiddlewareClient;
 use rig::streaming::{Item, StreamEvent};
 
-use crate::{BASE_URL, NO_KEY, Stage};
+use crate::{BASE_URL, Harness, NO_KEY};
 
-fn openai(stage: &Stage, exhausted: Exhausted) -> OpenAI {
+fn openai(harness: &Harness, exhausted: Exhausted) -> OpenAI {
     OpenAIConfig::new(NO_KEY)
         .with_base_url(BASE_URL)
-        .connect(ReqwestMiddlewareClient::from(stage.client(exhausted)))
+        .connect(ReqwestMiddlewareClient::from(harness.client(exhausted)))
 }
 
-fn agent(stage: &Stage, exhausted: Exhausted) -> Agent {
+fn agent(harness: &Harness, exhausted: Exhausted) -> Agent {
     // Chat Completions, which most providers speak; `.responses(..)` is OpenAI's newer API.
-    let model = openai(stage, exhausted).chat("gpt-4o-mini");
+    let model = openai(harness, exhausted).chat("gpt-4o-mini");
     AgentBuilder::new(model).preamble("Be brief.").build()
 }
 
 #[tokio::test]
 async fn an_agent_is_answered_by_the_second_provider() {
-    let stage = Stage::set().await;
-    stage.cometapi.fail(500, "The server had an error.");
-    let response = agent(&stage, Exhausted::LastOutcome).prompt("Who are you?").await.unwrap();
+    let harness = Harness::set().await;
+    harness.cometapi.fail(500, "The server had an error.");
+    let response = agent(&harness, Exhausted::LastOutcome).prompt("Who are you?").await.unwrap();
     assert_eq!(response.output(), "I am the stand-in for OpenAI.");
-    assert_eq!(stage.received(), (1, 1));
+    assert_eq!(harness.received(), (1, 1));
 }
 
 #[tokio::test]
 async fn an_agents_stream_is_the_second_providers() {
-    let stage = Stage::set().await;
-    stage.cometapi.fail(500, "The server had an error.");
-    let mut stream = agent(&stage, Exhausted::LastOutcome).prompt("Who are you?").stream();
+    let harness = Harness::set().await;
+    harness.cometapi.fail(500, "The server had an error.");
+    let mut stream = agent(&harness, Exhausted::LastOutcome).prompt("Who are you?").stream();
     let (mut text, mut pieces) = (String::new(), 0);
     while let Some(item) = stream.next().await {
         if let MultiTurnStreamItem::StreamAssistantItem(Item::Event(StreamEvent::Text {
@@ -50,36 +50,36 @@ async fn an_agents_stream_is_the_second_providers() {
     }
     assert_eq!(text, "I am the stand-in for OpenAI.");
     assert_eq!(pieces, 6, "one piece per word");
-    assert_eq!(stage.received(), (1, 1));
+    assert_eq!(harness.received(), (1, 1));
 }
 
 #[tokio::test]
 async fn rigs_error_is_the_last_providers_answer() {
-    let stage = Stage::set().await;
-    stage.both_fail();
-    let agent = agent(&stage, Exhausted::LastOutcome);
+    let harness = Harness::set().await;
+    harness.both_fail();
+    let agent = agent(&harness, Exhausted::LastOutcome);
     let error = agent.prompt("Who are you?").await.unwrap_err();
     assert!(error.to_string().contains("You exceeded your current quota."), "{error}");
-    assert_eq!(stage.received(), (1, 1));
+    assert_eq!(harness.received(), (1, 1));
 }
 
 /// An agent keeps the text of an error and no more of it; for the report there is `.observe(..)`.
 #[tokio::test]
 async fn an_agents_error_says_what_the_chains_says() {
-    let stage = Stage::set().await;
-    stage.both_fail();
-    let error = agent(&stage, Exhausted::Error).prompt("Who are you?").await.unwrap_err();
+    let harness = Harness::set().await;
+    harness.both_fail();
+    let error = agent(&harness, Exhausted::Error).prompt("Who are you?").await.unwrap_err();
     let text = error.to_string();
     assert!(text.contains("cometapi answered 503"), "{text}");
     assert!(text.contains("openai answered 429"), "{text}");
-    assert_eq!(stage.received(), (1, 1));
+    assert_eq!(harness.received(), (1, 1));
 }
 
 #[tokio::test]
 async fn the_chains_error_is_found_in_a_models() {
-    let stage = Stage::set().await;
-    stage.both_fail();
-    let model = openai(&stage, Exhausted::Error).chat("gpt-4o-mini");
+    let harness = Harness::set().await;
+    harness.both_fail();
+    let model = openai(&harness, Exhausted::Error).chat("gpt-4o-mini");
     match model.call(CompletionRequest::new("Who are you?")).await.unwrap_err() {
         ProviderError::Http(error) => {
             let failed = FailoverError::find(&*error).expect("the chain's error");
@@ -87,5 +87,5 @@ async fn the_chains_error_is_found_in_a_models() {
         }
         other => panic!("an error of the transport: {other}"),
     }
-    assert_eq!(stage.received(), (1, 1));
+    assert_eq!(harness.received(), (1, 1));
 }

@@ -1,4 +1,4 @@
-//! Providers in their order, each with a key of its own. When a stage is dropped, what every server
+//! Providers in their order, each with a key of its own. When a harness is dropped, what every server
 //! was sent and all that was said and logged is searched for keys.
 
 use std::fmt::Display;
@@ -13,7 +13,7 @@ use super::{Received, Script, Server, lock};
 /// A chat-completions body with what a careless layer would change: order, spacing, escapes.
 pub const BODY: &str = "{\"model\": \"gpt-5\",  \"b\":1,\"a\":1.0, \"text\":\"\\u00e9 é \\/\" }\n";
 
-pub struct Stage {
+pub struct WireHarness {
     pub actors: Vec<Actor>,
     secrets: Mutex<Vec<String>>,
     said: Mutex<String>,
@@ -40,7 +40,7 @@ impl Actor {
     }
 }
 
-impl Stage {
+impl WireHarness {
     pub async fn of<const N: usize>(scripts: [(&'static str, Script); N]) -> Self {
         let mut actors = Vec::new();
         for (name, script) in scripts {
@@ -114,7 +114,7 @@ impl Stage {
     }
 }
 
-impl Drop for Stage {
+impl Drop for WireHarness {
     fn drop(&mut self) {
         if std::thread::panicking() {
             return;

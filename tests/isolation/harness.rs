@@ -7,9 +7,9 @@ use reqwest_failover::{Provider, ProviderChain, ProviderChainBuilder, harden};
 use reqwest_middleware::{ClientBuilder, ClientWithMiddleware, RequestBuilder};
 
 use crate::forms::Form;
-use crate::scenarios::{Does, Scenario};
+use crate::scenarios::{Behaviour, Scenario};
 use crate::support::canary::{canary, holds_key};
-use crate::support::stage::{BODY, local};
+use crate::support::harness::{BODY, local};
 use crate::support::{Answer, Received, Script, Server, lock};
 use crate::table::{Arrived, Row};
 
@@ -18,18 +18,18 @@ use crate::table::{Arrived, Row};
 pub(crate) const PLACES: [&str; 4] = ["first", "second", "third", "bystander"];
 pub(crate) const BYSTANDER: usize = 3;
 
-pub(crate) struct World {
+pub(crate) struct Harness {
     pub(crate) form: Form,
     pub(crate) servers: [Server; 4],
     /// The providers' keys. With `forward_caller_auth` the last one's is the caller's.
     pub(crate) keys: [String; 3],
     pub(crate) callers: String,
-    answers: [Does; 3],
+    answers: [Behaviour; 3],
     /// All that the caller was given.
     said: Mutex<String>,
 }
 
-impl World {
+impl Harness {
     pub(crate) async fn of(form: Form, scenario: &Scenario) -> Self {
         let mut keys = PLACES.map(canary);
         let [_, _, third, callers] = &mut keys;
@@ -42,7 +42,7 @@ impl World {
         let last = Server::start(scenario.answers[2].script(&away)).await;
         let next = last.base_url("/v1/chat/completions");
         let [one, two] = [scenario.answers[0], scenario.answers[1]].map(|does| match does {
-            Does::LeadsToTheThird => does.script(&next),
+            Behaviour::LeadsToTheThird => does.script(&next),
             does => does.script(&away),
         });
         Self {
@@ -59,7 +59,7 @@ impl World {
         let provider = Provider::new(PLACES[at], self.servers[at].base_url("/v1"));
         let provider = self.form.dress(provider, &self.keys[at], at == 2);
         match self.answers[at] {
-            Does::Stalls => provider.attempt_timeout(Duration::from_millis(500)),
+            Behaviour::Stalls => provider.attempt_timeout(Duration::from_millis(500)),
             _ => provider,
         }
     }
@@ -132,7 +132,7 @@ impl World {
     }
 }
 
-impl Does {
+impl Behaviour {
     fn script(self, leads_to: &str) -> Script {
         let redirect = Answer::status(307).header("location", leads_to);
         match self {

@@ -15,7 +15,7 @@ use reqwest::{Request, Response};
 use reqwest_failover::{Event, ProviderChain};
 use reqwest_middleware::{ClientBuilder, ClientWithMiddleware, Middleware, Next, Result};
 
-use crate::answers::{Answer, Does, Price, pause};
+use crate::answers::{Answer, Price, Script, pause};
 use crate::ledger::{Ledger, index};
 use crate::settings::{KEYS, LONGEST_COOLDOWN, Settings};
 
@@ -26,7 +26,7 @@ pub(crate) const CALLERS_KEY: &str = "key-of-the-caller";
 static UNUSED: LazyLock<reqwest::Client> =
     LazyLock::new(|| reqwest::Client::builder().no_proxy().build().unwrap());
 
-pub(crate) struct World {
+pub(crate) struct Harness {
     pub(crate) settings: Settings,
     pub(crate) chain: ProviderChain,
     pub(crate) client: ClientWithMiddleware,
@@ -41,7 +41,7 @@ pub(crate) struct Shared {
     begun: Instant,
 }
 
-impl World {
+impl Harness {
     pub(crate) fn new(seed: u64, told: bool) -> Arc<Self> {
         // The chain draws its jitter from this.
         fastrand::seed(seed);
@@ -60,8 +60,8 @@ impl World {
             builder = builder.observe(move |event| seen.see(event, breaker.as_ref()));
         }
         let chain = builder.build().expect("settings that are allowed");
-        Arc::new_cyclic(|world| {
-            let terminal = Terminal { world: world.clone() };
+        Arc::new_cyclic(|harness| {
+            let terminal = Terminal { harness: harness.clone() };
             let client =
                 ClientBuilder::new(UNUSED.clone()).with(chain.clone()).with(terminal).build();
             Self { settings, chain, client, shared }
@@ -168,18 +168,18 @@ impl Shared {
 
 /// The providers: the innermost middleware.
 struct Terminal {
-    world: std::sync::Weak<World>,
+    harness: std::sync::Weak<Harness>,
 }
 
 #[async_trait]
 impl Middleware for Terminal {
     async fn handle(&self, request: Request, _: &mut Extensions, _: Next<'_>) -> Result<Response> {
-        let world = self.world.upgrade().expect("a world outlives its calls");
+        let harness = self.harness.upgrade().expect("a harness outlives its calls");
         let host =
             request.url().host_str().unwrap_or_default().trim_end_matches(".test").to_owned();
         let shown = keys_shown(&request);
         if host == "other" {
-            let mut ledger = world.ledger();
+            let mut ledger = harness.ledger();
             ledger.unclaimed += 1;
             ledger.check(shown == [CALLERS_KEY].into(), || {
                 format!("a request of nobody's shows {shown:?}")
@@ -189,14 +189,14 @@ impl Middleware for Terminal {
         let provider = index(&host);
         let id = request.headers().get("x-call").and_then(|id| id.to_str().ok()?.parse().ok());
         let id: u64 = id.unwrap_or_default();
-        let answer = world.receive(id, provider);
-        world.ledger().check(shown == [KEYS[provider]].into(), || {
+        let answer = harness.receive(id, provider);
+        harness.ledger().check(shown == [KEYS[provider]].into(), || {
             format!("the request to {host} shows {shown:?}")
         });
-        let mut attempt = Attempt { world: &world, id, answer: None };
+        let mut attempt = Attempt { harness: &harness, id, answer: None };
         let url = request.url().clone();
-        world.check_request(id, request).await;
-        if answer.does == Does::Hang {
+        harness.check_request(id, request).await;
+        if answer.script == Script::Hang {
             std::future::pending::<()>().await;
         }
         if answer.wait > 0 {
@@ -205,12 +205,12 @@ impl Middleware for Terminal {
         for _ in 0..answer.yields {
             tokio::task::yield_now().await;
         }
-        attempt.answer = Some(answer.does);
+        attempt.answer = Some(answer.script);
         answer.give(url, "scripted", format!("call {id} at {host}"))
     }
 }
 
-impl World {
+impl Harness {
     /// Writes down that a request arrived, and says what becomes of it.
     fn receive(&self, id: u64, provider: usize) -> Answer {
         let (snapshot, now) = (self.chain.snapshot(), now());
@@ -246,17 +246,17 @@ impl World {
 
 /// An attempt at a provider, which ends when it is answered or dropped.
 struct Attempt<'a> {
-    world: &'a World,
+    harness: &'a Harness,
     id: u64,
-    answer: Option<Does>,
+    answer: Option<Script>,
 }
 
 impl Drop for Attempt<'_> {
     fn drop(&mut self) {
         // Of the same moment as the decision that follows.
-        let (snapshot, now) = (self.world.chain.snapshot(), now());
-        let settings = &self.world.settings;
-        self.world.ledger().end(self.id, self.answer, &snapshot, settings, now);
+        let (snapshot, now) = (self.harness.chain.snapshot(), now());
+        let settings = &self.harness.settings;
+        self.harness.ledger().end(self.id, self.answer, &snapshot, settings, now);
     }
 }
 

@@ -23,10 +23,8 @@ use reqwest_middleware::{Middleware, Next};
 
 use crate::error::{ConfigError, Exhausted};
 use crate::health::{Breaker, Change, Changes, HealthTable, State};
-#[cfg(feature = "json")]
 use crate::health::{HealthSignal, Permit};
 use crate::hedge::{Hedge, Hedging};
-#[cfg(feature = "json")]
 use crate::inspect::{Inspect, StreamEnd};
 use crate::observe::rate::{RateLimits, SwitchRate};
 use crate::observe::{Closure, Event, Observer, ProviderSnapshot, RequestCounts, Snapshot};
@@ -79,7 +77,6 @@ impl ProviderChain {
             breaker: Some(Breaker::default()),
             replay_buffer: DEFAULT_REPLAY_BUFFER,
             hedge: None,
-            #[cfg(feature = "json")]
             inspect: None,
             exhausted: Exhausted::default(),
             observe: None,
@@ -246,7 +243,6 @@ pub struct ProviderChainBuilder {
     breaker: Option<Breaker>,
     replay_buffer: u64,
     hedge: Option<Hedge>,
-    #[cfg(feature = "json")]
     inspect: Option<Inspect>,
     exhausted: Exhausted,
     observe: Option<Closure>,
@@ -334,8 +330,6 @@ impl ProviderChainBuilder {
 
     /// Looks for errors inside successful responses, which then fail over. Off by default. Shown at
     /// [`Inspect`].
-    #[cfg(feature = "json")]
-    #[cfg_attr(docsrs, doc(cfg(feature = "json")))]
     pub fn inspect(mut self, inspect: Inspect) -> Self {
         self.inspect = Some(inspect);
         self
@@ -419,10 +413,7 @@ impl ProviderChainBuilder {
         let limits = Limits {
             max_attempts: self.max_attempts.unwrap_or(usize::MAX),
             ambiguous: self.ambiguous,
-            #[cfg(feature = "json")]
             hold: self.inspect.as_ref().map_or(Duration::ZERO, Inspect::longest_hold),
-            #[cfg(not(feature = "json"))]
-            hold: Duration::ZERO,
             total: self.total_timeout,
             attempts: entries
                 .iter()
@@ -450,10 +441,7 @@ impl ProviderChainBuilder {
                 observer.warn_of_shared_host(&twin.name, &entry.name, host);
             }
         }
-        #[cfg(feature = "json")]
         let inspects = self.inspect.is_some();
-        #[cfg(not(feature = "json"))]
-        let inspects = false;
         let is_plain =
             !inspects && self.hedge.is_none() && entries.iter().all(|entry| entry.source.is_none());
         let inner = Inner {
@@ -469,7 +457,6 @@ impl ProviderChainBuilder {
             classify: self.classify,
             route: self.route,
             replay_buffer: self.replay_buffer,
-            #[cfg(feature = "json")]
             inspect: self.inspect,
             exhausted: self.exhausted,
             observer,
@@ -503,7 +490,6 @@ struct Inner {
     classify: Option<Classify>,
     route: Option<RouteFor>,
     replay_buffer: u64,
-    #[cfg(feature = "json")]
     inspect: Option<Inspect>,
     exhausted: Exhausted,
     /// Whether an attempt has nothing to wait for but its answer.
@@ -542,7 +528,6 @@ impl Inner {
     }
 
     /// Takes in how a stream that had begun well has ended.
-    #[cfg(feature = "json")]
     fn end_stream(&self, ticket: Permit, end: StreamEnd) {
         let provider = ticket.provider;
         let now = now();

@@ -9,7 +9,6 @@ mod chain;
 mod error;
 mod health;
 mod hedge;
-#[cfg(feature = "json")]
 mod inspect;
 mod message;
 mod observe;
@@ -18,7 +17,6 @@ mod readdress;
 mod report;
 mod route;
 mod run;
-#[cfg(feature = "json")]
 mod splice;
 mod verdict;
 
@@ -26,8 +24,6 @@ pub use chain::{ProviderChain, ProviderChainBuilder};
 pub use error::{ConfigError, Exhausted, FailoverError};
 pub use health::{Breaker, State};
 pub use hedge::Hedge;
-#[cfg(feature = "json")]
-#[cfg_attr(docsrs, doc(cfg(feature = "json")))]
 pub use inspect::Inspect;
 pub use observe::{Event, ProviderSnapshot, Snapshot};
 pub use provider::Provider;
@@ -74,7 +70,6 @@ mod guides {
     struct Observability;
     #[doc = include_str!("../docs/performance.md")]
     struct Performance;
-    #[cfg(feature = "json")]
     #[doc = include_str!("../docs/streams.md")]
     struct Streams;
     #[doc = include_str!("../docs/testing.md")]

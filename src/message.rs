@@ -54,7 +54,6 @@ fn sources<'a>(
     std::iter::successors(Some(error), |&error| error.source())
 }
 
-#[cfg(feature = "json")]
 fn from_json(body: &[u8]) -> Option<String> {
     use serde_json::Value;
 
@@ -68,11 +67,6 @@ fn from_json(body: &[u8]) -> Option<String> {
         // Written anew, so that no escape sequence hides a key from the search.
         _ => Some(value.to_string()),
     }
-}
-
-#[cfg(not(feature = "json"))]
-fn from_json(_: &[u8]) -> Option<String> {
-    None
 }
 
 /// As much of a text as is worth searching, and whether that is all of it.
@@ -240,7 +234,6 @@ mod tests {
         of_body(text.as_bytes(), true, &secrets())
     }
 
-    #[cfg(feature = "json")]
     #[test]
     fn finds_the_message_in_the_usual_json_shapes() {
         for text in [

@@ -57,7 +57,6 @@ pub struct Provider {
     headers: Vec<(String, String)>,
     queries: Vec<(String, String)>,
     strip: Vec<String>,
-    #[cfg(feature = "json")]
     models: Vec<(String, String)>,
     attempt_timeout: Option<Duration>,
     map_request: Option<MapRequest>,
@@ -87,7 +86,6 @@ impl Provider {
             headers: Vec::new(),
             queries: Vec::new(),
             strip: Vec::new(),
-            #[cfg(feature = "json")]
             models: Vec::new(),
             attempt_timeout: None,
             map_request: None,
@@ -265,8 +263,6 @@ impl Provider {
     ///     .bearer_auth("openrouter-key")
     ///     .rename_model("gpt-4o-mini", "openai/gpt-4o-mini");
     /// ```
-    #[cfg(feature = "json")]
-    #[cfg_attr(docsrs, doc(cfg(feature = "json")))]
     pub fn rename_model(mut self, from: impl Into<String>, to: impl Into<String>) -> Self {
         self.models.push((from.into(), to.into()));
         self

@@ -204,7 +204,6 @@ impl<'a> Outcome<'a> {
     }
 
     /// A response with a good status arrived, and its body is no success.
-    #[cfg(feature = "json")]
     pub(crate) fn flawed(
         provider: &'a str,
         reason: Reason,
@@ -486,7 +485,6 @@ mod tests {
         }
     }
 
-    #[cfg(feature = "json")]
     #[test]
     fn a_success_with_a_flaw_is_a_failure_with_the_status_that_it_had() {
         let headers = headers(&[("x-a", "b")]);

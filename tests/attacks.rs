@@ -1,7 +1,5 @@
 //! The network, the provider and the caller at their worst: what none of them may achieve.
 
-#![cfg(feature = "json")]
-
 mod support;
 mod terminal;
 

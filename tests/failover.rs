@@ -522,10 +522,8 @@ async fn the_error_says_what_every_provider_answered() {
     for part in ["cometapi", "500", "openai", "503"] {
         assert!(text.contains(part), "{part} is missing in {text}");
     }
-    if cfg!(feature = "json") {
-        for part in ["out of order", "closed for today"] {
-            assert!(text.contains(part), "{part} is missing in {text}");
-        }
+    for part in ["out of order", "closed for today"] {
+        assert!(text.contains(part), "{part} is missing in {text}");
     }
     assert!(!text.contains(|c: char| c.is_control() || c == '\u{202e}'), "{text:?}");
     assert_eq!(failed.last_status(), Some(StatusCode::SERVICE_UNAVAILABLE));
@@ -683,9 +681,7 @@ async fn a_report_tells_each_attempt_its_time_and_its_message() {
     assert!(first.elapsed() >= ms(30) && second.elapsed() >= ms(60), "{report}");
     let sum = first.elapsed() + second.elapsed();
     assert!(report.elapsed() >= sum && report.elapsed() < sum + ms(500), "{report:?}");
-    if cfg!(feature = "json") {
-        assert_eq!(first.message(), Some("closed\\nfor today"));
-    }
+    assert_eq!(first.message(), Some("closed\\nfor today"));
     assert_eq!(second.message(), None);
     let shown = format!(
         "cometapi 503 in {} ms → openai 200 in {} ms",

@@ -430,7 +430,6 @@ async fn each_has_its_own_key_and_extensions_and_only_the_winners_come_back() {
 }
 
 /// Headers at once are no answer where a response is looked into: its first content is.
-#[cfg(feature = "json")]
 #[tokio::test(start_paused = true)]
 async fn an_event_stream_that_says_nothing_is_overtaken() {
     let events = |body: fn() -> Body| {

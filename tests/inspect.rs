@@ -1,6 +1,5 @@
 //! Errors inside successful responses, over real sockets: who answers in the end, what the report
 //! says of it, and that every byte that is handed on is the provider's.
-#![cfg(feature = "json")]
 
 mod support;
 

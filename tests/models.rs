@@ -1,6 +1,5 @@
 //! Model names, over real sockets: each provider is asked for the model by its own name, and every
 //! other byte is the caller's.
-#![cfg(feature = "json")]
 
 mod support;
 

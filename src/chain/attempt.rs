@@ -15,7 +15,6 @@ use reqwest_middleware::Error;
 use super::Inner;
 use super::address::Address;
 use crate::error::FailoverError;
-#[cfg(feature = "json")]
 use crate::inspect::{CommittedStream, Flaw};
 use crate::message;
 use crate::observe::{Event, catch_panic};
@@ -28,10 +27,8 @@ use crate::verdict::{Outcome, Reason};
 pub(super) enum Sent {
     Response(reqwest::Response),
     /// An event stream whose content has begun.
-    #[cfg(feature = "json")]
     Stream(Box<CommittedStream>),
     /// A response with a good status that is no success.
-    #[cfg(feature = "json")]
     Flawed(reqwest::Response, Flaw),
     /// A response from another URL than the one that was asked.
     Redirected(StatusCode),
@@ -56,9 +53,7 @@ impl Sent {
     pub(super) fn status(&self) -> Option<StatusCode> {
         match self {
             Self::Response(response) => Some(response.status()),
-            #[cfg(feature = "json")]
             Self::Stream(held) => Some(held.status()),
-            #[cfg(feature = "json")]
             Self::Flawed(response, _) => Some(response.status()),
             Self::Redirected(status) => Some(*status),
             _ => None,
@@ -67,19 +62,14 @@ impl Sent {
 
     /// Whether the outcome is only known when a stream ends.
     pub(super) fn is_stream(&self) -> bool {
-        #[cfg(feature = "json")]
-        return matches!(self, Self::Stream(_));
-        #[cfg(not(feature = "json"))]
-        false
+        matches!(self, Self::Stream(_))
     }
 
     /// What the provider left to hand on as it is, if anything.
     pub(super) fn into_result(self) -> Option<Result<reqwest::Response, Error>> {
         match self {
             Self::Response(response) => Some(Ok(response)),
-            #[cfg(feature = "json")]
             Self::Stream(held) => Some(Ok(held.unwatched())),
-            #[cfg(feature = "json")]
             Self::Flawed(response, _) => Some(Ok(response)),
             Self::Failed(error) => Some(Err(error)),
             _ => None,
@@ -90,7 +80,6 @@ impl Sent {
     fn inner_report(&self) -> Option<&Report> {
         match self {
             Self::Response(response) => Report::of(response),
-            #[cfg(feature = "json")]
             Self::Flawed(response, _) => Report::of(response),
             Self::Failed(error) => FailoverError::find(error).map(FailoverError::report),
             _ => None,
@@ -116,9 +105,7 @@ impl Sent {
         };
         Some(match self {
             Self::Response(response) => answered(response.status(), response.headers()),
-            #[cfg(feature = "json")]
             Self::Stream(held) => answered(held.status(), held.headers()),
-            #[cfg(feature = "json")]
             Self::Flawed(response, flaw) => {
                 let reason = match flaw {
                     Flaw::Broken => Reason::Reset,
@@ -144,7 +131,6 @@ impl Sent {
 
     /// Whether anything is known already of what went wrong.
     pub(super) fn has_message(&self) -> bool {
-        #[cfg(feature = "json")]
         if matches!(self, Self::Flawed(..)) {
             return true;
         }
@@ -161,11 +147,9 @@ impl Sent {
                 Some(message::of_error(held_by(error), &secrets()))
             }
             Self::Unsent(unsent) => Some(message::of_error(&*unsent.error, &secrets())),
-            #[cfg(feature = "json")]
             Self::Flawed(response, Flaw::Error(said)) if Report::of(response).is_none() => {
                 message::of_body(said, true, &secrets())
             }
-            #[cfg(feature = "json")]
             Self::Flawed(_, flaw) => Some(flaw.description().into()),
             _ => None,
         }
@@ -269,7 +253,6 @@ impl Attempt<'_> {
     /// Gives the model its name at the provider, and `map_request` its word.
     fn map_request(&self, request: &mut Request) -> Result<Departure, Unsent> {
         let entry = self.entry();
-        #[cfg(feature = "json")]
         entry.rename_model(request);
         let mut url = None;
         if let Some(map_request) = &entry.map_request {

@@ -16,7 +16,6 @@ use super::body::Drains;
 use super::{Classify, Inner, Shared, now};
 use crate::error::{Cause, Exhausted, FailoverError};
 use crate::health::{Changes, HealthTable, Permit, State};
-#[cfg(feature = "json")]
 use crate::inspect::CommittedStream;
 use crate::message;
 use crate::observe::rate::Crossing;
@@ -148,7 +147,6 @@ impl<'a> Call<'a> {
         self.chain.exhausted
     }
 
-    #[cfg(feature = "json")]
     pub(super) fn chain(&self) -> &'a Arc<Inner> {
         self.chain
     }
@@ -334,7 +332,6 @@ impl<'a> Call<'a> {
     }
 
     /// Hands on a stream that has begun well; its provider's health hears of its end.
-    #[cfg(feature = "json")]
     pub(super) fn watch(&mut self, at: usize, held: CommittedStream) -> Response {
         let Some(Flight { permit, .. }) = self.flights[at].take() else { return held.unwatched() };
         let chain = self.chain.clone();

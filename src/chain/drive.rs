@@ -236,7 +236,6 @@ async fn make_replayable(
 }
 
 /// Hands the accepted response to the caller.
-#[cfg_attr(not(feature = "json"), expect(unused_variables, reason = "only streams stay in flight"))]
 fn serve(
     call: &mut Call<'_>,
     sent: Sent,
@@ -246,7 +245,6 @@ fn serve(
 ) -> reqwest_middleware::Result<Response> {
     call.tell_landed();
     let result = match sent {
-        #[cfg(feature = "json")]
         Sent::Stream(held) => Some(Ok(call.watch(flight, *held))),
         sent => sent.into_result(),
     };

@@ -18,7 +18,6 @@ use super::attempt::{Attempt, Sent, Trail};
 use super::body::{Pristine, poll_timer};
 use super::call::{Call, Next, Order, Verdicted};
 use super::drive::Landed;
-#[cfg(feature = "json")]
 use crate::inspect::{self, Inspected, inspect};
 use crate::observe::Trace;
 use crate::route::Route;
@@ -89,7 +88,6 @@ impl<'a> Race<'a> {
             if let Some(token) = flying[at].trail.token() {
                 call.hide(token.clone());
             }
-            #[cfg(feature = "json")]
             let sent = match (sent, flying[at].asked.take()) {
                 (Sent::Response(response), Some(asked)) => {
                     flying[at].look_into(response, asked, own, call);
@@ -144,7 +142,6 @@ impl<'a> Race<'a> {
         let mut own = self.extensions.clone();
         // It is for this chain, and names that another one does not know.
         own.remove::<Route>();
-        #[cfg(feature = "json")]
         let asked = self.chain.inspect.as_ref().map(|_| inspect::Asked::of(&request));
         let trail = Arc::new(Trail::default());
         let (chain, provider) = (self.chain, order.provider);
@@ -171,7 +168,6 @@ impl<'a> Race<'a> {
             }
         });
         Some(Flying {
-            #[cfg(feature = "json")]
             asked,
             future,
             trace,
@@ -190,7 +186,6 @@ struct Flying<'a> {
     trail: Arc<Trail>,
     flight: usize,
     /// What the response is to be held against; `None` if nobody looks into it, or it is looked into.
-    #[cfg(feature = "json")]
     asked: Option<inspect::Asked>,
     /// When it is given up.
     until: Option<Instant>,
@@ -215,7 +210,6 @@ impl Flying<'_> {
     }
 }
 
-#[cfg(feature = "json")]
 impl<'a> Flying<'a> {
     /// Looks for an error inside the response. This is no part of the attempt's time, which ends
     /// with the headers.

@@ -15,7 +15,6 @@ use http::header::{
     UPGRADE,
 };
 use http::{HeaderMap, HeaderName, HeaderValue};
-#[cfg(feature = "json")]
 use reqwest::Request;
 use reqwest::Url;
 
@@ -25,7 +24,6 @@ use crate::readdress::{
     Base, Claim, QueryPair, QueryRewrite, Scope, StripList, is_credential_header,
     is_credential_query, strip_headers, target_url,
 };
-#[cfg(feature = "json")]
 use crate::splice::{drop_stale_headers, splice_model};
 
 /// What `build()` makes of a list of providers.
@@ -91,7 +89,6 @@ pub(crate) struct Entry {
     /// The fixed ones, then the credentials.
     queries: Vec<QueryPair>,
     strip: Vec<HeaderName>,
-    #[cfg(feature = "json")]
     models: Vec<(String, String)>,
     forward_caller_auth: bool,
 }
@@ -124,7 +121,6 @@ impl Entry {
     }
 
     /// Gives the body's model the name that it has here.
-    #[cfg(feature = "json")]
     pub(crate) fn rename_model(&self, request: &mut Request) {
         if self.models.is_empty() {
             return;
@@ -191,7 +187,6 @@ impl Entry {
             queries.push(keys.fixed_query(name, value)?);
         }
         let strip = provider.strip.iter().map(|name| header_name("remove_header", name));
-        #[cfg(feature = "json")]
         for (at, (from, to)) in provider.models.iter().enumerate() {
             if from.is_empty() || to.is_empty() {
                 return Err(Problem::new("rename_model", "must name two models"));
@@ -208,7 +203,6 @@ impl Entry {
             attempt_timeout: provider.attempt_timeout,
             source: keys.source,
             map_request: provider.map_request,
-            #[cfg(feature = "json")]
             models: provider.models,
             secrets: longest_first(keys.secrets),
             strip: strip.collect::<Result<_, _>>()?,
@@ -578,7 +572,6 @@ mod tests {
         }
     }
 
-    #[cfg(feature = "json")]
     #[test]
     fn a_model_has_the_name_that_it_has_here_and_only_then_the_body_changes() {
         let chain = checked([here()
@@ -601,7 +594,6 @@ mod tests {
         }
     }
 
-    #[cfg(feature = "json")]
     #[test]
     fn a_model_needs_two_names_and_is_renamed_once() {
         for (from, to) in [("", "to"), ("from", ""), ("", "")] {

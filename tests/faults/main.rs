@@ -4,8 +4,6 @@
 //! `cargo test --test faults -- --nocapture` prints `cells N, checks M, failed 0`. One of its cells:
 //! `FAULTS="RST before" cargo test --test faults -- --nocapture` plays those whose name holds that.
 
-#![cfg(feature = "json")]
-
 #[path = "../support/mod.rs"]
 mod support;
 

@@ -79,6 +79,13 @@ pub enum Event<'a> {
         /// What was tried.
         report: &'a Report,
     },
+    /// No provider served a request, because each one that was asked refused the request itself, such
+    /// as with a 400 or a 404. That says nothing about the providers' health.
+    #[non_exhaustive]
+    Rejected {
+        /// What was tried.
+        report: &'a Report,
+    },
     /// A provider's circuit breaker opened, or opened again after a failed probe.
     #[non_exhaustive]
     BreakerOpened {
@@ -176,7 +183,7 @@ pub enum Event<'a> {
 #[derive(Clone, Debug)]
 pub struct Snapshot {
     pub(crate) providers: Vec<ProviderSnapshot>,
-    pub(crate) request_counts: RequestCounts,
+    pub(crate) counts: RequestCounts,
     pub(crate) switch_ratio: Option<f64>,
     pub(crate) passed_through: u64,
     pub(crate) callback_panics: u64,
@@ -190,12 +197,12 @@ impl Snapshot {
 
     /// Requests that were claimed and are over.
     pub fn requests(&self) -> u64 {
-        self.request_counts.requests
+        self.counts.requests
     }
 
     /// Requests that were served by another provider than the first in order, a hedge's included.
     pub fn switched(&self) -> u64 {
-        self.request_counts.switched
+        self.counts.switched
     }
 
     /// The share of the last 5 minutes' requests that the first provider did not serve; `None` when
@@ -204,10 +211,15 @@ impl Snapshot {
         self.switch_ratio
     }
 
-    /// Requests that every provider that was asked failed to serve. What its caller dropped is counted
+    /// Requests that no provider served, because each one that was asked refused the request itself.
+    pub fn rejected(&self) -> u64 {
+        self.counts.rejected
+    }
+
+    /// Requests that no provider served, without the [`rejected`](Self::rejected) ones. What its caller dropped is counted
     /// in [`requests`](Self::requests) only.
     pub fn exhausted(&self) -> u64 {
-        self.request_counts.exhausted
+        self.counts.exhausted
     }
 
     /// Requests that were passed through because their URL is below no base of the chain.
@@ -264,9 +276,32 @@ impl ProviderSnapshot {
 /// The counts of a chain's requests.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct RequestCounts {
-    pub(crate) requests: u64,
-    pub(crate) switched: u64,
-    pub(crate) exhausted: u64,
+    requests: u64,
+    switched: u64,
+    rejected: u64,
+    exhausted: u64,
+}
+
+impl RequestCounts {
+    #[inline]
+    pub(crate) fn count(&mut self, ending: Ending, by_another: bool) {
+        self.requests += 1;
+        self.switched += u64::from(by_another);
+        self.rejected += u64::from(ending == Ending::Rejected);
+        self.exhausted += u64::from(ending == Ending::Exhausted);
+    }
+}
+
+/// How a request ends.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ending {
+    Served,
+    /// Every provider that was asked refused the request itself.
+    Rejected,
+    Exhausted,
+    /// Abandoned by its caller, refused by this layer, or its own body failed: this says nothing
+    /// about the providers.
+    NoNews,
 }
 
 /// The user's closure.
@@ -288,6 +323,9 @@ pub(crate) struct Observer {
     allow(unused_variables, reason = "only log lines and metrics use them")
 )]
 impl Observer {
+    /// Whether [`set_state_gauge`](Self::set_state_gauge) does anything.
+    pub(crate) const SHOWS_STATE: bool = cfg!(feature = "metrics");
+
     pub(crate) fn new(
         closure: Option<Closure>,
         log_messages: bool,
@@ -339,6 +377,12 @@ impl Observer {
     pub(crate) fn set_state_gauge(&self, provider: usize, state: State) {
         #[cfg(feature = "metrics")]
         self.meter.set_state_gauge(provider, state);
+    }
+
+    /// Warns of a provider that has answered nothing but 404.
+    pub(crate) fn warn_of_base_url(&self, provider: &str) {
+        #[cfg(feature = "tracing")]
+        log::log_only_not_found(provider);
     }
 
     /// Warns of two providers whose outages will coincide.

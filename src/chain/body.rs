@@ -1,69 +1,61 @@
 //! Bodies on their way out and on their way in: what is needed to send a request twice, and what is
-//! read of a response that failed.
+//! read of an answer that failed.
 
-use std::borrow::Cow;
-use std::collections::VecDeque;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll, Waker, ready};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use http::header::{CONTENT_ENCODING, CONTENT_LENGTH};
+use http::header::CONTENT_LENGTH;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Version};
 use http_body::{Body as HttpBody, Frame, SizeHint};
-use http_body_util::BodyExt;
 use reqwest::{Body, Request, Response, Url};
-use tokio::time::{Sleep, sleep_until};
+use tokio::time::timeout_at;
 
-use super::now;
-use crate::health::after;
-use crate::message;
-use crate::report::Report;
+use super::shared::now;
+use crate::inspect::{Arrival, Head, PrefixedBody};
 
-/// The caller's request as it came, but for its URL, for the attempts after the first.
+/// The caller's request as it came, without its URL, for the attempts after the first.
 #[derive(Clone)]
-pub(super) struct Pristine {
+pub(super) struct KeptRequest {
     method: Method,
     /// A list, since a map takes two allocations where this takes one.
     headers: Vec<(HeaderName, HeaderValue)>,
     body: Option<Bytes>,
     version: Version,
-    timeout: Option<Duration>,
 }
 
-impl Pristine {
+impl KeptRequest {
     /// Keeps a copy. The body must be one that [`is_replayable`]; its bytes are shared.
     pub(super) fn of(request: &mut Request) -> Self {
         let body = request.body_mut().take().map(take_bytes);
         *request.body_mut() = body.clone().map(Body::from);
+        let headers = request.headers().iter();
         Self {
             method: request.method().clone(),
-            headers: request
-                .headers()
-                .iter()
-                .map(|(name, value)| (name.clone(), value.clone()))
-                .collect(),
+            headers: headers.map(|(name, value)| (name.clone(), value.clone())).collect(),
             body,
             version: request.version(),
-            timeout: request.timeout().copied(),
         }
     }
 
-    /// A request to this URL that is otherwise as it came.
-    pub(super) fn into_request(self, url: Url) -> Request {
+    /// A request to this URL that is otherwise as it came. `room` is for the headers that are still to
+    /// be set.
+    pub(super) fn into_request(self, url: Url, timeout: Option<Duration>, room: usize) -> Request {
         let mut request = Request::new(self.method, url);
         // Too many to make room for at once are still not too many to be there.
-        let mut headers = HeaderMap::try_with_capacity(self.headers.len()).unwrap_or_default();
+        let capacity = self.headers.len() + room;
+        let mut headers = HeaderMap::try_with_capacity(capacity).unwrap_or_default();
         for (name, value) in self.headers {
             headers.append(name, value);
         }
         *request.headers_mut() = headers;
         *request.body_mut() = self.body.map(Body::from);
         *request.version_mut() = self.version;
-        if self.timeout.is_some() {
-            *request.timeout_mut() = self.timeout;
+        if timeout.is_some() {
+            *request.timeout_mut() = timeout;
         }
         request
     }
@@ -87,8 +79,8 @@ fn take_bytes(mut body: Body) -> Bytes {
 pub(super) enum Streamed {
     /// It was read to its end and can be sent any number of times.
     Whole(Bytes),
-    /// It can be sent once. The flag is raised if the caller's stream fails on the way.
-    Once(Body, Arc<AtomicBool>),
+    /// It can be sent once.
+    Once(Body, Arc<Upload>),
 }
 
 /// Reads a streamed body if its declared length is within `limit`.
@@ -100,45 +92,99 @@ pub(super) async fn read_stream(
     let hint = body.size_hint();
     let declared =
         hint.exact().or_else(|| headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok());
-    let mut frames = VecDeque::new();
-    let mut rest = Some(body);
+    let mut body = PrefixedBody::of(body);
     if let Some(declared) = declared.filter(|declared| *declared <= limit) {
-        let mut read = BytesMut::new();
-        while let Some(body) = &mut rest {
-            match body.frame().await.transpose()?.map(Frame::into_data) {
-                Some(Ok(data)) => read.extend_from_slice(&data),
-                Some(Err(trailers)) => frames.push_back(trailers),
-                None => rest = None,
+        let mut length = 0;
+        loop {
+            match body.hold().await {
+                Arrival::Data(data) => length += data.len() as u64,
+                Arrival::End if length == declared => return Ok(Streamed::Whole(concat(&body))),
+                Arrival::Failure => match body.take_failure() {
+                    Some(error) => return Err(error),
+                    None => break,
+                },
+                // Not what was declared: it is sent on as it would have been without this layer.
+                Arrival::End | Arrival::Trailers => break,
             }
-            if read.len() as u64 > declared || !frames.is_empty() {
+            if length > declared {
                 break;
             }
         }
-        if rest.is_none() && read.len() as u64 == declared && frames.is_empty() {
-            return Ok(Streamed::Whole(read.freeze()));
-        }
-        // Not what was declared: it is sent on as it would have been without this layer.
-        frames.push_front(Frame::data(read.freeze()));
     }
-    let failed = Arc::new(AtomicBool::new(false));
-    let once = Once { read: frames, rest, ended: false, declared, hint, failed: failed.clone() };
-    Ok(Streamed::Once(Body::wrap(once), failed))
+    let upload = Arc::new(Upload::default());
+    let once = UploadBody { body, ended: false, missing: declared, hint, upload: upload.clone() };
+    Ok(Streamed::Once(Body::wrap(once), upload))
 }
 
-/// What was read of a stream, then the rest of it.
-struct Once {
-    read: VecDeque<Frame<Bytes>>,
-    /// `None` once it has ended.
-    rest: Option<Body>,
-    /// Whether the end was told.
+/// The data that was read of a body.
+fn concat(body: &PrefixedBody) -> Bytes {
+    let mut held = body.held();
+    match (held.next(), held.next()) {
+        (None, _) => Bytes::new(),
+        (Some(only), None) => only.clone(),
+        _ => body.held().fold(BytesMut::new(), |mut all, data| {
+            all.extend_from_slice(data);
+            all
+        }).freeze(),
+    }
+}
+
+/// How the caller's own stream is doing while it is sent.
+#[derive(Default)]
+pub(super) struct Upload {
+    failed: AtomicBool,
+    pending: Mutex<Pending>,
+}
+
+/// The time in which the client waited for the caller's stream.
+#[derive(Default)]
+struct Pending {
+    before: Duration,
+    since: Option<Instant>,
+}
+
+impl Upload {
+    pub(super) fn has_failed(&self) -> bool {
+        self.failed.load(Ordering::Relaxed)
+    }
+
+    /// For how long the stream was pending until now, and whether it still is.
+    pub(super) fn pending(&self, now: Instant) -> (Duration, bool) {
+        let pending = self.lock();
+        let current = pending.since.map(|since| now.saturating_duration_since(since));
+        (pending.before.saturating_add(current.unwrap_or_default()), current.is_some())
+    }
+
+    fn set_pending(&self, is_pending: bool) {
+        let mut pending = self.lock();
+        match (is_pending, pending.since) {
+            (true, None) => pending.since = Some(now()),
+            (false, Some(since)) => {
+                let current = now().saturating_duration_since(since);
+                pending.before = pending.before.saturating_add(current);
+                pending.since = None;
+            }
+            _ => {}
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Pending> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A stream that can be sent once. Its [`Upload`] knows how it is doing.
+struct UploadBody {
+    body: PrefixedBody,
+    /// Whether its end was given out.
     ended: bool,
     /// How much is still to come, if the caller said.
-    declared: Option<u64>,
+    missing: Option<u64>,
     hint: SizeHint,
-    failed: Arc<AtomicBool>,
+    upload: Arc<Upload>,
 }
 
-impl HttpBody for Once {
+impl HttpBody for UploadBody {
     type Data = Bytes;
     type Error = reqwest::Error;
 
@@ -146,34 +192,29 @@ impl HttpBody for Once {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<reqwest::Result<Frame<Bytes>>>> {
-        let frame = match (self.read.pop_front(), &mut self.rest) {
-            (Some(frame), _) => Some(Ok(frame)),
-            (None, Some(rest)) => ready!(Pin::new(rest).poll_frame(context)),
-            (None, None) => None,
-        };
-        let missing = match &frame {
+        let polled = Pin::new(&mut self.body).poll_frame(context);
+        self.upload.set_pending(polled.is_pending());
+        let Poll::Ready(frame) = polled else { return Poll::Pending };
+        let has_failed = match &frame {
             Some(Ok(frame)) => {
                 let length = frame.data_ref().map_or(0, |data| data.len() as u64);
-                self.declared = self.declared.map(|declared| declared.saturating_sub(length));
+                self.missing = self.missing.map(|missing| missing.saturating_sub(length));
                 false
             }
             Some(Err(_)) => true,
-            None => self.declared.is_some_and(|declared| declared > 0),
+            None => self.missing.is_some_and(|missing| missing > 0),
         };
-        if missing {
-            // A body that breaks off, or ends short of its length, is the caller's own fault.
-            self.failed.store(true, Ordering::Relaxed);
+        if has_failed {
+            // A body that fails, or ends short of its length, is the caller's own fault.
+            self.upload.failed.store(true, Ordering::Relaxed);
         }
-        if frame.is_none() {
-            self.rest = None;
-            self.ended = true;
-        }
+        self.ended |= frame.is_none();
         Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
-        // Not before it was asked: only then it is known whether anything is missing, and a client
-        // that is not told so waits for an answer to half a request.
+        // Not before it was polled to its end: only then it is known whether anything is missing, and
+        // a client that is not told so waits for an answer to half a request.
         self.ended
     }
 
@@ -182,130 +223,41 @@ impl HttpBody for Once {
     }
 }
 
-/// The bodies of failed responses, read for their messages and so that their connections return to
-/// the pool.
-#[derive(Default)]
-pub(super) struct Drains {
-    active: Vec<Drain>,
+/// What was read of an answer, which is whole all the same.
+pub(super) struct Read {
+    pub(super) response: Response,
+    pub(super) body: Vec<u8>,
+    /// Whether that is the body to its end.
+    pub(super) complete: bool,
 }
 
-impl Drains {
-    pub(super) fn is_empty(&self) -> bool {
-        self.active.is_empty()
-    }
-
-    /// Begins to read the body of the attempt with this index.
-    pub(super) fn begin(&mut self, attempt: usize, response: Response) {
-        // A key inside a compressed body would not be found, so such a body has no message.
-        let encoded = response.headers().get(CONTENT_ENCODING);
-        // Nor would be a key of a chain that is stacked inside this one.
-        let legible = encoded.is_none_or(|encoding| encoding == "identity")
-            && Report::of(&response).is_none();
-        self.active.push(Drain {
-            attempt,
-            body: response.into(),
-            read: Vec::new(),
-            legible,
-            until: after(now(), Drain::LONGEST),
-            timer: None,
-        });
-    }
-
-    /// Reads what has arrived; tells each body that was read to its end or its limit to `landed`.
-    pub(super) fn poll(&mut self, context: &mut Context<'_>, mut landed: impl FnMut(Drained)) {
-        self.active.retain_mut(|drain| match drain.poll(context) {
-            Poll::Ready(complete) => {
-                landed(drain.take(complete));
-                false
-            }
-            Poll::Pending => true,
-        });
-    }
-
-    /// Gives up on what has not arrived.
-    pub(super) fn give_up(&mut self, landed: impl FnMut(Drained)) {
-        self.active.drain(..).map(|mut drain| drain.take(false)).for_each(landed);
-    }
-}
-
-/// As much of a failed response's body as was read.
-pub(super) struct Drained {
-    pub(super) attempt: usize,
-    read: Vec<u8>,
-    complete: bool,
-    legible: bool,
-}
-
-impl Drained {
-    pub(super) fn message<'s>(
-        &self,
-        secrets: impl FnOnce() -> Cow<'s, [String]>,
-    ) -> Option<Box<str>> {
-        let says_something = self.legible && !self.read.is_empty();
-        says_something.then(|| message::of_body(&self.read, self.complete, &secrets())).flatten()
-    }
-}
-
-/// Polls a timer that is made when it is first needed: what is ready at once needs none.
-pub(super) fn poll_timer(
-    timer: &mut Option<Pin<Box<Sleep>>>,
-    until: Option<Instant>,
-    context: &mut Context<'_>,
-) -> Poll<()> {
-    let Some(until) = until else { return Poll::Pending };
-    timer.get_or_insert_with(|| Box::pin(sleep_until(until.into()))).as_mut().poll(context)
-}
-
-struct Drain {
-    attempt: usize,
-    body: Body,
-    read: Vec<u8>,
-    legible: bool,
-    until: Instant,
-    timer: Option<Pin<Box<Sleep>>>,
-}
-
-impl Drain {
-    const LONGEST: Duration = Duration::from_millis(250);
+/// Reads the body of a failed answer until then, at most 64 KiB, so that it can be looked at and so
+/// that its connection returns to the pool.
+pub(super) async fn read_answer(response: Response, until: Instant) -> Read {
     const LARGEST: usize = 64 * 1024;
-    /// What comes without a wait: more would be smaller than any transport makes them.
-    const MOST_FRAMES: usize = 4096;
-
-    /// Ready when there is nothing more to read; `true` at the end of the body.
-    fn poll(&mut self, context: &mut Context<'_>) -> Poll<bool> {
-        // A body that is always ready would otherwise never be asked for the time.
-        for _ in 0..Self::MOST_FRAMES {
-            match Pin::new(&mut self.body).poll_frame(context) {
-                Poll::Pending => {
-                    let timer = &mut self.timer;
-                    return poll_timer(timer, Some(self.until), context).map(|()| false);
-                }
-                Poll::Ready(None) => return Poll::Ready(true),
-                Poll::Ready(Some(Err(_))) => return Poll::Ready(false),
-                Poll::Ready(Some(Ok(frame))) => {
-                    let data = frame.into_data().unwrap_or_default();
-                    if self.read.len() + data.len() > Self::LARGEST {
-                        return Poll::Ready(false);
-                    }
-                    self.read.extend_from_slice(&data);
-                }
+    let (head, body) = Head::cut_off(response);
+    let mut body = PrefixedBody::of(body);
+    let mut read = Vec::new();
+    let reading = async {
+        // A body that is always ready would otherwise be read beyond its time.
+        while read.len() <= LARGEST && now() < until {
+            match body.hold().await {
+                Arrival::Data(data) => read.extend_from_slice(&data),
+                Arrival::Trailers => {}
+                Arrival::Failure => return false,
+                Arrival::End => return true,
             }
         }
-        Poll::Ready(false)
-    }
-
-    fn take(&mut self, complete: bool) -> Drained {
-        Drained {
-            attempt: self.attempt,
-            read: std::mem::take(&mut self.read),
-            complete,
-            legible: self.legible,
-        }
-    }
+        false
+    };
+    let complete = timeout_at(until.into(), reading).await.unwrap_or(false);
+    Read { response: head.with(body.into_body()), body: read, complete }
 }
 
 #[cfg(test)]
 mod tests {
+    use http_body_util::BodyExt;
+
     use super::*;
 
     #[tokio::test]
@@ -315,9 +267,9 @@ mod tests {
             let mut headers = HeaderMap::new();
             headers.insert(CONTENT_LENGTH, declared.parse().unwrap());
             match read_stream(Body::wrap_stream(stream), &headers, 0).await.unwrap() {
-                Streamed::Once(body, failed) => {
+                Streamed::Once(body, upload) => {
                     assert_eq!(body.collect().await.unwrap().to_bytes(), "abc");
-                    assert_eq!(failed.load(Ordering::Relaxed), fails, "{declared} of 3");
+                    assert_eq!(upload.has_failed(), fails, "{declared} of 3");
                 }
                 Streamed::Whole(_) => panic!("nothing may be kept"),
             }

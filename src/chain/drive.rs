@@ -1,211 +1,242 @@
-//! The driver: does what a [`Run`](crate::run::Run) decides for one claimed request, from its
+//! The only loop: does what a [`Run`](crate::run::Run) decides for one claimed request, from its
 //! arrival to the answer that its caller gets.
 
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::task::Poll;
 use std::time::Instant;
 
 use http::Extensions;
-use http::header::UPGRADE;
 use reqwest::{Body, Request, Response};
-use reqwest_middleware::{Error, Next as Rest};
-use tokio::time::timeout_at;
+use reqwest_middleware::{Error, Next};
+use tokio::time::{Sleep, sleep_until, timeout_at};
 
-use super::Inner;
 use super::address::Address;
-use super::attempt::{Attempt, Sent};
-use super::body::{Pristine, Streamed, is_replayable, poll_timer, read_stream};
-use super::call::{Call, Ending, Next, Verdicted};
-use super::race::{Finish, Race};
+use super::body::{KeptRequest, Streamed, Upload, is_replayable, read_stream};
+use super::flight::{AttemptState, Answer, Flight, Guard, Sender, send};
+use super::outcome::AttemptResult;
+use super::request::{Dropped, RequestState, Settlement};
+use super::shared::Shared;
 use crate::error::{Cause, Exhausted};
-use crate::observe::Trace;
+use crate::inspect::Asked;
+use crate::observe::Ending;
 use crate::route::Route;
-use crate::verdict::{Reason, Verdict};
+use crate::run::{Settled, Step};
 
 /// Sends a claimed request to one provider after the other until one serves it.
-///
-/// What nearly every request needs, a first attempt that is answered, has a small future of its own;
-/// everything else is boxed apart. Nothing is done before it is polled: whoever polls it may do so
-/// within a span, or with a value for the task that the user's closures look for.
-pub(super) fn drive<'a>(
-    chain: &'a Arc<Inner>,
+pub(super) async fn drive<'a>(
+    shared: &'a Arc<Shared>,
     address: Arc<Address>,
     mut request: Request,
     extensions: &'a mut Extensions,
-    next: Rest<'a>,
-) -> Answer<'a> {
-    if !chain.is_plain || !is_replayable(&request) {
-        return Box::pin(drive_any(chain, address, request, extensions, next));
-    }
-    // An `async` block and no `async fn`, which would hold all that it was given twice.
-    Box::pin(async move {
-        let mut call = Call::begin(chain, &request);
-        if let Err(cause) = call.admit(&address, &request, extensions) {
-            return Err(call.fail(cause, extensions));
-        }
-        let upgrade_asked = request.headers().contains_key(UPGRADE);
-        let Next::Send(order) = call.next() else { return Err(call.fail_unasked(extensions)) };
-        let pristine = (!order.last).then(|| Pristine::of(&mut request));
-        let trace = call.take_off(&order, &address, &request);
-        let attempt = Attempt { chain, provider: order.provider, address: &address };
-        let (sent, own) = match trace.within(|| attempt.readdress(&mut request)) {
-            Err(unsent) => (Sent::Unsent(unsent), Extensions::new()),
-            Ok(departure) => {
-                let own = Own::lend(extensions);
-                let answer = {
-                    let answer = trace.within(|| next.clone().run(request, &mut *own.extensions));
-                    in_time(answer, &trace, order.until).await
-                };
-                let own = own.take_back();
-                match answer {
-                    Some(result) => (attempt.receive(&departure, result), own),
-                    None => (Sent::TimedOut { departed: true }, own),
-                }
-            }
-        };
-        let flight = order.flight;
-        let Verdicted { index, verdict, next: following } = {
-            // The attempt's span ends here, and not with those that follow.
-            let span = trace;
-            call.record_outcome(flight, &sent, &span, upgrade_asked)
-        };
-        if verdict == Verdict::Accept {
-            return serve(&mut call, sent, own, flight, extensions);
-        }
-        let race = Race {
-            chain,
-            address,
-            next,
-            extensions: extensions.clone(),
-            upgrade_asked,
-            stream_failed: None,
-            request: None,
-            pristine,
-        };
-        let landed = Landed { index, flight, sent, own };
-        finish(call, race, Some(landed), following, extensions).await
-    })
-}
-
-/// What a middleware returns.
-pub(super) type Answer<'a> =
-    Pin<Box<dyn Future<Output = reqwest_middleware::Result<Response>> + Send + 'a>>;
-
-/// Waits for an answer within its attempt's span; `None` if there is none by then.
-fn in_time<'a>(
-    mut answer: Answer<'a>,
-    trace: &'a Trace,
-    until: Instant,
-) -> impl Future<Output = Option<reqwest_middleware::Result<Response>>> + 'a {
-    let mut timer = None;
-    std::future::poll_fn(move |context| {
-        if let Poll::Ready(answer) = trace.within(|| answer.as_mut().poll(context)) {
-            return Poll::Ready(Some(answer));
-        }
-        poll_timer(&mut timer, Some(until), context).map(|()| None)
-    })
-}
-
-/// An attempt that landed, while it may still be the last.
-pub(super) struct Landed {
-    pub(super) index: usize,
-    pub(super) flight: usize,
-    pub(super) sent: Sent,
-    pub(super) own: Extensions,
-}
-
-/// The caller's extensions, lent to an attempt as its own. They are as before when it is over, also
-/// when it is dropped.
-struct Own<'a> {
-    extensions: &'a mut Extensions,
-    before: Option<Extensions>,
-}
-
-impl<'a> Own<'a> {
-    fn lend(extensions: &'a mut Extensions) -> Self {
-        let before = Some(extensions.clone());
-        // It is for this chain, and names that another one does not know.
-        extensions.remove::<Route>();
-        Self { extensions, before }
-    }
-
-    /// What the attempt has made of them.
-    fn take_back(mut self) -> Extensions {
-        std::mem::replace(self.extensions, self.before.take().unwrap_or_default())
-    }
-}
-
-impl Drop for Own<'_> {
-    fn drop(&mut self) {
-        if let Some(before) = self.before.take() {
-            *self.extensions = before;
-        }
-    }
-}
-
-/// As [`drive`], for requests and chains that may have more to wait for than an answer.
-async fn drive_any<'a>(
-    chain: &'a Arc<Inner>,
-    address: Arc<Address>,
-    mut request: Request,
-    extensions: &'a mut Extensions,
-    next: Rest<'a>,
+    next: Next<'a>,
 ) -> reqwest_middleware::Result<Response> {
-    let mut call = Call::begin(chain, &request);
-    if let Err(cause) = call.admit(&address, &request, extensions) {
-        return Err(call.fail(cause, extensions));
+    let mut state = RequestState::begin(shared, &request, extensions);
+    if address.is_refused() {
+        return Err(state.fail(Cause::PathRefused, extensions));
     }
-    let mut stream_failed = None;
+    if let Err(cause) = state.take_route(&request, extensions) {
+        return Err(state.fail(cause, extensions));
+    }
+    let mut upload = None;
     if !is_replayable(&request) {
-        stream_failed = match make_replayable(&mut call, &mut request).await {
-            Ok(stream_failed) => stream_failed,
-            Err(Unread::NoTime) => return Err(call.fail(Cause::NoTime, extensions)),
+        upload = match Box::pin(make_replayable(&mut state, &mut request)).await {
+            Ok(upload) => upload,
+            Err(Unread::NoTime) => return Err(state.fail(Cause::NoTime, extensions)),
             Err(Unread::Failed(error)) => {
-                call.finish(Ending::CallersFault, extensions);
+                state.finish(Ending::NoNews, extensions);
                 return Err(Error::Reqwest(error));
             }
         };
     }
-    let race = Race {
-        chain,
+    let sender = Sender {
+        asked: shared.inspect.as_ref().map(|_| Asked::of(&request)),
+        whole: state.run.whole(),
+        shared,
         address,
         next,
-        extensions: extensions.clone(),
-        upgrade_asked: request.headers().contains_key(UPGRADE),
-        stream_failed,
-        request: Some(request),
-        pristine: None,
+        upload,
     };
-    let first = call.next();
-    finish(call, race, None, first, extensions).await
-}
-
-/// Runs what is left of a race, and gives the caller what came of it.
-fn finish<'a>(
-    mut call: Call<'a>,
-    mut race: Race<'a>,
-    landed: Option<Landed>,
-    next: Next,
-    extensions: &'a mut Extensions,
-) -> Answer<'a> {
-    Box::pin(async move {
-        match race.run(&mut call, landed, next).await {
-            Finish::Served(Landed { sent, own, flight, .. }) => {
-                serve(&mut call, sent, own, flight, extensions)
+    let mut attempts = Attempts { request: Some(request), kept: None, extensions };
+    let mut flights = Flights { state: &mut state, first: pin!(None), second: None };
+    let mut last = None;
+    let mut kept = None;
+    let mut step = flights.state.next_step();
+    loop {
+        let until = match step {
+            Step::Send { permit, until, last: is_last, hedge } => {
+                let provider = permit.provider;
+                if hedge {
+                    flights.emit_hedged(provider);
+                } else if last.take().is_some() {
+                    flights.state.emit_failed_over(provider);
+                }
+                let is_probe = permit.is_probe();
+                let permit = Guard::new(shared, permit);
+                let trace = flights.state.start_attempt(provider, is_probe);
+                let attempt = AttemptState::new(permit, provider, trace, flights.state.now, until);
+                let Some((request, own)) = attempts.next(flights.state, &sender, provider, is_last)
+                else {
+                    return Err(flights.state.fail_unasked(attempts.extensions));
+                };
+                flights.add(sender.start(attempt, request, own, send));
+                flights.state.run.hedge_at()
             }
-            Finish::Exhausted(Some(landed)) => {
-                Box::pin(exhaust(&mut call, landed, extensions)).await
-            }
-            Finish::Exhausted(None) => Err(call.fail_unasked(extensions)),
-            Finish::CallerFailed(error) => {
-                call.abandon(Reason::Other);
-                call.finish(Ending::CallersFault, extensions);
-                Err(error)
+            Step::Wait(until) => until,
+            Step::Done => break,
+        };
+        let Some((mut attempt, mut result, own)) = flights.wait(&sender, until).await else {
+            flights.state.refresh_now();
+            step = flights.state.next_step();
+            continue;
+        };
+        if let AttemptResult::CallerFailed(error) = result {
+            flights.state.drop_attempt(attempt, Dropped::CallerFailed);
+            flights.drop_all(Dropped::CallerFailed);
+            flights.state.finish(Ending::NoNews, attempts.extensions);
+            return Err(error);
+        }
+        let Settlement { settled, step: following, line } =
+            flights.state.settle(&mut attempt, &mut result);
+        if settled == Settled::Serve {
+            flights.drop_all(Dropped::Loser);
+        }
+        flights.state.record(line);
+        let ended = Ended { attempt, result, own };
+        match settled {
+            Settled::Serve => return serve(flights.state, ended, attempts.extensions),
+            Settled::Keep => kept = Some(ended),
+            Settled::FailOver => last = Some(ended),
+            Settled::ServeKept => {
+                let Some(kept) = kept else { break };
+                let Ended { attempt, .. } = &kept;
+                flights.state.serve_kept(attempt.provider, attempt.started);
+                return serve(flights.state, kept, attempts.extensions);
             }
         }
-    })
+        step = following;
+    }
+    exhaust(flights.state, last, attempts.extensions)
+}
+
+/// An attempt that is over.
+struct Ended<'a> {
+    attempt: AttemptState<'a>,
+    result: AttemptResult,
+    own: Extensions,
+}
+
+/// What every attempt is made of.
+struct Attempts<'e> {
+    /// The caller's request, until it is sent.
+    request: Option<Request>,
+    /// The copy that is kept for another attempt.
+    kept: Option<KeptRequest>,
+    /// The caller's own: each attempt gets a copy.
+    extensions: &'e mut Extensions,
+}
+
+impl Attempts<'_> {
+    /// The request of the next attempt, as its caller made it, and its extensions.
+    fn next(
+        &mut self,
+        state: &mut RequestState<'_>,
+        sender: &Sender<'_>,
+        provider: usize,
+        is_last: bool,
+    ) -> Option<(Request, Extensions)> {
+        let request = match self.request.take() {
+            Some(mut request) => {
+                self.kept = (!is_last).then(|| KeptRequest::of(&mut request));
+                request
+            }
+            None => {
+                let kept = if is_last { self.kept.take()? } else { self.kept.clone()? };
+                // It is the provider's in the end, and a URL takes long to copy twice.
+                let url = sender.target(provider).unwrap_or_else(|| sender.address.caller());
+                kept.into_request(url.clone(), state.time_left(), 2)
+            }
+        };
+        let Shared { entries, scope, strip, .. } = &**sender.shared;
+        if entries[provider].keeps_caller_auth(sender.address.claimed(scope)) {
+            state.secrets.extend(strip.secrets_of(&request));
+        }
+        let mut own = self.extensions.clone();
+        // It is for this chain, and has names that another one does not know.
+        own.remove::<Route>();
+        Some((request, own))
+    }
+}
+
+/// The attempts in flight: one, or two where one is hedged. Dropping it abandons them.
+struct Flights<'s, 'a, F> {
+    state: &'s mut RequestState<'a>,
+    first: Pin<&'s mut Option<Flight<'a, F>>>,
+    second: Option<Pin<Box<Flight<'a, F>>>>,
+}
+
+impl<'a, F: Future<Output = Answer>> Flights<'_, 'a, F> {
+    fn add(&mut self, flight: Flight<'a, F>) {
+        match self.first.is_none() {
+            true => self.first.set(Some(flight)),
+            false => self.second = Some(Box::pin(flight)),
+        }
+    }
+
+    /// Waits until an attempt is over, or until then.
+    async fn wait(
+        &mut self,
+        sender: &Sender<'a>,
+        until: Option<Instant>,
+    ) -> Option<(AttemptState<'a>, AttemptResult, Extensions)> {
+        let mut timer: Option<Pin<Box<Sleep>>> = None;
+        std::future::poll_fn(|context| {
+            if let Some(flight) = self.first.as_mut().as_pin_mut()
+                && let Poll::Ready((result, own)) = flight.poll(sender, context)
+            {
+                let state = self.first.as_mut().as_pin_mut().and_then(Flight::end);
+                self.first.set(None);
+                return Poll::Ready(state.map(|state| (state, result, own)));
+            }
+            if let Some(flight) = &mut self.second
+                && let Poll::Ready((result, own)) = flight.as_mut().poll(sender, context)
+            {
+                let state = flight.as_mut().end();
+                self.second = None;
+                return Poll::Ready(state.map(|state| (state, result, own)));
+            }
+            let Some(until) = until else { return Poll::Pending };
+            let timer = timer.get_or_insert_with(|| Box::pin(sleep_until(until.into())));
+            timer.as_mut().poll(context).map(|()| None)
+        })
+        .await
+    }
+
+    fn emit_hedged(&self, to: usize) {
+        let first = self.first.as_ref().get_ref().as_ref();
+        let silent = first.or(self.second.as_deref().map(|second| &*second));
+        if let Some(silent) = silent.and_then(Flight::state) {
+            self.state.emit_hedged(silent, to);
+        }
+    }
+}
+
+impl<F> Flights<'_, '_, F> {
+    /// Drops the attempts that are in flight. What they hold is free before anything is emitted.
+    fn drop_all(&mut self, why: Dropped) {
+        let first = self.first.as_mut().as_pin_mut().and_then(Flight::end);
+        self.first.set(None);
+        let second = self.second.take().and_then(|mut second| second.as_mut().end());
+        for attempt in first.into_iter().chain(second) {
+            self.state.drop_attempt(attempt, why);
+        }
+    }
+}
+
+impl<F> Drop for Flights<'_, '_, F> {
+    fn drop(&mut self) {
+        self.drop_all(Dropped::Abandoned);
+    }
 }
 
 /// Why a streamed body could not be read.
@@ -214,74 +245,65 @@ enum Unread {
     Failed(reqwest::Error),
 }
 
-/// Reads a streamed body into memory, where it fits and failover is possible. Returns the flag that
-/// tells whether the caller's stream failed, if it is still a stream.
+/// Reads a streamed body into memory, where it fits and failover is possible. Returns how the caller's
+/// stream is doing, if it is still a stream.
 async fn make_replayable(
-    call: &mut Call<'_>,
+    state: &mut RequestState<'_>,
     request: &mut Request,
-) -> Result<Option<Arc<AtomicBool>>, Unread> {
+) -> Result<Option<Arc<Upload>>, Unread> {
     let Some(body) = request.body_mut().take() else { return Ok(None) };
-    let read = read_stream(body, request.headers(), call.replay_limit());
-    let streamed = timeout_at(call.deadline().into(), read).await;
-    call.tick();
-    let (body, failed) = match streamed.map_err(|_| Unread::NoTime)?.map_err(Unread::Failed)? {
+    let read = read_stream(body, request.headers(), state.replay_limit());
+    let streamed = timeout_at(state.run.deadline().into(), read).await;
+    state.refresh_now();
+    let (body, upload) = match streamed.map_err(|_| Unread::NoTime)?.map_err(Unread::Failed)? {
         Streamed::Whole(bytes) => (Body::from(bytes), None),
-        Streamed::Once(body, failed) => {
-            call.forbid_replay();
-            (body, Some(failed))
+        Streamed::Once(body, upload) => {
+            state.forbid_replay();
+            (body, Some(upload))
         }
     };
     *request.body_mut() = Some(body);
-    Ok(failed)
+    Ok(upload)
 }
 
 /// Hands the accepted response to the caller.
 fn serve(
-    call: &mut Call<'_>,
-    sent: Sent,
-    own: Extensions,
-    flight: usize,
+    state: &mut RequestState<'_>,
+    ended: Ended<'_>,
     extensions: &mut Extensions,
 ) -> reqwest_middleware::Result<Response> {
-    call.tell_landed();
-    let result = match sent {
-        Sent::Stream(held) => Some(Ok(call.watch(flight, *held))),
-        sent => sent.into_result(),
+    let Ended { mut attempt, result, own } = ended;
+    let result = match (result, attempt.permit.take()) {
+        (AttemptResult::Stream(stream), Some(permit)) => {
+            let shared = state.shared().clone();
+            Some(Ok(stream.watched(Box::new(move |end| shared.end_stream(permit, end)))))
+        }
+        (result, _) => result.into_result(),
     };
     let Some(Ok(mut response)) = result else {
-        return Err(call.fail(Cause::NothingAccepted, extensions));
+        return Err(state.fail(Cause::NothingAccepted, extensions));
     };
     hand_back(extensions, own);
-    let report = call.finish(Ending::Served, extensions);
+    let report = state.finish(Ending::Served, extensions);
     response.extensions_mut().insert(report);
     Ok(response)
 }
 
-/// Hands on what the last provider left, or tells of all of them.
-async fn exhaust(
-    call: &mut Call<'_>,
-    landed: Landed,
+/// Hands on what the last provider left, or an error that holds what each of them left.
+fn exhaust(
+    state: &mut RequestState<'_>,
+    last: Option<Ended<'_>>,
     extensions: &mut Extensions,
 ) -> reqwest_middleware::Result<Response> {
-    let Landed { index, sent, own, .. } = landed;
-    let outcome = match (call.exhausted_mode(), sent) {
-        (Exhausted::LastOutcome, sent) => {
-            let shows = |result: &_| matches!(result, Err(error) if call.is_shown_by(error));
-            sent.into_result().filter(|result| !shows(result))
-        }
-        (_, Sent::Response(response)) => {
-            call.drain(index, response);
-            None
-        }
-        _ => None,
+    let Some(Ended { result, own, .. }) = last else { return Err(state.fail_unasked(extensions)) };
+    let is_shown = |result: &_| matches!(result, Err(error) if state.is_shown_by(error));
+    let outcome = match state.shared().exhausted {
+        Exhausted::LastOutcome => result.into_result().filter(|result| !is_shown(result)),
+        Exhausted::Error => None,
     };
-    if outcome.is_none() {
-        finish_drains(call).await;
-    }
-    call.tell_landed();
-    let Some(outcome) = outcome else { return Err(call.fail(Cause::Exhausted, extensions)) };
+    let Some(outcome) = outcome else { return Err(state.fail(Cause::Exhausted, extensions)) };
     hand_back(extensions, own);
-    let report = call.finish(Ending::Exhausted, extensions);
+    let report = state.finish(state.unserved(), extensions);
     outcome.map(|mut response| {
         response.extensions_mut().insert(report);
         response
@@ -295,16 +317,4 @@ fn hand_back(extensions: &mut Extensions, own: Extensions) {
     if let Some(route) = route {
         extensions.insert(route);
     }
-}
-
-/// Reads the failed bodies to their ends or limits: there is nothing else left to wait for.
-async fn finish_drains(call: &mut Call<'_>) {
-    let deadline = call.deadline().into();
-    let done = std::future::poll_fn(|context| match call.poll_drains(context) {
-        true => Poll::Ready(()),
-        false => Poll::Pending,
-    });
-    // What is unread at the deadline is dropped when the call ends.
-    let _ = timeout_at(deadline, done).await;
-    call.tick();
 }

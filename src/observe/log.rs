@@ -113,6 +113,12 @@ pub(super) fn log(event: &Event<'_>, messages: bool) {
             error.message = report.attempts().last().and_then(shown),
             "no provider served the request"
         ),
+        Event::Rejected { report } => warn!(
+            %report,
+            error.type = report.attempts().last().map(|attempt| attempt.reason().as_str()),
+            error.message = report.attempts().last().and_then(shown),
+            "every provider that was asked refused the request"
+        ),
         Event::BreakerOpened { provider, breaks, .. } => {
             warn!(gen_ai.provider.name = provider, breaks, "circuit breaker opened");
         }
@@ -148,4 +154,12 @@ pub(super) fn log(event: &Event<'_>, messages: bool) {
 /// Warns of two providers whose outages will coincide.
 pub(super) fn log_shared_host(first: &str, second: &str, host: &str) {
     warn!(first, second, server.address = host, "two providers share a host: they fail together");
+}
+
+/// Warns of a provider that has answered nothing but 404.
+pub(super) fn log_only_not_found(provider: &str) {
+    warn!(
+        gen_ai.provider.name = provider,
+        "the provider has answered nothing but 404: its base URL is probably wrong"
+    );
 }

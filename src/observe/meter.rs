@@ -57,7 +57,7 @@ impl Meter {
     /// Lets counters begin at zero: a series that begins at one has no increase that a rule sees.
     fn begin(&self, recorder: &dyn Recorder) {
         let begin = |key: &Key| recorder.register_counter(key, &METADATA).increment(0);
-        for name in [EXHAUSTED, MAYBE_PROCESSED, NOT_REPLAYABLE, PASSED_THROUGH] {
+        for name in [EXHAUSTED, REJECTED, MAYBE_PROCESSED, NOT_REPLAYABLE, PASSED_THROUGH] {
             begin(&Key::from_static_name(name));
         }
         for keys in &self.providers {
@@ -123,6 +123,7 @@ impl Meter {
                 vec![Label::new("from", (*from).to_owned()), Label::new("to", (*to).to_owned())],
             ),
             Event::Exhausted { .. } => count(EXHAUSTED, Vec::new()),
+            Event::Rejected { .. } => count(REJECTED, Vec::new()),
             Event::PassedThrough { .. } => count(PASSED_THROUGH, Vec::new()),
             Event::StreamBroken { provider } => {
                 if let Some(keys) = self.keys(provider) {
@@ -189,6 +190,7 @@ const ATTEMPTS: &str = "failover_attempts_total";
 const SWITCHES: &str = "failover_switches_total";
 const HEDGES: &str = "failover_hedges_total";
 const EXHAUSTED: &str = "failover_exhausted_total";
+const REJECTED: &str = "failover_rejected_total";
 const MAYBE_PROCESSED: &str = "failover_maybe_processed_total";
 const NOT_REPLAYABLE: &str = "failover_not_replayable_total";
 const PASSED_THROUGH: &str = "failover_passed_through_total";
@@ -236,6 +238,7 @@ fn describe(recorder: &dyn Recorder) {
         (SWITCHES, "Requests that went on from one provider to another, by the reason"),
         (HEDGES, "Requests for which a second provider was asked beside a silent one"),
         (EXHAUSTED, "Requests that no provider served"),
+        (REJECTED, "Requests that every provider that was asked refused"),
         (
             MAYBE_PROCESSED,
             "Failed attempts whose provider may have processed the request all the same",

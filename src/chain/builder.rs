@@ -1,0 +1,368 @@
+//! The builder of a chain: every setting, and what `build()` checks.
+
+use std::fmt;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use reqwest::Request;
+
+use super::ProviderChain;
+use super::address::Addresses;
+use super::shared::{Classify, RouteFor, Shared, Table, now};
+use crate::error::{ConfigError, Exhausted};
+use crate::health::{Breaker, HealthTable, State};
+use crate::hedge::{Hedge, Hedging};
+use crate::inspect::Inspect;
+use crate::message::Secrets;
+use crate::observe::rate::{RateLimits, SwitchRate};
+use crate::observe::{Closure, Event, Observer, RequestCounts};
+use crate::provider::{Checked, Entry, MAX_PROVIDERS, Provider, check};
+use crate::route::Route;
+use crate::run::{Ambiguous, Limits};
+use crate::verdict::{Outcome, Verdict};
+
+/// Builds a [`ProviderChain`]. Everything has a default; mistakes are reported by
+/// [`build`](Self::build).
+///
+/// ```
+/// use std::time::Duration;
+/// use reqwest_failover::{Ambiguous, Provider, ProviderChain, Route, Verdict};
+///
+/// let chain = ProviderChain::builder([Provider::cometapi("key-a"), Provider::openai("key-b")])
+///     .claim("https://llm.example.com/v1")
+///     .classify(Verdict::transient)
+///     .route(|request| {
+///         request.url().path().contains("/files/").then(|| Route::only(["openai"]))
+///     })
+///     .attempt_timeout(Duration::from_secs(20))
+///     .total_timeout(Duration::from_secs(45))
+///     .max_attempts(2)
+///     .on_ambiguous(Ambiguous::IdempotentOnly)
+///     .replay_buffer(8 * 1024 * 1024)
+///     .log_messages(false)
+///     .build()?;
+/// # Ok::<(), reqwest_failover::ConfigError>(())
+/// ```
+#[must_use = "a chain begins with `build()`"]
+pub struct ProviderChainBuilder {
+    providers: Vec<Provider>,
+    claims: Vec<String>,
+    classify: Option<Classify>,
+    route: Option<RouteFor>,
+    attempt_timeout: Option<Duration>,
+    total_timeout: Duration,
+    error_body_timeout: Duration,
+    max_attempts: Option<usize>,
+    ambiguous: Ambiguous,
+    breaker: Option<Breaker>,
+    replay_buffer: u64,
+    hedge: Option<Hedge>,
+    inspect: Option<Inspect>,
+    exhausted: Exhausted,
+    observe: Option<Closure>,
+    rate_limits: RateLimits,
+    log_messages: bool,
+}
+
+impl ProviderChainBuilder {
+    pub(super) fn new(providers: impl IntoIterator<Item = Provider>) -> Self {
+        Self {
+            providers: providers.into_iter().collect(),
+            claims: Vec::new(),
+            classify: None,
+            route: None,
+            attempt_timeout: None,
+            total_timeout: Limits::DEFAULT_TOTAL,
+            error_body_timeout: DEFAULT_ERROR_BODY_TIMEOUT,
+            max_attempts: None,
+            ambiguous: Ambiguous::default(),
+            breaker: Some(Breaker::default()),
+            replay_buffer: DEFAULT_REPLAY_BUFFER,
+            hedge: None,
+            inspect: None,
+            exhausted: Exhausted::default(),
+            observe: None,
+            rate_limits: RateLimits::default(),
+            log_messages: true,
+        }
+    }
+
+    /// Also claims requests below this base URL, which is no provider's own.
+    pub fn claim(mut self, base_url: impl Into<String>) -> Self {
+        self.claims.push(base_url.into());
+        self
+    }
+
+    /// Judges outcomes in place of [`Verdict::standard`]. Sees every outcome but a response whose
+    /// URL is not the one that was asked, which always fails over. If it accepts an outcome without
+    /// a response, the request ends with a [`FailoverError`](crate::FailoverError). If it panics,
+    /// the outcome is judged by [`Verdict::standard`].
+    pub fn classify<F>(mut self, judge: F) -> Self
+    where
+        F: Fn(&Outcome<'_>) -> Verdict + Send + Sync + 'static,
+    {
+        self.classify = Some(Box::new(judge));
+        self
+    }
+
+    /// Gives single requests a [`Route`] of their own. Sees the caller's request, before anything
+    /// is changed; a `Route` among the request's extensions wins over it. If it panics, the request
+    /// takes the chain's own order.
+    pub fn route<F>(mut self, route: F) -> Self
+    where
+        F: Fn(&Request) -> Option<Route> + Send + Sync + 'static,
+    {
+        self.route = Some(Box::new(route));
+        self
+    }
+
+    /// How long any provider may take to its response's headers, unless it has a limit of its own.
+    /// Default 120 s, which does not bind the last provider that may be asked; an explicit limit
+    /// always binds. Longer than zero, and at most the total timeout.
+    pub fn attempt_timeout(mut self, limit: Duration) -> Self {
+        self.attempt_timeout = Some(limit);
+        self
+    }
+
+    /// How long a request may take to its response's headers, all attempts together. Default 600 s.
+    /// Longer than zero. Bodies stream on for as long as they like.
+    pub fn total_timeout(mut self, limit: Duration) -> Self {
+        self.total_timeout = limit;
+        self
+    }
+
+    /// How long the body of a failed answer is read before the answer is judged. Default 100 ms; zero
+    /// never reads it. What arrived in time is in [`Outcome::code`], [`Outcome::message`] and the
+    /// report. At most 64 KiB are read, of which the first 16 KiB are looked at.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use reqwest_failover::{Provider, ProviderChain};
+    ///
+    /// let chain = ProviderChain::builder([Provider::openai("key")])
+    ///     .error_body_timeout(Duration::from_millis(20))
+    ///     .build()?;
+    /// # Ok::<(), reqwest_failover::ConfigError>(())
+    /// ```
+    pub fn error_body_timeout(mut self, limit: Duration) -> Self {
+        self.error_body_timeout = limit;
+        self
+    }
+
+    /// The most providers that are asked for one request. Default all; at least 1.
+    pub fn max_attempts(mut self, attempts: usize) -> Self {
+        self.max_attempts = Some(attempts);
+        self
+    }
+
+    /// What to do when a provider may have processed a request without answering. Default
+    /// [`Ambiguous::FailOver`].
+    pub fn on_ambiguous(mut self, ambiguous: Ambiguous) -> Self {
+        self.ambiguous = ambiguous;
+        self
+    }
+
+    /// When a provider's circuit breaker opens, and for how long. Default [`Breaker::default`].
+    pub fn breaker(mut self, breaker: Breaker) -> Self {
+        self.breaker = Some(breaker);
+        self
+    }
+
+    /// Keeps no health: no breaker opens, no provider cools down, and every request asks the first
+    /// provider first.
+    pub fn without_health(mut self) -> Self {
+        self.breaker = None;
+        self
+    }
+
+    /// Asks the next provider beside one that is silent for long. Off by default, since **a request
+    /// may then be processed, and billed, twice**. Shown at [`Hedge`].
+    pub fn hedge(mut self, hedge: Hedge) -> Self {
+        self.hedge = Some(hedge);
+        self
+    }
+
+    /// Looks for errors inside successful responses, which then fail over. Off by default. Shown at
+    /// [`Inspect`].
+    pub fn inspect(mut self, inspect: Inspect) -> Self {
+        self.inspect = Some(inspect);
+        self
+    }
+
+    /// The largest streamed body, in bytes, that is read into memory so that it can be sent again.
+    /// Default 2 MiB. Multipart forms are streamed bodies. A larger one, or one of unknown length,
+    /// is sent once, without failover.
+    pub fn replay_buffer(mut self, bytes: u64) -> Self {
+        self.replay_buffer = bytes;
+        self
+    }
+
+    /// What the caller gets when no provider served. Default [`Exhausted::LastOutcome`].
+    pub fn on_exhausted(mut self, exhausted: Exhausted) -> Self {
+        self.exhausted = exhausted;
+        self
+    }
+
+    /// Sees every [`Event`]. It is called in line, so it should be quick; if it panics, that is
+    /// counted and logged, and nothing else changes.
+    pub fn observe<F>(mut self, observer: F) -> Self
+    where
+        F: Fn(&Event<'_>) + Send + Sync + 'static,
+    {
+        self.observe = Some(Box::new(observer));
+        self
+    }
+
+    /// When the switch rate counts as high, and when as normal again: the shares of the last 5
+    /// minutes' requests that the first provider did not serve, above and below which
+    /// [`Event::SwitchRateHigh`] and [`Event::SwitchRateNormal`] are sent. Default 0.10 and 0.05.
+    pub fn switch_rate_limits(mut self, high: f64, normal: f64) -> Self {
+        self.rate_limits = RateLimits { high, normal };
+        self
+    }
+
+    /// Whether log lines hold the messages of failed attempts. Default `true`. Reports hold them
+    /// either way.
+    pub fn log_messages(mut self, log: bool) -> Self {
+        self.log_messages = log;
+        self
+    }
+
+    /// Checks everything and builds the chain.
+    ///
+    /// # Errors
+    /// If there is no provider, two have the same name, one of them is misconfigured (see
+    /// [`Provider`]), or a setting is out of its range. The error names the provider and the field.
+    pub fn build(self) -> Result<ProviderChain, ConfigError> {
+        let Checked { entries, scope, strip } = check(self.providers, self.claims)?;
+        let settings = Settings { total: self.total_timeout, attempt: self.attempt_timeout };
+        if self.max_attempts == Some(0) {
+            return Err(ConfigError::new(None, "max_attempts", "must be at least 1"));
+        }
+        settings.check(&entries)?;
+        let problems = [
+            ("breaker", self.breaker.as_ref().and_then(Breaker::problem)),
+            ("switch_rate_limits", self.rate_limits.problem()),
+            ("hedge", self.hedge.as_ref().and_then(|hedge| hedge.problem(settings.shortest()))),
+        ];
+        for (field, problem) in problems {
+            if let Some(problem) = problem {
+                return Err(ConfigError::new(None, field, problem));
+            }
+        }
+        let limits = Limits {
+            max_attempts: self.max_attempts.unwrap_or(usize::MAX),
+            ambiguous: self.ambiguous,
+            hold: self.inspect.as_ref().map_or(Duration::ZERO, Inspect::longest_hold),
+            total: self.total_timeout,
+            attempts: entries
+                .iter()
+                .map(|entry| entry.attempt_timeout.or(self.attempt_timeout))
+                .collect(),
+            hosts: hosts(&entries),
+        };
+        let now = now();
+        let mut health = HealthTable::new(entries.len(), self.breaker, now, fastrand::u64(..));
+        health.hedging = self.hedge.as_ref().map(|hedge| Hedging::new(hedge, entries.len()));
+        let table = Table {
+            health,
+            switch_rate: SwitchRate::new(self.rate_limits, now),
+            order: (0..entries.len()).collect(),
+            counts: RequestCounts::default(),
+        };
+        let names = entries.iter().map(|entry| entry.name.clone());
+        let observer = Observer::new(self.observe, self.log_messages, names);
+        show_entries(&entries, &observer);
+        let shared = Shared {
+            secrets: Secrets::new(entries.iter().flat_map(|entry| &entry.secrets)),
+            tokens: Mutex::new(vec![None; entries.len()]),
+            table: Mutex::new(table),
+            entries,
+            scope,
+            strip,
+            addresses: Addresses::new(),
+            limits,
+            classify: self.classify,
+            route: self.route,
+            replay_buffer: self.replay_buffer,
+            inspect: self.inspect,
+            error_body_timeout: self.error_body_timeout,
+            exhausted: self.exhausted,
+            observer,
+        };
+        Ok(ProviderChain { shared: Arc::new(shared) })
+    }
+}
+
+/// The builder's time limits.
+struct Settings {
+    total: Duration,
+    attempt: Option<Duration>,
+}
+
+impl Settings {
+    fn check(&self, entries: &[Entry]) -> Result<(), ConfigError> {
+        const TOO_LONG: &str = "must not be longer than the total timeout";
+        let wrong = |field, problem: &str| Err(ConfigError::new(None, field, problem));
+        if self.total.is_zero() {
+            return wrong("total_timeout", "must be longer than zero");
+        }
+        match self.attempt {
+            Some(limit) if limit.is_zero() => {
+                return wrong("attempt_timeout", "must be longer than zero");
+            }
+            Some(limit) if limit > self.total => return wrong("attempt_timeout", TOO_LONG),
+            _ => {}
+        }
+        let too_long =
+            |entry: &&Entry| entry.attempt_timeout.is_some_and(|limit| limit > self.total);
+        match entries.iter().find(too_long) {
+            Some(entry) => {
+                Err(ConfigError::new(Some(&entry.name), "attempt_timeout", TOO_LONG))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// How long an attempt may take where nothing else is said.
+    fn shortest(&self) -> Duration {
+        self.attempt.unwrap_or(Limits::DEFAULT_ATTEMPT).min(self.total)
+    }
+}
+
+/// For each entry the first one at the same host and port.
+fn hosts(entries: &[Entry]) -> Vec<u32> {
+    let host = |entry: &Entry| {
+        let url = entry.base.url();
+        (url.host_str().map(str::to_owned), url.port_or_known_default())
+    };
+    let hosts: Vec<_> = entries.iter().map(host).collect();
+    let first = |host| hosts.iter().position(|other| other == host).unwrap_or(0) as u32;
+    hosts.iter().map(first).collect()
+}
+
+/// Sets the gauges, and warns of providers whose outages will coincide.
+fn show_entries(entries: &[Entry], observer: &Observer) {
+    for (at, entry) in entries.iter().enumerate() {
+        observer.set_state_gauge(at, State::Closed);
+        let host = entry.base.host_str();
+        let twin = entries[..at].iter().find(|other| other.base.host_str() == host);
+        if let Some(twin) = twin.filter(|_| !entry.base.is_loopback()) {
+            observer.warn_of_shared_host(&twin.name, &entry.name, host);
+        }
+    }
+}
+
+impl fmt::Debug for ProviderChainBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ProviderChainBuilder")
+            .field("providers", &self.providers)
+            .finish_non_exhaustive()
+    }
+}
+
+// A run keeps one bit for each provider.
+const _: () = assert!(MAX_PROVIDERS <= u128::BITS as usize);
+
+const DEFAULT_REPLAY_BUFFER: u64 = 2 * 1024 * 1024;
+const DEFAULT_ERROR_BODY_TIMEOUT: Duration = Duration::from_millis(100);

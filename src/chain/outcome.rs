@@ -1,0 +1,344 @@
+//! What came back from an attempt, and what is made of it: an outcome, its verdict, a line of the
+//! report.
+
+use std::error::Error as StdError;
+
+use http::header::CONTENT_ENCODING;
+use http::{Method, StatusCode};
+use reqwest::{Response, Url};
+use reqwest_middleware::Error;
+
+use super::body::{Read, read_answer};
+use super::shared::{Classify, Shared, wall_clock};
+use crate::cause::Cause;
+use crate::error::FailoverError;
+use crate::inspect::{Asked, CommittedStream, Flaw, Inspected, inspect};
+use crate::message::{self, Secrets};
+use crate::provider::BoxError;
+use crate::report::{Attempt, Report};
+use crate::run::{Judgement, Until};
+use crate::verdict::{Fault, Outcome, Reason, Verdict};
+
+/// What came back from an attempt.
+pub(super) enum AttemptResult {
+    /// A response, and what its body says where it failed and was read.
+    Response(Response, Option<Box<Said>>),
+    /// An event stream whose content has begun.
+    Stream(Box<CommittedStream>),
+    /// A response with a good status that is no success.
+    Flawed(Response, Flaw),
+    /// A response from another URL than the one that was asked.
+    Redirected(StatusCode),
+    Failed(Error),
+    /// The attempt's time was up.
+    TimedOut {
+        sent: bool,
+    },
+    /// The credential source or `map_request` failed.
+    Unsent(Unsent),
+    /// The caller's own body failed, which no provider can help.
+    CallerFailed(Error),
+}
+
+/// Why a request was not sent.
+pub(super) struct Unsent {
+    pub(super) reason: Reason,
+    pub(super) error: BoxError,
+}
+
+impl Unsent {
+    pub(super) fn new(problem: &str) -> Self {
+        Self { reason: Reason::Other, error: problem.into() }
+    }
+}
+
+/// What a failed answer's body says.
+pub(super) struct Said {
+    cause: Cause,
+    /// Whether the body was read to its end.
+    complete: bool,
+}
+
+/// What an attempt is judged by, apart from its result.
+pub(super) struct Circumstances {
+    pub(super) provider: usize,
+    pub(super) upgrade_asked: bool,
+    pub(super) is_replayable: bool,
+    pub(super) until: Until,
+    /// From the attempt's start.
+    pub(super) elapsed: std::time::Duration,
+    /// How long the provider has had the request; for no time while the caller's body was pending.
+    pub(super) quiet_for: std::time::Duration,
+}
+
+/// Reads as much of an answer as its verdict needs: the body of a failed one, and that of a
+/// successful one where the chain inspects.
+pub(super) async fn read(
+    shared: &Shared,
+    response: Response,
+    asked: Option<Asked>,
+    since: std::time::Instant,
+    deadline: std::time::Instant,
+) -> AttemptResult {
+    if let (true, Some(settings), Some(asked)) =
+        (response.status().is_success(), &shared.inspect, asked)
+    {
+        return match inspect(response, asked, settings, since, deadline).await {
+            Inspected::Pass(response) => AttemptResult::Response(response, None),
+            Inspected::Stream(stream) => AttemptResult::Stream(stream),
+            Inspected::Failed(response, flaw) => AttemptResult::Flawed(response, flaw),
+        };
+    }
+    // A key inside a compressed body would not be found, nor would be one of a chain that is stacked
+    // inside this one.
+    let encoding = response.headers().get(CONTENT_ENCODING);
+    let is_legible = encoding.is_none_or(|encoding| encoding == "identity")
+        && Report::of(&response).is_none();
+    let until = crate::health::after(since, shared.error_body_timeout).min(deadline);
+    let Read { response, body, complete } = read_answer(response, until).await;
+    let said = (is_legible && !body.is_empty())
+        .then(|| Box::new(Said { cause: Cause::read(&body), complete }));
+    AttemptResult::Response(response, said)
+}
+
+/// Whether anything of the answer is to be read before its verdict.
+pub(super) fn is_worth_reading(shared: &Shared, status: StatusCode) -> bool {
+    match status.as_u16() {
+        200..=299 => shared.inspect.is_some(),
+        100..=199 | 304 => false,
+        _ => !shared.error_body_timeout.is_zero(),
+    }
+}
+
+impl AttemptResult {
+    pub(super) fn status(&self) -> Option<StatusCode> {
+        match self {
+            Self::Response(response, _) | Self::Flawed(response, _) => Some(response.status()),
+            Self::Stream(stream) => Some(stream.status()),
+            Self::Redirected(status) => Some(*status),
+            _ => None,
+        }
+    }
+
+    /// What the provider left to hand on as it is, if anything.
+    pub(super) fn into_result(self) -> Option<Result<Response, Error>> {
+        match self {
+            Self::Response(response, _) | Self::Flawed(response, _) => Some(Ok(response)),
+            Self::Stream(stream) => Some(Ok(stream.unwatched())),
+            Self::Failed(error) => Some(Err(error)),
+            _ => None,
+        }
+    }
+
+    /// Judges the result. What the provider said is made safe first: `classify` and the report see
+    /// nothing else.
+    pub(super) fn judge(
+        &mut self,
+        shared: &Shared,
+        circumstances: &Circumstances,
+        secrets: impl Fn() -> Secrets,
+    ) -> (Judgement, Attempt) {
+        let Circumstances { provider, upgrade_asked, is_replayable, until, elapsed, quiet_for } =
+            *circumstances;
+        let name = &shared.entries[provider].name;
+        let cause = self.safe_cause(&secrets);
+        let cause = cause.as_ref();
+        let status = self.status();
+        let mut judgement = Judgement {
+            verdict: Verdict::FailOver(Fault::None),
+            ambiguous: false,
+            unreachable: false,
+            status: status.map(|status| status.as_u16()),
+            time_to_headers: elapsed,
+            cut_after: None,
+        };
+        let mut attempt = Attempt {
+            provider: name.clone(),
+            status,
+            reason: Reason::Redirected,
+            message: None,
+            elapsed,
+            retry_after: None,
+            maybe_processed: false,
+            is_replayable,
+        };
+        if let Some(outcome) = self.outcome(name, upgrade_asked, cause, elapsed) {
+            let judge = |judge: &Classify| {
+                shared.observer.catch_panic("classify", || judge(&outcome))
+            };
+            let opinion = shared.classify.as_ref().and_then(judge);
+            judgement.verdict = opinion.unwrap_or_else(|| Verdict::standard(&outcome));
+            judgement.ambiguous = outcome.maybe_processed();
+            judgement.unreachable = outcome.is_connect();
+            if self.is_cut_by_caller(&outcome, until) {
+                judgement.cut_after = Some(quiet_for);
+            }
+            attempt.reason = outcome.reason();
+            attempt.retry_after = outcome.retry_after();
+        }
+        judgement.ambiguous |= self.is_processed_elsewhere();
+        attempt.maybe_processed = judgement.ambiguous && judgement.verdict != Verdict::Accept;
+        if status.is_none() || attempt.reason != Reason::Ok {
+            let said = cause.and_then(|cause| cause.message.clone());
+            attempt.message = said.or_else(|| self.message(shared, &secrets));
+        }
+        (judgement, attempt)
+    }
+
+    /// Whether the time that ended the attempt was the caller's choice.
+    fn is_cut_by_caller(&self, outcome: &Outcome<'_>, until: Until) -> bool {
+        match self {
+            Self::Failed(_) => outcome.is_timeout() && !outcome.is_connect(),
+            Self::TimedOut { .. } => !until.is_failure,
+            _ => false,
+        }
+    }
+
+    /// The report of a chain that is stacked inside this one.
+    fn inner_report(&self) -> Option<&Report> {
+        match self {
+            Self::Response(response, _) | Self::Flawed(response, _) => Report::of(response),
+            Self::Failed(error) => FailoverError::find(error).map(FailoverError::report),
+            _ => None,
+        }
+    }
+
+    /// Whether the request may have been processed where the outcome does not show it: where a
+    /// redirect led, or at a provider of a chain inside this one.
+    fn is_processed_elsewhere(&self) -> bool {
+        let inner = || self.inner_report().is_some_and(Report::is_maybe_processed);
+        matches!(self, Self::Redirected(_)) || inner()
+    }
+
+    /// The outcome as a verdict sees it. `None` where there is nothing to judge.
+    fn outcome<'a>(
+        &'a self,
+        provider: &'a str,
+        upgrade_asked: bool,
+        cause: Option<&'a Cause>,
+        elapsed: std::time::Duration,
+    ) -> Option<Outcome<'a>> {
+        let answered = |status, headers| {
+            Outcome::answered(
+                provider,
+                status,
+                headers,
+                upgrade_asked,
+                cause,
+                elapsed,
+                wall_clock,
+            )
+        };
+        Some(match self {
+            Self::Response(response, _) => answered(response.status(), response.headers()),
+            Self::Stream(stream) => answered(stream.status(), stream.headers()),
+            Self::Flawed(response, flaw) => Outcome::flawed(
+                provider,
+                flaw.reason(),
+                response.status(),
+                response.headers(),
+                cause,
+                elapsed,
+                wall_clock,
+            ),
+            Self::Failed(error) if find_reqwest(error).is_some_and(reqwest::Error::is_builder) => {
+                Outcome::unsent(provider, Reason::Other, error, elapsed)
+            }
+            Self::Failed(error) => {
+                Outcome::failed(provider, reason_of(error), Some(error), elapsed)
+            }
+            Self::TimedOut { sent } => Outcome::timed_out(provider, *sent, elapsed),
+            Self::Unsent(Unsent { reason, error }) => {
+                Outcome::unsent(provider, *reason, &**error, elapsed)
+            }
+            Self::Redirected(_) | Self::CallerFailed(_) => return None,
+        })
+    }
+
+    /// What the answer says went wrong, without any secret.
+    fn safe_cause(&mut self, secrets: &impl Fn() -> Secrets) -> Option<Cause> {
+        let (cause, complete) = match self {
+            Self::Response(_, said) => {
+                let said = said.take()?;
+                (said.cause, said.complete)
+            }
+            Self::Flawed(response, flaw) if Report::of(response).is_none() => {
+                (flaw.take_cause()?, true)
+            }
+            _ => return None,
+        };
+        let secrets = secrets();
+        Some(cause.map_texts(|text| message::make_safe(text, complete, &secrets)))
+    }
+
+    /// What went wrong where the provider's answer does not say it.
+    fn message(&self, shared: &Shared, secrets: &impl Fn() -> Secrets) -> Option<Box<str>> {
+        let error: &(dyn StdError + 'static) = match self {
+            Self::Failed(error) | Self::CallerFailed(error) => held_by(error),
+            Self::Unsent(unsent) => &*unsent.error,
+            Self::Flawed(_, flaw) => return Some(flaw.description().into()),
+            _ => return None,
+        };
+        shared.observer.catch_panic("display", || message::of_error(error, &secrets()))
+    }
+}
+
+/// Whether a response came from elsewhere: a redirect was followed below this layer, which may turn
+/// a POST into a GET and answer 200.
+pub(super) fn is_redirected(asked: &Url, method: &Method, response: &Response) -> bool {
+    let answered = response.url();
+    if answered == asked || Report::of(response).is_some() || is_unknown(answered) {
+        return false;
+    }
+    let (mut asked, mut answered) = (asked.clone(), answered.clone());
+    asked.set_fragment(None);
+    answered.set_fragment(None);
+    let harmless =
+        matches!(*method, Method::GET | Method::HEAD) && asked.origin() == answered.origin();
+    asked != answered && !harmless
+}
+
+/// What reqwest gives a response that was made without a URL.
+pub(super) fn is_unknown(url: &Url) -> bool {
+    url.as_str() == "http://no.url.provided.local/"
+}
+
+fn reason_of(error: &Error) -> Reason {
+    let Some(error) = find_reqwest(error) else {
+        return match FailoverError::find(error) {
+            Some(inner) if inner.is_timeout() => Reason::Timeout,
+            Some(inner) if inner.is_connect() => Reason::Connect,
+            _ => Reason::Other,
+        };
+    };
+    // A connect timeout is both, and nothing was sent.
+    if error.is_connect() {
+        Reason::Connect
+    } else if error.is_timeout() {
+        Reason::Timeout
+    } else if error.is_redirect() {
+        Reason::Redirected
+    } else if error.is_request() || error.is_body() {
+        Reason::Reset
+    } else {
+        Reason::Other
+    }
+}
+
+/// What a transparent error holds, which its `source()` skips.
+fn held_by(error: &Error) -> &(dyn StdError + 'static) {
+    match error {
+        Error::Reqwest(error) => error,
+        Error::Middleware(error) => error.as_ref(),
+    }
+}
+
+/// The `reqwest::Error` in an error, also where an inner middleware hides it.
+fn find_reqwest(error: &Error) -> Option<&reqwest::Error> {
+    std::iter::successors(Some(held_by(error)), |&error| error.source()).find_map(|error| {
+        error.downcast_ref::<reqwest::Error>().or_else(|| match error.downcast_ref::<Error>()? {
+            Error::Reqwest(error) => Some(error),
+            Error::Middleware(_) => None,
+        })
+    })
+}

@@ -1,0 +1,133 @@
+//! What the requests of a chain have in common.
+//!
+//! The table is locked for one decision and never across an await. Events are emitted after the lock
+//! is released, so that a user's closure may ask the chain for its snapshot.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use reqwest::Request;
+
+use super::address::Addresses;
+use crate::error::{ConfigError, Exhausted};
+use crate::health::{Change, Changes, HealthTable, Permit};
+use crate::inspect::{Inspect, StreamEnd};
+use crate::message::Secrets;
+use crate::observe::rate::SwitchRate;
+use crate::observe::{Event, Observer, RequestCounts};
+use crate::provider::Entry;
+use crate::readdress::{Scope, StripList};
+use crate::route::Route;
+use crate::run::Limits;
+use crate::verdict::{Outcome, Verdict};
+
+pub(super) type Classify = Box<dyn Fn(&Outcome<'_>) -> Verdict + Send + Sync>;
+pub(super) type RouteFor = Box<dyn Fn(&Request) -> Option<Route> + Send + Sync>;
+
+pub(super) struct Shared {
+    pub(super) entries: Vec<Entry>,
+    pub(super) scope: Scope,
+    pub(super) strip: StripList,
+    pub(super) addresses: Addresses,
+    pub(super) limits: Limits,
+    pub(super) classify: Option<Classify>,
+    pub(super) route: Option<RouteFor>,
+    pub(super) replay_buffer: u64,
+    pub(super) inspect: Option<Inspect>,
+    pub(super) error_body_timeout: Duration,
+    pub(super) exhausted: Exhausted,
+    pub(super) observer: Observer,
+    pub(super) table: Mutex<Table>,
+    /// Every provider's keys.
+    pub(super) secrets: Secrets,
+    /// Each provider's current token, if it has a source of them: to be looked for in messages.
+    pub(super) tokens: Mutex<Vec<Option<String>>>,
+}
+
+/// What moves while requests run.
+pub(super) struct Table {
+    pub(super) health: HealthTable,
+    pub(super) order: Arc<[usize]>,
+    pub(super) counts: RequestCounts,
+    pub(super) switch_rate: SwitchRate,
+}
+
+impl Shared {
+    pub(super) fn lock(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn lock_tokens(&self) -> MutexGuard<'_, Vec<Option<String>>> {
+        self.tokens.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn isolate(&self, provider: usize, isolated: bool) {
+        let mut table = self.lock();
+        table.health.isolate(provider, isolated);
+        let state = table.health.state(provider, now());
+        drop(table);
+        self.observer.set_state_gauge(provider, state);
+    }
+
+    /// Records how a stream that had begun well has ended.
+    pub(super) fn end_stream(&self, permit: Permit, end: StreamEnd) {
+        let provider = permit.provider;
+        let now = now();
+        let mut table = self.lock();
+        let (is_broken, changes) = table.health.end_stream(permit, end, now);
+        let state = table.health.state(provider, now);
+        drop(table);
+        self.observer.set_state_gauge(provider, state);
+        if is_broken {
+            self.observer.emit(&Event::StreamBroken { provider: &self.entries[provider].name });
+        }
+        self.emit_changes(provider, changes);
+    }
+
+    pub(super) fn emit_changes(&self, provider: usize, changes: Changes) {
+        let provider = &self.entries[provider].name;
+        for change in changes.into_iter().flatten() {
+            self.observer.emit(&match change {
+                Change::Opened { until, breaks, .. } => {
+                    Event::BreakerOpened { provider, until, breaks }
+                }
+                Change::Closed => Event::BreakerClosed { provider },
+                Change::CoolingDown { until } => Event::CoolingDown { provider, until },
+                Change::OnlyNotFound => {
+                    self.observer.warn_of_base_url(provider);
+                    continue;
+                }
+            });
+        }
+    }
+
+    pub(super) fn find(&self, name: &str) -> Option<usize> {
+        self.entries.iter().position(|entry| *entry.name == *name)
+    }
+
+    pub(super) fn known(&self, name: &str, field: &'static str) -> Result<usize, ConfigError> {
+        let unknown = || format!("is not in the chain, which has: {}", self.names());
+        self.find(name).ok_or_else(|| ConfigError::new(Some(name), field, unknown()))
+    }
+
+    pub(super) fn names(&self) -> String {
+        self.entries.iter().map(|entry| &*entry.name).collect::<Vec<_>>().join(", ")
+    }
+
+    /// Every secret that the chain knows, and these.
+    pub(super) fn secrets(&self, more: &[String]) -> Secrets {
+        let tokens = self.lock_tokens();
+        self.secrets.and(tokens.iter().flatten().chain(more))
+    }
+}
+
+/// The driver's clock: tokio's, so that tests can pause it.
+#[expect(clippy::disallowed_methods, reason = "the driver is where time comes from")]
+pub(super) fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
+
+#[expect(clippy::disallowed_methods, reason = "a hint may be a date")]
+pub(super) fn wall_clock() -> SystemTime {
+    SystemTime::now()
+}

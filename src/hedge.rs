@@ -1,24 +1,24 @@
 //! When a silent provider is worth a second request, and how many of those a chain may send.
 //!
-//! A hedge trades money for time: most requests are answered soon, a few hang, and asking somebody
-//! else beside a hanging one costs one call where waiting costs seconds. What keeps that from
-//! doubling everybody's bill is the allowance: each request earns a small part of a hedge.
+//! A hedge trades money for time: most requests are answered soon, a few hang, and asking another
+//! provider costs one call where waiting costs seconds. What keeps that from doubling the bill is the
+//! allowance: each request earns a small part of a hedge.
 
 use std::time::Duration;
 
-/// Asks the next provider too when one has been silent for a while; whoever answers first serves.
+/// Asks the next provider too when one has been silent for a while; the first answer is served.
 ///
 /// **A hedged request may be processed, and billed, twice**: the slower provider's attempt is
 /// dropped, and reported as [`Reason::Abandoned`](crate::Reason::Abandoned), but it may have done its
 /// work. So hedging is off by default, there is at most one hedge per request, and only for 5 % of
 /// the requests. A body that can be sent only once is never hedged, and under
 /// [`Ambiguous::IdempotentOnly`](crate::Ambiguous::IdempotentOnly) nor is a request that is not
-/// idempotent. The one asked beside is the next healthy provider in order: never one whose circuit
+/// idempotent. The hedge goes to the next healthy provider in order: never one whose circuit
 /// breaker is open or that is cooling down.
 ///
 /// Silence ends with the response's headers, or with its first content under
-/// [`inspect`](crate::ProviderChainBuilder::inspect). A provider that is overtaken by a later
-/// attempt pays for it toward the *consecutive* trigger of its circuit breaker, and for nothing
+/// [`inspect`](crate::ProviderChainBuilder::inspect). That a provider is overtaken by a later
+/// attempt counts toward the *consecutive* trigger of its circuit breaker, and toward nothing
 /// else.
 ///
 /// ```
@@ -49,9 +49,9 @@ impl Hedge {
     }
 
     /// The most hedges, as a share of the chain's requests. Default 0.05; above 0 and at most 1.
-    /// Every claimed request earns its share, and a new chain has balance nothing: with 0.02, the first
+    /// Every claimed request earns its share, and a new chain has earned nothing: with 0.02, the first
     /// hedge comes after 50 requests. What quiet times leave unused is kept, up to what 10,000 requests
-    /// deposit, so that many in a row may be hedged then.
+    /// earn, so that many in a row may be hedged then.
     pub fn max_extra(mut self, share: f64) -> Self {
         self.max_extra = share;
         self
@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn settings_that_cannot_be_meant_are_told() {
+    fn settings_that_make_no_sense_are_named() {
         let limit = 100 * MS;
         for wrong in [
             Hedge::after(Duration::ZERO),

@@ -1,8 +1,8 @@
 //! One request's decisions: whom to ask, until when, and when to stop.
 //!
-//! A [`Run`] never waits, sends or looks at a clock. The driver asks it for a [`Step`], does it, and
-//! tells it what came of it; that makes every order of events, however unlikely, a table or property
-//! test in virtual time.
+//! A [`Run`] never waits, sends or reads a clock. The driver asks it for a [`Step`], does it, and
+//! records the outcome. So every order of events, however unlikely, can be a table or property test
+//! in virtual time.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -57,16 +57,16 @@ impl Limits {
 /// What is to be done next.
 #[derive(Debug)]
 pub(crate) enum Step {
-    /// Ask this provider and give up at `until`. After the `last` attempt nobody else is asked.
-    /// `hedge`: is_hedge one that is silent.
+    /// Ask this provider and give up at `until`. After the `last` attempt no other provider is
+    /// asked. A `hedge` is sent while another attempt is silent.
     Send { permit: Permit, until: Instant, last: bool, hedge: bool },
     /// Wait for what is in flight; if there is a time, no longer than until then.
     Wait(Option<Instant>),
-    /// Nobody else is to be asked.
+    /// No other provider is to be asked.
     Done,
 }
 
-/// What came of an attempt, as far as decisions go.
+/// The outcome of an attempt, as far as decisions need it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Judgement {
     pub(crate) verdict: Verdict,
@@ -89,9 +89,9 @@ pub(crate) struct Run {
     replayable: bool,
     in_flight: usize,
     over: bool,
-    /// Whether the last outcome allows asking providers that are passed over.
+    /// Whether the last outcome allows asking unavailable providers.
     allow_unhealthy: bool,
-    /// Whether an attempt failed that nobody was asked in place of yet.
+    /// Whether an attempt failed in whose place no other provider was asked yet.
     failover_pending: bool,
     /// When the attempt in flight has been silent for too long; `None` also once it was hedged.
     hedge_at: Option<Instant>,
@@ -122,7 +122,7 @@ impl Run {
         }
     }
 
-    /// The provider that an undisturbed request is served by.
+    /// The provider that serves where nothing fails.
     pub(crate) fn first(&self) -> Option<usize> {
         self.order.first().copied()
     }
@@ -184,7 +184,7 @@ impl Run {
         Step::Send { permit, until, last, hedge }
     }
 
-    /// Takes in what came of an attempt that was in flight.
+    /// Records the outcome of an attempt.
     pub(crate) fn record_outcome(
         &mut self,
         permit: Permit,
@@ -210,7 +210,7 @@ impl Run {
         health.record_outcome(permit, judgement.signal(), now)
     }
 
-    /// Takes in an attempt that was dropped because the one with the number `winner` served.
+    /// Records an attempt that was dropped because the one with the number `winner` served.
     pub(crate) fn cancel_loser(
         &mut self,
         permit: Permit,
@@ -219,7 +219,7 @@ impl Run {
         now: Instant,
     ) -> Changes {
         self.in_flight -= 1;
-        // To be slower than somebody who was asked before is nothing to be blamed for.
+        // An attempt is not to blame for being slower than one that began before it.
         let signal = if winner > permit.sequence() {
             HealthSignal::Overtaken
         } else {
@@ -241,13 +241,13 @@ impl Run {
         [health.commit(permit, now), None]
     }
 
-    /// Nobody is to be asked now.
+    /// No provider is to be asked now.
     fn rest(&mut self) -> Step {
         self.hedge_at = None;
         if self.in_flight > 0 { Step::Wait(None) } else { Step::Done }
     }
 
-    /// How long a provider that is asked now may be silent before somebody is asked is_hedge it.
+    /// How long a provider that is asked now may be silent before a hedge is sent.
     fn silence(&self, provider: usize, limits: &Limits, health: &HealthTable) -> Option<Duration> {
         let hedging = health.hedging.as_ref()?;
         let may_be_processed_twice = self.idempotent || limits.ambiguous == Ambiguous::FailOver;
@@ -268,8 +268,8 @@ impl Run {
             .filter(|(_, admission)| *admission != Admission::Isolated)
     }
 
-    /// The first available provider in order; else, when nothing better is left, the passed-over
-    /// one that reopens first. Beside an attempt in flight only healthy ones are asked.
+    /// The first available provider in order; else, when none is left, the unavailable one that
+    /// reopens first. A hedge is sent to an available one only.
     fn choose(&self, health: &HealthTable, now: Instant) -> Option<Choice> {
         let mut available = None;
         let mut unavailable: Option<(usize, Instant)> = None;
@@ -300,7 +300,7 @@ impl Run {
         Some(Choice { provider, others: leaves_any, leaves_any })
     }
 
-    /// An explicit limit always binds; the default one only where someone else is still to be asked.
+    /// An explicit limit always binds; the default one only where another is still to be asked.
     fn attempt_end(&self, choice: &Choice, last: bool, limits: &Limits, now: Instant) -> Instant {
         let explicit = limits.attempts[choice.provider];
         let limit = match explicit {
@@ -315,7 +315,7 @@ struct Choice {
     provider: usize,
     /// Whether there is another provider of the same standing to go on to.
     others: bool,
-    /// Whether anybody else could be asked at all.
+    /// Whether any other provider could be asked at all.
     leaves_any: bool,
 }
 

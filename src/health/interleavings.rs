@@ -9,6 +9,7 @@ use shuttle::rand::{Rng, thread_rng};
 use shuttle::sync::{Mutex, MutexGuard};
 use shuttle::thread;
 
+use super::circuit::LONGEST_COOLDOWN;
 use super::*;
 use crate::run::{Ambiguous, Judgement, Limits, Run, Step};
 use crate::verdict::{Fault, Verdict};
@@ -254,7 +255,7 @@ fn scene() {
     for provider in 0..PROVIDERS {
         assert_eq!(health.counts(provider).in_flight, 0);
         health.isolate(provider, false);
-        assert_ne!(health.state(provider, *now), State::Probing, "nobody probes");
+        assert_ne!(health.state(provider, *now), State::Probing, "no probe is out");
         *now += LONGEST_COOLDOWN.max(LONGEST_BREAK);
         let permit = health.admit(provider, *now, *now + ATTEMPT);
         health.record_outcome(permit, HealthSignal::Success, *now);
@@ -268,11 +269,11 @@ fn start() -> Instant {
 }
 
 #[test]
-fn no_random_order_of_threads_breaks_the_board() {
+fn no_random_order_of_threads_breaks_the_health_table() {
     shuttle::check_random(scene, 3_000);
 }
 
 #[test]
-fn no_order_with_few_preemptions_breaks_the_board() {
+fn no_order_with_few_preemptions_breaks_the_health_table() {
     shuttle::check_pct(scene, 3_000, 3);
 }

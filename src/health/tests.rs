@@ -2,6 +2,7 @@ use std::ops::RangeInclusive;
 
 use proptest::prelude::*;
 
+use super::circuit::LONGEST_COOLDOWN;
 use super::*;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -58,7 +59,7 @@ impl Harness {
         self.health.record_outcome(permit, signal, self.now)
     }
 
-    /// Asks, and lands in the same moment.
+    /// Asks, and is answered in the same moment.
     fn answer(&mut self, signal: HealthSignal) -> Changes {
         let permit = self.ask();
         self.record_outcome(permit, signal)
@@ -198,7 +199,7 @@ fn a_success_starts_the_row_of_failures_anew() {
 }
 
 #[test]
-fn what_is_no_news_neither_breaks_nor_lengthens_the_row_of_failures() {
+fn what_is_no_signal_neither_breaks_nor_lengthens_the_row_of_failures() {
     let mut harness = Harness::new();
     for _ in 0..4 {
         harness.answer_unmoved([
@@ -236,7 +237,7 @@ fn nine_requests_are_too_few_for_the_ratio() {
 }
 
 #[test]
-fn requests_without_news_are_not_among_the_ten() {
+fn requests_without_a_signal_are_not_among_the_ten() {
     let mut harness = Harness::new();
     harness.answer_unmoved(
         [HealthSignal::Neutral, HealthSignal::Nothing].into_iter().cycle().take(100),
@@ -550,7 +551,7 @@ fn a_failed_probe_begins_the_next_break() {
 }
 
 #[test]
-fn a_probe_whose_lease_ended_still_counts_while_nobody_has_replaced_it() {
+fn a_probe_whose_lease_ended_still_counts_until_it_is_replaced() {
     for (signal, closes) in [
         (HealthSignal::Success, true),
         (HealthSignal::Neutral, true),
@@ -565,7 +566,7 @@ fn a_probe_whose_lease_ended_still_counts_while_nobody_has_replaced_it() {
 }
 
 #[test]
-fn a_probe_that_was_replaced_lands_out_of_turn() {
+fn a_probe_that_was_replaced_no_longer_counts_as_one() {
     let replaced = || {
         let (mut harness, first) = Harness::probing();
         harness.pass(LEASE);
@@ -593,7 +594,7 @@ fn a_probe_that_was_replaced_lands_out_of_turn() {
     assert_eq!(harness.state(), State::Probing, "only its own lease is returned");
 }
 
-// Out of admitted, while the breaker is open.
+// Asked while the breaker is open.
 
 #[test]
 fn a_success_out_of_turn_closes_the_breaker() {
@@ -674,7 +675,7 @@ fn a_stream_that_has_begun_closes_the_breaker_and_its_end_may_open_it_again() {
 }
 
 #[test]
-fn a_stream_that_has_begun_is_no_news_while_the_breaker_is_closed() {
+fn a_stream_that_has_begun_changes_nothing_while_the_breaker_is_closed() {
     let mut harness = Harness::new();
     let stream = harness.ask();
     harness.answer_unmoved([HealthSignal::Failure; 4]);
@@ -704,7 +705,7 @@ fn the_stream_that_was_sent_last_before_the_break_does_not_end_it() {
     assert_eq!(harness.state(), State::Open { until });
 }
 
-// Old signal.
+// Old signals.
 
 #[test]
 fn a_late_success_from_before_the_break_does_not_end_it() {
@@ -739,7 +740,7 @@ fn twenty_requests_that_hung_since_before_the_break_do_not_reopen_it() {
 }
 
 #[test]
-fn what_was_asked_during_the_break_and_fails_after_it_closed_is_old_news() {
+fn what_was_asked_during_the_break_and_fails_after_it_closed_is_an_old_signal() {
     let (mut harness, _) = Harness::opened();
     let extra: Vec<_> = (0..20).map(|_| harness.ask()).collect();
     harness.recover();
@@ -776,7 +777,7 @@ fn a_clock_that_stands_still_changes_no_rule() {
     assert_eq!(
         harness.answer(HealthSignal::Success),
         CLOSED,
-        "asked out of admitted, in the same instant"
+        "asked while it is open, in the same instant"
     );
     assert_eq!(harness.next_cooldown(), SECOND * 5);
     harness.answer_unmoved([HealthSignal::Success]);
@@ -898,7 +899,7 @@ fn a_success_sent_before_a_cooldown_began_does_not_end_it() {
 }
 
 #[test]
-fn a_429_sent_before_a_cooldown_that_a_success_ended_is_old_news() {
+fn a_429_sent_before_a_cooldown_that_a_success_ended_is_an_old_signal() {
     let mut harness = Harness::new();
     let hung: Vec<_> = (0..20).map(|_| harness.ask()).collect();
     rest_of(harness.answer(HealthSignal::Cooldown(None)));
@@ -940,7 +941,7 @@ fn a_429_out_of_turn_only_extends_a_cooldown_by_a_longer_hint() {
 }
 
 #[test]
-fn a_429_out_of_turn_raises_no_level_though_it_lands_after_the_cooldown() {
+fn a_429_out_of_turn_raises_no_level_though_it_is_recorded_after_the_cooldown() {
     let mut harness = Harness::new();
     let length = harness.next_cooldown();
     harness.pass(length - MOMENT);
@@ -955,7 +956,7 @@ fn a_429_out_of_turn_raises_no_level_though_it_lands_after_the_cooldown() {
 }
 
 #[test]
-fn a_failure_out_of_turn_while_cooling_is_no_news() {
+fn a_failure_out_of_turn_while_cooling_is_no_signal() {
     let mut harness = Harness::new();
     harness.answer_unmoved([HealthSignal::Failure; 4]);
     let length = harness.next_cooldown();
@@ -1008,7 +1009,7 @@ fn a_restored_provider_stands_as_its_health_has_it() {
     harness.health.isolate(0, false);
     assert_eq!(harness.admission(), Admission::Unavailable(until));
 
-    // HealthSignal of what was in flight is heard all the same.
+    // The outcome of what was in flight is recorded all the same.
     let (mut harness, probe) = Harness::probing();
     harness.health.isolate(0, true);
     assert_eq!((harness.admission(), harness.state()), (Admission::Isolated, State::Isolated));
@@ -1055,7 +1056,7 @@ fn counts_what_starts_what_is_in_flight_what_failed_and_what_was_served() {
 }
 
 #[test]
-fn without_a_breaker_nobody_is_ever_passed_over() {
+fn without_a_breaker_no_provider_is_ever_passed_over() {
     let mut harness = Harness::seeded(None, 7);
     for signal in [
         HealthSignal::Failure,
@@ -1181,7 +1182,7 @@ enum Fact {
         standing: Standing,
         lease_until: Instant,
     },
-    /// Landed or was cancelled.
+    /// Recorded or cancelled.
     Returned {
         permit: usize,
     },
@@ -1480,10 +1481,10 @@ impl Model {
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Deed {
+enum Action {
     Ask,
-    /// Lands the outstanding permit of this number, wrapped around.
-    Land(usize, HealthSignal),
+    /// Records the outstanding permit of this number, wrapped around.
+    Finish(usize, HealthSignal),
     /// The outstanding permit of this number is a stream that has begun well.
     Commit(usize),
     /// That many requests, at once.
@@ -1542,32 +1543,32 @@ impl Dice {
         }
     }
 
-    fn deed(&mut self) -> Deed {
+    fn action(&mut self) -> Action {
         match self.below(24) {
-            0..5 => Deed::Ask,
-            5..11 => Deed::Land(self.below(8) as usize, self.signal()),
-            11..14 => Deed::Burst(1 + self.below(6) as usize, self.signal()),
-            14 => Deed::Cancel(self.below(8) as usize),
-            15 => Deed::Forget(self.below(8) as usize),
+            0..5 => Action::Ask,
+            5..11 => Action::Finish(self.below(8) as usize, self.signal()),
+            11..14 => Action::Burst(1 + self.below(6) as usize, self.signal()),
+            14 => Action::Cancel(self.below(8) as usize),
+            15 => Action::Forget(self.below(8) as usize),
             16..19 => {
-                Deed::Pass(Duration::from_millis(self.of(&[
+                Action::Pass(Duration::from_millis(self.of(&[
                     0, 1, 500, 1_000, 5_000, 6_000, 15_000, 30_000, 61_000, 121_000, 301_000,
                 ])))
             }
-            19..22 => Deed::PassUntilDue,
-            22 => Deed::Commit(self.below(8) as usize),
-            _ => Deed::Isolate(self.below(3) == 0),
+            19..22 => Action::PassUntilDue,
+            22 => Action::Commit(self.below(8) as usize),
+            _ => Action::Isolate(self.below(3) == 0),
         }
     }
 }
 
-fn deeds() -> impl Strategy<Value = Vec<(usize, Deed)>> {
-    let deed = |number| {
+fn actions() -> impl Strategy<Value = Vec<(usize, Action)>> {
+    let action = |number| {
         let mut dice = Dice(number);
-        (dice.below(2) as usize, dice.deed())
+        (dice.below(2) as usize, dice.action())
     };
     proptest::collection::vec(any::<u64>(), 1..60)
-        .prop_map(move |numbers| numbers.into_iter().map(deed).collect())
+        .prop_map(move |numbers| numbers.into_iter().map(action).collect())
 }
 
 fn settings() -> impl Strategy<Value = Settings> {
@@ -1642,11 +1643,11 @@ impl PairHarness {
         self.models[provider].record_outcome(number, signal, self.now, changes)
     }
 
-    fn play(&mut self, provider: usize, deed: Deed) -> Result<(), TestCaseError> {
-        match deed {
-            Deed::Ask => self.ask(provider)?,
-            Deed::Land(number, signal) => self.record_outcome(provider, number, signal)?,
-            Deed::Commit(number) => {
+    fn play(&mut self, provider: usize, action: Action) -> Result<(), TestCaseError> {
+        match action {
+            Action::Ask => self.ask(provider)?,
+            Action::Finish(number, signal) => self.record_outcome(provider, number, signal)?,
+            Action::Commit(number) => {
                 let out = &self.out[provider];
                 let Some((number, permit)) = out.get(number % out.len().max(1)) else {
                     return Ok(());
@@ -1654,27 +1655,27 @@ impl PairHarness {
                 let change = self.health.commit(permit, self.now);
                 self.models[provider].commit(*number, self.now, change)?;
             }
-            Deed::Burst(requests, signal) => {
+            Action::Burst(requests, signal) => {
                 (0..requests).try_for_each(|_| self.ask(provider))?;
                 let newest = self.out[provider].len().saturating_sub(requests);
                 (0..requests).try_for_each(|_| self.record_outcome(provider, newest, signal))?;
             }
-            Deed::Cancel(number) => {
+            Action::Cancel(number) => {
                 if let Some((number, permit)) = self.take(provider, number) {
                     self.health.cancel(&permit);
                     self.models[provider].facts.push(Fact::Returned { permit: number });
                 }
             }
-            Deed::Forget(number) => {
+            Action::Forget(number) => {
                 self.forgotten[provider] += u64::from(self.take(provider, number).is_some());
             }
-            Deed::Pass(length) => self.now += length,
-            Deed::PassUntilDue => {
+            Action::Pass(length) => self.now += length,
+            Action::PassUntilDue => {
                 if let Admission::Unavailable(until) = self.models[provider].admission(self.now) {
                     self.now = until;
                 }
             }
-            Deed::Isolate(isolated) => {
+            Action::Isolate(isolated) => {
                 self.health.isolate(provider, isolated);
                 self.models[provider].isolated = isolated;
             }
@@ -1702,38 +1703,38 @@ proptest! {
     })]
 
     #[test]
-    fn the_board_does_what_the_model_does(
+    fn the_health_table_does_what_the_model_does(
         settings in settings(),
-        deeds in deeds(),
+        actions in actions(),
         seed in any::<u64>(),
     ) {
-        let mut world = PairHarness::new(&settings, seed);
-        for (provider, deed) in deeds {
-            world.play(provider, deed)?;
-            world.compare()?;
+        let mut harness = PairHarness::new(&settings, seed);
+        for (provider, action) in actions {
+            harness.play(provider, action)?;
+            harness.compare()?;
         }
 
-        // However it came here: after the longest break, lease and cooldown everyone is asked again,
-        world.now += settings.max + LEASE + LONGEST_COOLDOWN;
+        // After the longest break, lease and cooldown every provider is asked again,
+        harness.now += settings.max + LEASE + LONGEST_COOLDOWN;
         for provider in 0..2 {
-            let admission = world.health.admission(provider, world.now);
+            let admission = harness.health.admission(provider, harness.now);
             let shut = matches!(admission, Admission::Unavailable(_));
             prop_assert!(!shut, "{:?} when nothing is left to wait for", admission);
         }
-        // and when everyone is back, nobody is in flight.
+        // and when every permit is back, none is in flight.
         for provider in 0..2 {
-            while let Some((_, permit)) = world.take(provider, 0) {
-                world.health.cancel(&permit);
+            while let Some((_, permit)) = harness.take(provider, 0) {
+                harness.health.cancel(&permit);
             }
-            let in_flight = world.health.counts(provider).in_flight;
-            prop_assert_eq!(in_flight, world.forgotten[provider]);
+            let in_flight = harness.health.counts(provider).in_flight;
+            prop_assert_eq!(in_flight, harness.forgotten[provider]);
         }
     }
 
     #[test]
     fn no_duration_makes_it_panic(
         lengths in any::<[u64; 3]>(),
-        deeds in proptest::collection::vec(any::<u64>(), 1..30),
+        actions in proptest::collection::vec(any::<u64>(), 1..30),
         consecutive in 1..4u32,
         seed in any::<u64>(),
     ) {
@@ -1747,16 +1748,16 @@ proptest! {
         prop_assert_eq!(breaker.problem(), None);
         let mut health = HealthTable::new(1, Some(breaker), began, seed);
         let mut now = began;
-        for number in deeds {
+        for number in actions {
             let mut dice = Dice(number);
-            let (deed, lease, passes) = (dice.below(4), dice.extreme(most), dice.extreme(most));
+            let (action, lease, passes) = (dice.below(4), dice.extreme(most), dice.extreme(most));
             let signal = dice.signal();
             let permit = health.admit(0, now, after(now, lease));
-            if deed == 0 {
+            if action == 0 {
                 // It goes on for a while, and sometimes the clock jumps to somewhere else.
                 now = after(if passes.is_zero() { began } else { now }, passes);
             }
-            match (deed, signal) {
+            match (action, signal) {
                 (1, _) => health.cancel(&permit),
                 (2, _) => {
                     health.record_outcome(permit, HealthSignal::Cooldown(Some(passes)), now);

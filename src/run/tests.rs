@@ -74,14 +74,14 @@ impl Harness {
 
     #[track_caller]
     fn send(&mut self, run: &mut Run) -> Sent {
-        self.step(run).expect("somebody is to be asked")
+        self.step(run).expect("a provider is to be asked")
     }
 
     fn record_outcome(&mut self, run: &mut Run, sent: Sent, judgement: Judgement) -> Changes {
         run.record_outcome(sent.permit, judgement, &self.limits, &mut self.health, self.now)
     }
 
-    /// Asks and lands in one moment, and tells who was asked.
+    /// Asks and is answered in one moment; returns who was asked.
     fn ask(&mut self, run: &mut Run, judgement: Judgement) -> Option<usize> {
         let sent = self.step(run)?;
         let provider = sent.permit.provider;
@@ -89,7 +89,7 @@ impl Harness {
         Some(provider)
     }
 
-    /// Whom a run asks if everybody answers like this.
+    /// Whom a run asks if all answer like this.
     fn asked_by(&mut self, mut run: Run, judgement: Judgement) -> Vec<usize> {
         std::iter::from_fn(|| self.ask(&mut run, judgement)).collect()
     }
@@ -141,7 +141,7 @@ fn asks_the_providers_in_list_order_and_each_once() {
 }
 
 #[test]
-fn asks_nobody_after_an_outcome_was_accepted() {
+fn asks_no_provider_after_an_outcome_was_accepted() {
     for status in [Some(200), Some(404), None] {
         let mut harness = Harness::of(2);
         let run = harness.run();
@@ -170,7 +170,7 @@ fn waits_while_an_attempt_is_in_flight() {
 }
 
 #[test]
-fn takes_the_order_that_it_is_given_and_asks_nobody_twice() {
+fn takes_the_order_that_it_is_given_and_asks_none_twice() {
     let mut harness = Harness::of(4);
     let mut run = harness.run();
     run.reorder(|_| Ok::<_, ()>(Arc::from([3, 1, 3, 1, 3]))).unwrap();
@@ -189,7 +189,7 @@ fn has_room_for_as_many_providers_as_a_chain_may_have() {
 }
 
 #[test]
-fn asks_the_admissible_in_order_and_then_the_passed_over_by_the_time_they_reopen() {
+fn asks_the_available_in_order_and_then_the_unavailable_by_the_time_they_reopen() {
     let mut harness = Harness::of(5);
     harness.cool(0, 60);
     harness.cool(2, 20);
@@ -199,7 +199,7 @@ fn asks_the_admissible_in_order_and_then_the_passed_over_by_the_time_they_reopen
 }
 
 #[test]
-fn passed_over_providers_that_reopen_together_keep_the_list_order() {
+fn unavailable_providers_that_reopen_together_keep_the_list_order() {
     let mut harness = Harness::of(4);
     (0..4).for_each(|provider| harness.cool(provider, 30));
     let run = harness.run();
@@ -229,7 +229,7 @@ fn a_request_is_never_refused_untried() {
 }
 
 #[test]
-fn after_a_bad_request_nobody_who_is_passed_over_is_asked() {
+fn after_a_bad_request_no_unavailable_provider_is_asked() {
     // What the two healthy providers answer, and whether the open one is asked after them.
     for (first, second, asked) in [
         (FAILED, FAILED, true),
@@ -250,7 +250,7 @@ fn after_a_bad_request_nobody_who_is_passed_over_is_asked() {
 }
 
 #[test]
-fn a_bad_request_out_of_turn_goes_to_nobody_else_who_is_passed_over() {
+fn a_bad_request_at_an_unavailable_provider_goes_to_no_other_such() {
     let mut harness = Harness::of(3);
     (0..3).for_each(|provider| harness.cool(provider, 30));
     let run = harness.run();
@@ -281,7 +281,7 @@ fn a_storm_of_bad_requests_does_not_hammer_an_open_provider() {
 }
 
 #[test]
-fn whoever_reopens_in_the_meantime_is_admissible_again() {
+fn a_provider_that_reopens_in_the_meantime_is_available_again() {
     let mut harness = Harness::of(3);
     harness.cool(0, 1);
     let mut run = harness.run();
@@ -304,7 +304,7 @@ fn a_provider_whose_break_is_over_is_probed_in_its_turn() {
     assert!(sent.permit.is_probe());
     assert_eq!(sent.permit.provider, 0);
 
-    // Everyone else passes it over.
+    // Other requests pass it over.
     let other = harness.run();
     assert_eq!(harness.asked_by(other, SERVED), [1]);
 
@@ -314,7 +314,7 @@ fn a_provider_whose_break_is_over_is_probed_in_its_turn() {
 }
 
 #[test]
-fn a_request_that_cannot_be_replayed_is_no_probe_while_somebody_is_admissible() {
+fn a_request_that_cannot_be_replayed_is_no_probe_while_a_provider_is_available() {
     let mut harness = Harness::of(3);
     harness.now = harness.open(0);
     let run = harness.run_once();
@@ -326,7 +326,7 @@ fn a_request_that_cannot_be_replayed_is_no_probe_while_somebody_is_admissible() 
 }
 
 #[test]
-fn a_request_that_cannot_be_replayed_is_the_probe_where_nobody_is_admissible() {
+fn a_request_that_cannot_be_replayed_is_the_probe_where_no_provider_is_available() {
     for judgement in [SERVED, FAILED] {
         let mut harness = Harness::of(3);
         harness.cool(0, 300);
@@ -400,7 +400,7 @@ fn a_probe_that_sent_nothing_leaves_the_next_request_to_probe() {
     harness.health.cancel(&sent.permit);
     let run = harness.run();
     assert_eq!(harness.asked_by(run, BAD_REQUEST), [0, 1]);
-    assert_eq!(harness.state(0), State::Closed, "an answer that is nobody's fault closes it");
+    assert_eq!(harness.state(0), State::Closed, "an answer that is not its fault closes it");
 }
 
 // Isolation.
@@ -434,7 +434,7 @@ fn a_provider_may_be_isolated_and_restored_while_a_run_is_under_way() {
     harness.record_outcome(&mut run, sent, FAILED);
     let sent = harness.send(&mut run);
     assert_eq!(sent.permit.provider, 2);
-    // Nobody else was left when it was sent, so that no copy of the request was kept.
+    // No other was left when it was sent, so that no copy of the request was kept.
     assert!(sent.last);
     harness.health.isolate(1, false);
     harness.record_outcome(&mut run, sent, FAILED);
@@ -488,7 +488,7 @@ fn an_ambiguous_outcome_that_ends_the_run_still_costs_the_provider() {
 }
 
 #[test]
-fn asks_nobody_once_its_time_is_up() {
+fn asks_no_provider_once_its_time_is_up() {
     for (passed, asked) in
         [(SECOND * 10 - MOMENT, true), (SECOND * 10, false), (SECOND * 11, false)]
     {
@@ -506,7 +506,7 @@ fn asks_nobody_once_its_time_is_up() {
 }
 
 #[test]
-fn a_run_that_begins_when_its_time_is_up_asks_nobody() {
+fn a_run_that_begins_when_its_time_is_up_asks_no_provider() {
     let mut harness = Harness::of(2);
     let run = harness.run();
     harness.now = run.deadline();
@@ -517,7 +517,7 @@ fn a_run_that_begins_when_its_time_is_up_asks_nobody() {
 // How long an attempt may take, and whether it is the last.
 
 #[test]
-fn the_default_attempt_timeout_binds_all_but_the_last_admissible_attempt() {
+fn the_default_attempt_timeout_binds_all_but_the_last_available_attempt() {
     let mut harness = Harness::of(3);
     let mut run = harness.run();
     for bound in [true, true, false] {
@@ -540,7 +540,7 @@ fn the_default_attempt_timeout_does_not_bind_where_only_passed_over_providers_ar
         limits.push((sent.permit.provider, sent.until - harness.now, sent.last));
         harness.record_outcome(&mut run, sent, FAILED);
     }
-    // Out of admitted, there is another one to go on to, and then there is not.
+    // Among the unavailable, there is another one to go on to, and then there is not.
     let total = SECOND * 600;
     assert_eq!(limits, [(1, total, false), (0, SECOND * 120, false), (2, total, true)]);
 }
@@ -598,7 +598,7 @@ fn no_attempt_outlasts_the_total() {
 }
 
 #[test]
-fn only_the_attempt_after_which_nobody_is_left_is_the_last() {
+fn only_the_attempt_after_which_no_provider_is_left_is_the_last() {
     let last = |harness: &mut Harness, mut run: Run| {
         let mut all = Vec::new();
         while let Some(sent) = harness.step(&mut run) {
@@ -643,7 +643,7 @@ fn tells_whether_a_copy_of_the_request_is_worth_having() {
 // What an outcome tells of the provider.
 
 #[test]
-fn every_landing_is_its_own_news() {
+fn every_judgement_is_its_own_signal() {
     let accepted = |status| Judgement { status, ..SERVED };
     let hint = Some(SECOND);
     for (judgement, signal) in [
@@ -703,8 +703,8 @@ fn traffic(
     while harness.now < end {
         let mut under_way = vec![(harness.run(), None)];
         let due = |(_, sent): &mut (Run, Sent)| sent.until <= harness.now;
-        let landed: Vec<_> = hanging.extract_if(.., due).collect();
-        under_way.extend(landed.into_iter().map(|(run, sent)| (run, Some((sent, TIMED_OUT)))));
+        let finished: Vec<_> = hanging.extract_if(.., due).collect();
+        under_way.extend(finished.into_iter().map(|(run, sent)| (run, Some((sent, TIMED_OUT)))));
         for (mut run, mut outcome) in under_way {
             loop {
                 if let Some((sent, judgement)) = outcome.take() {
@@ -742,7 +742,7 @@ fn a_provider_that_hangs_for_ten_minutes_costs_one_probe_for_each_break() {
         // The last break may still last, or its probe be out.
         let last_is_over = !matches!(harness.state(0), State::Open { .. });
         assert_eq!(probes, breaks - 1 + u32::from(last_is_over), "{limit:?}");
-        // Beside its probes it was only asked until the fifth timeout.
+        // Apart from its probes it was only asked until the fifth timeout.
         let limit = limit.unwrap_or(SECOND * 120).as_secs() * 10;
         let asked = harness.counts(0).attempts - u64::from(probes);
         assert!((limit..limit + 6).contains(&asked), "{asked} before it opened");
@@ -782,7 +782,7 @@ fn two_dead_providers_do_not_lengthen_each_others_breaks() {
     assert!((3..8).contains(&breaks), "{breaks}");
     assert_eq!(probes, breaks - 1);
     let attempts = harness.counts(0).attempts + harness.counts(1).attempts;
-    assert_eq!(attempts, 12_000, "nobody was refused untried, and nobody asked twice");
+    assert_eq!(attempts, 12_000, "no request was refused untried, and no provider asked twice");
 }
 
 #[test]
@@ -877,14 +877,14 @@ impl Dice {
 }
 
 #[derive(Clone, Debug)]
-enum Deed {
+enum Action {
     Begin {
         order: Vec<usize>,
         replayable: bool,
         idempotent: bool,
     },
-    /// The outstanding attempt of this number, wrapped around, lands.
-    Land(usize, Judgement),
+    /// The outstanding attempt of this number, wrapped around, finishes.
+    Finish(usize, Judgement),
     Cancel(usize),
     /// Its guard never runs.
     Forget(usize),
@@ -925,7 +925,7 @@ fn setting(number: u64) -> Setting {
     }
 }
 
-fn deed(number: u64, providers: usize) -> Deed {
+fn action(number: u64, providers: usize) -> Action {
     let mut dice = Dice(number);
     match dice.below(16) {
         0..5 => {
@@ -936,15 +936,15 @@ fn deed(number: u64, providers: usize) -> Deed {
                 let next = if dice.one_in(3) { dice.below(rest.len() as u64) } else { 0 };
                 order.push(rest.remove(next as usize));
             }
-            Deed::Begin { order, replayable: !dice.one_in(4), idempotent: dice.one_in(2) }
+            Action::Begin { order, replayable: !dice.one_in(4), idempotent: dice.one_in(2) }
         }
-        5..11 => Deed::Land(dice.below(8) as usize, dice.judgement()),
-        11 => Deed::Cancel(dice.below(8) as usize),
-        12 => Deed::Forget(dice.below(8) as usize),
-        13 | 14 => Deed::Pass(Duration::from_millis(
+        5..11 => Action::Finish(dice.below(8) as usize, dice.judgement()),
+        11 => Action::Cancel(dice.below(8) as usize),
+        12 => Action::Forget(dice.below(8) as usize),
+        13 | 14 => Action::Pass(Duration::from_millis(
             dice.of(&[0, 1, 900, 1_000, 5_000, 16_000, 30_000, 61_000, 121_000, 301_000]),
         )),
-        _ => Deed::Isolate(dice.below(providers as u64) as usize, dice.one_in(3)),
+        _ => Action::Isolate(dice.below(providers as u64) as usize, dice.one_in(3)),
     }
 }
 
@@ -1092,12 +1092,12 @@ impl PairHarness {
         (!self.out.is_empty()).then(|| self.out.remove(number % self.out.len()))
     }
 
-    fn play(&mut self, deed: Deed) -> Result<(), TestCaseError> {
-        match deed {
-            Deed::Begin { order, replayable, idempotent } => {
+    fn play(&mut self, action: Action) -> Result<(), TestCaseError> {
+        match action {
+            Action::Begin { order, replayable, idempotent } => {
                 self.begin(order, replayable, idempotent)?;
             }
-            Deed::Land(number, judgement) => {
+            Action::Finish(number, judgement) => {
                 let Some((mut request, sent)) = self.take(number) else { return Ok(()) };
                 let (provider, until) = (sent.permit.provider, sent.until);
                 let probe = sent.permit.is_probe();
@@ -1111,7 +1111,7 @@ impl PairHarness {
                 request.before = Some(judgement);
                 self.go_on(request)?;
             }
-            Deed::Cancel(number) => {
+            Action::Cancel(number) => {
                 let Some((_, sent)) = self.take(number) else { return Ok(()) };
                 self.harness.health.cancel(&sent.permit);
                 let provider = sent.permit.provider;
@@ -1120,13 +1120,13 @@ impl PairHarness {
                     self.leases[provider] = None;
                 }
             }
-            Deed::Forget(number) => {
+            Action::Forget(number) => {
                 if let Some((_, sent)) = self.take(number) {
                     self.forgotten[sent.permit.provider] += 1;
                 }
             }
-            Deed::Pass(length) => self.harness.now += length,
-            Deed::Isolate(provider, isolated) => self.harness.health.isolate(provider, isolated),
+            Action::Pass(length) => self.harness.now += length,
+            Action::Isolate(provider, isolated) => self.harness.health.isolate(provider, isolated),
         }
         Ok(())
     }
@@ -1142,41 +1142,41 @@ proptest! {
     #[test]
     fn every_run_goes_the_way_that_the_rules_want(
         setting in any::<u64>().prop_map(setting),
-        deeds in proptest::collection::vec(any::<u64>(), 1..60),
+        actions in proptest::collection::vec(any::<u64>(), 1..60),
     ) {
         let providers = setting.providers;
-        let mut world = PairHarness::new(setting);
-        for number in deeds {
-            world.play(deed(number, providers))?;
+        let mut harness = PairHarness::new(setting);
+        for number in actions {
+            harness.play(action(number, providers))?;
         }
 
-        // When everyone is back, nobody is in flight.
-        while !world.out.is_empty() {
-            world.play(Deed::Cancel(0))?;
+        // When every permit is back, none is in flight.
+        while !harness.out.is_empty() {
+            harness.play(Action::Cancel(0))?;
         }
         for provider in 0..providers {
-            let in_flight = world.harness.counts(provider).in_flight;
-            prop_assert_eq!(in_flight, world.forgotten[provider]);
+            let in_flight = harness.harness.counts(provider).in_flight;
+            prop_assert_eq!(in_flight, harness.forgotten[provider]);
         }
         // After the longest break, lease and cooldown every provider is asked again that may be.
-        world.harness.now += SECOND * (300 + 601 + 300);
+        harness.harness.now += SECOND * (300 + 601 + 300);
         for provider in 0..providers {
-            let isolated = world.harness.state(provider) == State::Isolated;
-            let asked = world.begin(vec![provider], true, false)?;
+            let isolated = harness.harness.state(provider) == State::Isolated;
+            let asked = harness.begin(vec![provider], true, false)?;
             prop_assert_eq!(asked, !isolated);
-            if let Some((_, sent)) = world.take(0) {
-                let regular = matches!(world.harness.state(provider), State::Closed | State::Probing);
-                prop_assert!(regular, "{:?} out of admitted", sent);
+            if let Some((_, sent)) = harness.take(0) {
+                let regular = matches!(harness.harness.state(provider), State::Closed | State::Probing);
+                prop_assert!(regular, "{:?} out of turn", sent);
             }
         }
     }
 
     #[test]
     fn bad_requests_and_429s_never_open_a_breaker(
-        deeds in proptest::collection::vec(any::<u64>(), 1..60),
+        actions in proptest::collection::vec(any::<u64>(), 1..60),
     ) {
         let mut harness = Harness::with(2, Some(Breaker::default().consecutive(1).ratio(0.01, 1)));
-        for number in deeds {
+        for number in actions {
             let mut dice = Dice(number);
             harness.now += SECOND * dice.of(&[0, 1, 6, 100]);
             let run = harness.run();
@@ -1198,7 +1198,7 @@ fn a_run_ends_with_a_stream_that_has_begun_and_its_provider_has_served() {
     let mut run = harness.run();
     let stream = harness.send(&mut run);
     assert_eq!(run.commit(&stream.permit, &mut harness.health, harness.now), Changes::default());
-    assert!(harness.step(&mut run).is_none(), "nobody else is asked");
+    assert!(harness.step(&mut run).is_none(), "no other provider is asked");
     assert_eq!((harness.counts(0).served, harness.counts(0).in_flight), (1, 1));
     harness.health.record_outcome(stream.permit, HealthSignal::Failure, harness.now);
     assert_eq!((harness.counts(0).in_flight, harness.counts(0).failures), (0, 1));
@@ -1216,7 +1216,7 @@ fn a_probe_that_begins_to_stream_closes_the_breaker() {
 }
 
 #[test]
-fn a_stream_that_has_begun_beside_another_attempt_waits_for_that_one_only() {
+fn a_stream_that_has_begun_during_another_attempt_waits_for_that_one_only() {
     let mut harness = Harness::hedging(3, 5);
     let mut run = harness.run();
     let slow = harness.send(&mut run);
@@ -1227,12 +1227,12 @@ fn a_stream_that_has_begun_beside_another_attempt_waits_for_that_one_only() {
     assert!(matches!(harness.raw_step(&mut run), Step::Done));
 }
 
-// Hedging: a second provider is_hedge a silent one.
+// Hedging: a second provider while the first is silent.
 
 const SILENCE: Duration = Duration::from_millis(40);
 
 impl Harness {
-    /// A chain that hedges, and has balance `hedges`.
+    /// A chain that hedges, and may send this many hedges.
     fn hedging(providers: usize, hedges: u32) -> Self {
         let mut harness = Self::of(providers);
         let mut hedging = Hedging::new(&Hedge::after(SILENCE).max_extra(1.0), providers);
@@ -1278,7 +1278,7 @@ impl Harness {
 }
 
 #[test]
-fn asks_one_more_provider_beside_a_silent_one_and_no_third() {
+fn asks_one_more_provider_when_one_is_silent_and_no_third() {
     let mut harness = Harness::hedging(3, 5);
     let mut run = harness.run();
     let first = harness.send(&mut run);
@@ -1301,7 +1301,7 @@ fn a_failure_launches_the_next_at_once_and_its_silence_counts_anew() {
 }
 
 #[test]
-fn a_failure_beside_another_attempt_launches_the_next_at_once() {
+fn a_failure_during_another_attempt_launches_the_next_at_once() {
     let mut harness = Harness::hedging(3, 5);
     let mut run = harness.run();
     let _slow = harness.send(&mut run);
@@ -1434,7 +1434,7 @@ fn a_probe_that_is_overtaken_has_failed() {
 }
 
 #[test]
-fn a_hedge_that_comes_too_late_is_no_news() {
+fn a_hedge_that_comes_too_late_is_no_signal() {
     let mut harness = Harness::hedging(2, 100);
     for _ in 0..20 {
         let mut run = harness.run();
@@ -1453,7 +1453,7 @@ fn a_hedge_that_comes_too_late_is_no_news() {
 }
 
 #[test]
-fn nobody_is_overtaken_by_itself() {
+fn no_attempt_is_overtaken_by_itself() {
     let mut harness = Harness::hedging(2, 100);
     for _ in 0..20 {
         let mut run = harness.run();
@@ -1468,7 +1468,7 @@ fn nobody_is_overtaken_by_itself() {
 }
 
 #[test]
-fn a_row_of_silence_toward_hurried_requests_is_not_held_against_a_provider() {
+fn a_row_of_silence_during_a_cooldown_is_not_held_against_a_provider() {
     let mut harness = Harness::hedging(2, 100);
     harness.cool(0, 100);
     for _ in 0..20 {

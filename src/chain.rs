@@ -419,6 +419,7 @@ impl ProviderChainBuilder {
                 .iter()
                 .map(|entry| entry.attempt_timeout.or(self.attempt_timeout))
                 .collect(),
+            hosts: hosts(&entries),
         };
         let now = now();
         let mut board = HealthTable::new(entries.len(), self.breaker, now, fastrand::u64(..));
@@ -552,13 +553,15 @@ impl Inner {
     fn tell_changes(&self, provider: usize, changes: Changes) {
         let provider = &self.entries[provider].name;
         for change in changes.into_iter().flatten() {
-            self.observer.emit(&match change {
-                Change::Opened { until, breaks } => {
+            let event = match change {
+                Change::Opened { until, breaks, .. } => {
                     Event::BreakerOpened { provider, until, breaks }
                 }
                 Change::Closed => Event::BreakerClosed { provider },
                 Change::CoolingDown { until } => Event::CoolingDown { provider, until },
-            });
+                Change::OnlyNotFound => continue,
+            };
+            self.observer.emit(&event);
         }
     }
 
@@ -584,6 +587,17 @@ impl Inner {
         }
         more.chain(&self.secrets).cloned().collect()
     }
+}
+
+/// For each entry the first one at the same host and port.
+fn hosts(entries: &[Entry]) -> Vec<u32> {
+    let of = |entry: &Entry| {
+        let url = entry.base.url();
+        (url.host_str().map(str::to_owned), url.port_or_known_default())
+    };
+    let hosts: Vec<_> = entries.iter().map(of).collect();
+    let first = |host| hosts.iter().position(|other| other == host).unwrap_or(0) as u32;
+    hosts.iter().map(first).collect()
 }
 
 /// The driver's clock: tokio's, so that tests can pause it.

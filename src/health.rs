@@ -10,12 +10,14 @@
 
 mod breaker;
 mod circuit;
+mod provider;
 mod ring;
 
 use std::time::{Duration, Instant};
 
 pub use self::breaker::Breaker;
-use self::circuit::{Circuit, Rules};
+use self::circuit::Rules;
+use self::provider::ProviderHealth;
 pub(crate) use self::ring::{Ring, Ticks, after};
 use crate::hedge::Hedging;
 
@@ -61,16 +63,37 @@ pub(crate) enum Admission {
     Isolated,
 }
 
-/// The right to ask one provider once. It must come back to [`HealthTable::record_outcome`] or
-/// [`HealthTable::cancel`].
+/// The right to ask one provider once. It must come back to [`HealthTable::record_outcome`],
+/// [`HealthTable::abandon`] or [`HealthTable::cancel`].
 #[derive(Debug)]
 pub(crate) struct Permit {
     pub(crate) provider: usize,
     sequence: u64,
+    since: Instant,
+    /// Where its stream has begun well: the part of the window in which that was counted.
+    committed: Option<u64>,
     admitted: Admitted,
 }
 
 impl Permit {
+    /// The request is sent now: what came before is not the provider's time.
+    #[inline]
+    pub(crate) fn mark_sent(&mut self, now: Instant) {
+        self.since = now;
+    }
+
+    /// The caller's own body was pending for this long, which is not the provider's time.
+    #[inline]
+    pub(crate) fn exclude(&mut self, pending: Duration) {
+        self.since = after(self.since, pending);
+    }
+
+    /// How long the provider has had the request.
+    #[inline]
+    pub(crate) fn elapsed(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.since)
+    }
+
     #[inline]
     pub(crate) fn is_probe(&self) -> bool {
         self.admitted == Admitted::Probe
@@ -101,8 +124,9 @@ pub(crate) enum HealthSignal {
     Neutral,
     Failure,
     Cooldown(Option<Duration>),
-    /// It was silent for so long that a later attempt at another provider answered first.
-    Overtaken,
+    /// It was silent for so long that its caller gave up, or that a later attempt at another
+    /// provider answered first.
+    Silent,
     /// Nothing was learnt, because nothing was sent or the answer was not waited for.
     Nothing,
 }
@@ -110,12 +134,33 @@ pub(crate) enum HealthSignal {
 /// A state that was entered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Change {
-    Opened { until: Instant, breaks: u32 },
+    Opened {
+        until: Instant,
+        breaks: u32,
+        cause: OpenCause,
+    },
     Closed,
-    CoolingDown { until: Instant },
+    CoolingDown {
+        until: Instant,
+    },
+    /// It has answered ten requests, and each of them with 404.
+    OnlyNotFound,
 }
 
-/// The changes that one signal can make: the breaker's, the cooldown's.
+/// Why a breaker opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum OpenCause {
+    /// A row of failures, whose last one was no silence.
+    Consecutive,
+    /// The share of failures in the window.
+    Ratio,
+    /// A row of failures, whose last one was a silence.
+    Silence,
+    /// The probe failed, or was silent.
+    Probe,
+}
+
+/// The changes that one outcome can make: the breaker's; the cooldown's, or another.
 pub(crate) type Changes = [Option<Change>; 2];
 
 /// Every provider's health, and the counts that go with it.
@@ -129,13 +174,6 @@ pub(crate) struct HealthTable {
     ticks: Ticks,
     /// Only where the chain hedges.
     pub(crate) hedging: Option<Hedging>,
-}
-
-#[derive(Debug, Default)]
-struct ProviderHealth {
-    isolated: bool,
-    counts: Counts,
-    circuit: Circuit,
 }
 
 /// One provider's counts. An attempt is counted when it starts.
@@ -176,7 +214,18 @@ impl HealthTable {
         counts.attempts += 1;
         counts.in_flight += 1;
         let admitted = circuit.admit(sequence, now, lease_until);
-        Permit { provider, sequence, admitted }
+        Permit { provider, sequence, since: now, committed: None, admitted }
+    }
+
+    /// An answer came, after so long. Returns what is to be reported of it.
+    #[inline]
+    pub(crate) fn record_answer(
+        &mut self,
+        provider: usize,
+        status: u16,
+        time_to_headers: Duration,
+    ) -> Option<Change> {
+        self.providers[provider].record_answer(status, time_to_headers)
     }
 
     /// Takes a permit back together with what its attempt says.
@@ -200,14 +249,36 @@ impl HealthTable {
         provider.circuit.record(&permit, signal, &mut rules)
     }
 
+    /// Takes a permit back whose attempt its caller gave up, after the provider was silent for so
+    /// long: for no time at all where nothing was sent, or the caller's own body was pending.
+    pub(crate) fn abandon(&mut self, permit: Permit, quiet_for: Duration, now: Instant) -> Changes {
+        let signal = self.silence(permit.provider, quiet_for);
+        self.record_outcome(permit, signal, now)
+    }
+
+    /// What a silence that its caller ended says: nothing, unless it was long. So no caller, however
+    /// impatient, moves the health of a provider that answers others.
+    pub(crate) fn silence(&self, provider: usize, quiet_for: Duration) -> HealthSignal {
+        match self.is_silence(provider, quiet_for) {
+            true => HealthSignal::Silent,
+            false => HealthSignal::Nothing,
+        }
+    }
+
+    /// Whether the provider has been silent for long: more than a second, and more than twice its
+    /// usual time to headers. A stream that is cut after such a silence is a broken stream.
+    pub(crate) fn is_silence(&self, provider: usize, quiet_for: Duration) -> bool {
+        self.providers[provider].is_silence(quiet_for)
+    }
+
     /// Takes a permit back whose attempt was dropped.
     pub(crate) fn cancel(&mut self, permit: &Permit) {
         self.providers[permit.provider].take_back(permit);
     }
 
-    /// A stream has begun well: the provider is back, if it was away. Whether the stream is a
+    /// A stream has begun well. That ends what a success ends; whether the stream counts as a
     /// success is known at its end, with which the permit must come back.
-    pub(crate) fn commit(&mut self, permit: &Permit, now: Instant) -> Option<Change> {
+    pub(crate) fn commit(&mut self, permit: &mut Permit, now: Instant) -> Option<Change> {
         let Self { breaker, providers, sequence, random, ticks, .. } = self;
         let breaker = breaker.as_ref()?;
         let rules = Rules { breaker, random, tick: ticks.at(now), sequence: *sequence, now };
@@ -232,14 +303,6 @@ impl HealthTable {
 
     pub(crate) fn counts(&self, provider: usize) -> Counts {
         self.providers[provider].counts
-    }
-}
-
-impl ProviderHealth {
-    #[inline]
-    fn take_back(&mut self, permit: &Permit) {
-        self.counts.in_flight = self.counts.in_flight.saturating_sub(1);
-        self.circuit.end_lease(permit);
     }
 }
 

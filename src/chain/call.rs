@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::task::Context;
 use std::time::{Duration, Instant};
 
-use http::{Extensions, Method};
+use http::Extensions;
 use reqwest::{Request, Response};
 use reqwest_middleware::Error;
 
@@ -22,7 +22,7 @@ use crate::observe::rate::Crossing;
 use crate::observe::{Event, Trace};
 use crate::report::{Attempt, Report};
 use crate::route::Route;
-use crate::run::{Ambiguous, Judgement, Run, Step};
+use crate::run::{Ambiguous, Judgement, Replay, Run, Settled, Step, Until, is_idempotent};
 use crate::verdict::{Fault, Reason, Verdict};
 
 /// A claimed request's state. Dropping it gives back whatever it holds.
@@ -41,6 +41,8 @@ pub(super) struct Call<'a> {
     served_sent: Option<Instant>,
     /// The attempts that are under way: one, or two while one is hedged.
     flights: [Option<Flight>; 2],
+    /// The provider whose accepted error is kept, and when it was asked.
+    kept: Option<(usize, Instant)>,
     /// An attempt that landed and that no event has told of yet.
     untold: Option<usize>,
     drains: Drains,
@@ -73,7 +75,7 @@ pub(super) enum Next {
 /// An attempt that the run wants made.
 pub(super) struct Order {
     pub(super) provider: usize,
-    pub(super) until: Instant,
+    pub(super) until: Until,
     pub(super) last: bool,
     pub(super) hedge: bool,
     /// Which of the call's flights this is.
@@ -84,7 +86,7 @@ pub(super) struct Order {
 pub(super) struct Verdicted {
     /// Its index in the report.
     pub(super) index: usize,
-    pub(super) verdict: Verdict,
+    pub(super) settled: Settled,
     pub(super) next: Next,
 }
 
@@ -92,6 +94,7 @@ pub(super) struct Verdicted {
 struct Flight {
     permit: Permit,
     since: Instant,
+    until: Until,
 }
 
 /// What counting the request told about the switch rate.
@@ -101,20 +104,16 @@ struct Counted {
 }
 
 impl<'a> Call<'a> {
-    pub(super) fn begin(chain: &'a Arc<Inner>, request: &Request) -> Self {
+    pub(super) fn begin(chain: &'a Arc<Inner>, request: &Request, extensions: &Extensions) -> Self {
         let started = now();
-        let order = {
-            let mut shared = chain.lock();
-            if let Some(hedging) = &mut shared.board.hedging {
-                hedging.deposit();
-            }
-            shared.order.clone()
-        };
+        let order = chain.lock().order.clone();
         let trace = Trace::request(request);
-        let idempotent = chain.limits.ambiguous == Ambiguous::FailOver || is_idempotent(request);
+        let idempotent = chain.limits.ambiguous == Ambiguous::FailOver
+            || is_idempotent(request.method())
+            || extensions.get::<Replay>().is_some();
         Self {
             chain,
-            run: Run::new(order, &chain.limits, idempotent, started),
+            run: Run::new(order, &chain.limits, idempotent, request.timeout().copied(), started),
             report: Report::new(),
             is_watched: chain.observer.is_watched(&trace),
             trace,
@@ -124,6 +123,7 @@ impl<'a> Call<'a> {
             first_sent: None,
             served_sent: None,
             flights: [None, None],
+            kept: None,
             untold: None,
             drains: Drains::default(),
             own_secrets: Vec::new(),
@@ -236,41 +236,50 @@ impl<'a> Call<'a> {
     ) -> Verdicted {
         let chain = self.chain;
         let now = self.tick();
-        let Some(Flight { permit, since }) = &self.flights[at] else {
+        let Some(Flight { permit, since, until }) = &self.flights[at] else {
             // Nothing lands twice.
-            return Verdicted {
-                index: 0,
-                verdict: Verdict::FailOver(Fault::None),
-                next: Next::Done,
-            };
+            return Verdicted { index: 0, settled: Settled::FailOver, next: Next::Done };
         };
-        let (provider, since) = (permit.provider, *since);
+        let (provider, since, until) = (permit.provider, *since, *until);
         let elapsed = now.saturating_duration_since(since);
-        let (judgement, attempt) = self.judge(sent, provider, elapsed, upgrade_asked);
+        let (judgement, attempt) = self.judge(sent, provider, elapsed, until, upgrade_asked);
         let verdict = judgement.verdict;
         trace.record_outcome(&attempt);
         // The user's closure has had its say: nothing between here and the judgement can panic.
         let mut shared = chain.lock();
         let mut changes = Changes::default();
-        if verdict == Verdict::Accept && sent.is_stream() {
+        let mut settled = Settled::FailOver;
+        if let (Verdict::Accept, true, Some(status)) = (verdict, sent.is_stream(), sent.status()) {
             // The stream's end is still to come, and the permit stays until then.
-            if let Some(Flight { permit, .. }) = &self.flights[at] {
-                changes = self.run.commit(permit, &mut shared.board, now);
+            settled = Settled::Serve;
+            if let Some(Flight { permit, .. }) = &mut self.flights[at] {
+                let board = &mut shared.board;
+                changes = self.run.commit(permit, status.as_u16(), elapsed, board, now);
             }
         } else if let Some(Flight { permit, .. }) = self.flights[at].take() {
-            changes =
-                self.run.record_outcome(permit, judgement, &chain.limits, &mut shared.board, now);
+            let board = &mut shared.board;
+            (settled, changes) =
+                self.run.record_outcome(permit, judgement, &chain.limits, board, now);
         }
         let state = shared.board.state(provider, now);
         let mut next = Next::Done;
-        if verdict != Verdict::Accept {
-            next = self.next_of(&mut shared);
-        } else if judgement.status.is_some() {
-            if let Some(hedging) = &mut shared.board.hedging {
-                hedging.record(provider, elapsed);
+        match settled {
+            Settled::Serve if judgement.status.is_some() => {
+                self.served_sent = Some(since);
+                self.count(&mut shared, Ending::Served, Some(provider));
             }
-            self.served_sent = Some(since);
-            self.count(&mut shared, Ending::Served, Some(provider));
+            Settled::Serve => {}
+            Settled::ServeKept => {
+                if let Some((provider, since)) = self.kept {
+                    self.served_sent = Some(since);
+                    self.count(&mut shared, Ending::Served, Some(provider));
+                }
+            }
+            Settled::Keep => {
+                self.kept = Some((provider, since));
+                next = self.next_of(&mut shared);
+            }
+            Settled::FailOver => next = self.next_of(&mut shared),
         }
         drop(shared);
         chain.observer.set_state_gauge(provider, state);
@@ -279,7 +288,7 @@ impl<'a> Call<'a> {
         if changes != Changes::default() {
             self.trace.within(|| chain.tell_changes(provider, changes));
         }
-        Verdicted { index, verdict, next }
+        Verdicted { index, settled, next }
     }
 
     /// Begins to read the body of a failed attempt's response.
@@ -316,7 +325,7 @@ impl<'a> Call<'a> {
     }
 
     pub(super) fn tell_hedged(&self, silent: usize, order: &Order) {
-        let Some(Flight { permit, since }) = &self.flights[silent] else { return };
+        let Some(Flight { permit, since, .. }) = &self.flights[silent] else { return };
         let name = |provider: usize| &*self.chain.entries[provider].name;
         self.emit(&Event::HedgeSent {
             from: name(permit.provider),
@@ -344,24 +353,25 @@ impl<'a> Call<'a> {
         matches!(error, Error::Middleware(_)) && message::shows_secret(error, &self.secrets())
     }
 
-    /// The number of the permit of an attempt that is under way.
-    pub(super) fn sequence(&self, at: usize) -> Option<u64> {
-        self.flights[at].as_ref().map(|flight| flight.permit.sequence())
-    }
-
-    /// Drops an attempt because another one, of this number, served.
-    pub(super) fn cancel_loser(&mut self, at: usize, winner: u64, departed: bool, trace: &Trace) {
+    /// Drops an attempt because another one served.
+    pub(super) fn cancel_loser(&mut self, at: usize, departed: bool, trace: &Trace) {
         self.drop_flight(at, Reason::Abandoned, departed, Some(trace), |call, permit, board| {
-            call.run.cancel_loser(permit, winner, board, call.now)
+            call.run.cancel_loser(permit, board, call.now)
         });
     }
 
     /// Gives up the attempts under way: no news for their providers.
     pub(super) fn abandon(&mut self, reason: Reason) {
         for at in 0..self.flights.len() {
-            self.drop_flight(at, reason, false, None, |_, permit, board| {
-                board.cancel(&permit);
-                Changes::default()
+            self.drop_flight(at, reason, false, None, |call, permit, board| match reason {
+                Reason::Abandoned => {
+                    let quiet_for = permit.elapsed(call.now);
+                    board.abandon(permit, quiet_for, call.now)
+                }
+                _ => {
+                    board.cancel(&permit);
+                    Changes::default()
+                }
             });
         }
     }
@@ -374,7 +384,7 @@ impl<'a> Call<'a> {
         trace: Option<&Trace>,
         give_back: impl FnOnce(&mut Self, Permit, &mut HealthTable) -> Changes,
     ) {
-        let Some(Flight { permit, since }) = self.flights[at].take() else { return };
+        let Some(Flight { permit, since, .. }) = self.flights[at].take() else { return };
         let chain = self.chain;
         let provider = permit.provider;
         let now = self.tick();
@@ -471,7 +481,7 @@ impl<'a> Call<'a> {
                 let flight = usize::from(self.flights[0].is_some());
                 self.first_sent.get_or_insert(now);
                 self.begun += 1;
-                self.flights[flight] = Some(Flight { permit, since: now });
+                self.flights[flight] = Some(Flight { permit, since: now, until });
                 Next::Send(Order { provider, until, last, hedge, flight })
             }
             Step::Wait(until) => Next::Wait(until),
@@ -484,6 +494,7 @@ impl<'a> Call<'a> {
         sent: &Sent,
         provider: usize,
         elapsed: Duration,
+        until: Until,
         upgrade_asked: bool,
     ) -> (Judgement, Attempt) {
         let Inner { entries, classify, observer, .. } = &**self.chain;
@@ -491,7 +502,10 @@ impl<'a> Call<'a> {
         let mut judgement = Judgement {
             verdict: Verdict::FailOver(Fault::None),
             ambiguous: false,
+            unreachable: false,
             status: status.map(|status| status.as_u16()),
+            time_to_headers: elapsed,
+            cut_after: None,
         };
         let mut attempt = Attempt {
             status,
@@ -509,6 +523,9 @@ impl<'a> Call<'a> {
             let opinion = classify.as_ref().and_then(judge);
             judgement.verdict = opinion.unwrap_or_else(|| Verdict::standard(&outcome));
             judgement.ambiguous = outcome.maybe_processed();
+            judgement.unreachable = outcome.is_connect();
+            let is_callers = outcome.is_timeout() && !outcome.is_connect() && !until.is_failure;
+            judgement.cut_after = is_callers.then_some(elapsed);
             attempt.reason = outcome.reason();
             attempt.retry_after = outcome.retry_after();
         }
@@ -569,12 +586,4 @@ impl Drop for Call<'_> {
             self.close(Ending::CallersFault);
         }
     }
-}
-
-/// Whether sending the request twice does what sending it once does.
-fn is_idempotent(request: &Request) -> bool {
-    matches!(
-        *request.method(),
-        Method::GET | Method::HEAD | Method::OPTIONS | Method::PUT | Method::DELETE | Method::TRACE
-    ) || request.headers().contains_key("idempotency-key")
 }

@@ -22,7 +22,8 @@ use super::race::{Finish, Race};
 use crate::error::{Cause, Exhausted};
 use crate::observe::Trace;
 use crate::route::Route;
-use crate::verdict::{Reason, Verdict};
+use crate::run::Settled;
+use crate::verdict::Reason;
 
 /// Sends a claimed request to one provider after the other until one serves it.
 ///
@@ -41,7 +42,7 @@ pub(super) fn drive<'a>(
     }
     // An `async` block and no `async fn`, which would hold all that it was given twice.
     Box::pin(async move {
-        let mut call = Call::begin(chain, &request);
+        let mut call = Call::begin(chain, &request, extensions);
         if let Err(cause) = call.admit(&address, &request, extensions) {
             return Err(call.fail(cause, extensions));
         }
@@ -56,7 +57,7 @@ pub(super) fn drive<'a>(
                 let own = Own::lend(extensions);
                 let answer = {
                     let answer = trace.within(|| next.clone().run(request, &mut *own.extensions));
-                    in_time(answer, &trace, order.until).await
+                    in_time(answer, &trace, order.until.at).await
                 };
                 let own = own.take_back();
                 match answer {
@@ -66,12 +67,12 @@ pub(super) fn drive<'a>(
             }
         };
         let flight = order.flight;
-        let Verdicted { index, verdict, next: following } = {
+        let Verdicted { index, settled, next: following } = {
             // The attempt's span ends here, and not with those that follow.
             let span = trace;
             call.record_outcome(flight, &sent, &span, upgrade_asked)
         };
-        if verdict == Verdict::Accept {
+        if settled == Settled::Serve {
             return serve(&mut call, sent, own, flight, extensions);
         }
         let race = Race {
@@ -153,7 +154,7 @@ async fn drive_any<'a>(
     extensions: &'a mut Extensions,
     next: Rest<'a>,
 ) -> reqwest_middleware::Result<Response> {
-    let mut call = Call::begin(chain, &request);
+    let mut call = Call::begin(chain, &request, extensions);
     if let Err(cause) = call.admit(&address, &request, extensions) {
         return Err(call.fail(cause, extensions));
     }

@@ -21,7 +21,7 @@ use super::drive::Landed;
 use crate::inspect::{self, Inspected, inspect};
 use crate::observe::Trace;
 use crate::route::Route;
-use crate::verdict::Verdict;
+use crate::run::Settled;
 
 /// What every attempt of a request has in common.
 pub(super) struct Race<'a> {
@@ -57,6 +57,7 @@ impl<'a> Race<'a> {
         mut next: Next,
     ) -> Finish {
         let mut flying: Vec<Flying<'a>> = Vec::new();
+        let mut kept: Option<Landed> = None;
         loop {
             let until = match next {
                 Next::Send(order) => {
@@ -100,18 +101,29 @@ impl<'a> Race<'a> {
             if let Sent::CallerFailed(error) = sent {
                 return Finish::CallerFailed(error);
             }
-            // An error that is accepted ends the race, but is no answer to be overtaken by.
-            let winner = sent.status().and_then(|_| call.sequence(flight));
-            let Verdicted { index, verdict, next: following } =
+            let Verdicted { index, settled, next: following } =
                 call.record_outcome(flight, &sent, &trace, self.upgrade_asked);
             let judgement = Landed { index, flight, sent, own };
-            if verdict == Verdict::Accept {
-                for loser in flying {
-                    let departed = loser.trail.has_departed();
-                    let (flight, trace) = loser.ground();
-                    call.cancel_loser(flight, winner.unwrap_or(0), departed, &trace);
+            match (settled, kept.take()) {
+                (Settled::Serve, _) => {
+                    for loser in flying {
+                        let departed = loser.trail.has_departed();
+                        let (flight, trace) = loser.ground();
+                        call.cancel_loser(flight, departed, &trace);
+                    }
+                    return Finish::Served(judgement);
                 }
-                return Finish::Served(judgement);
+                (Settled::ServeKept, Some(kept)) => {
+                    leave(call, judgement, None).await;
+                    return Finish::Served(kept);
+                }
+                (Settled::Keep, _) => {
+                    call.tell_landed();
+                    kept = Some(judgement);
+                    next = following;
+                    continue;
+                }
+                (_, still) => kept = still,
             }
             landed = Some(judgement);
             next = following;
@@ -173,7 +185,7 @@ impl<'a> Race<'a> {
             trace,
             trail,
             flight: order.flight,
-            until: Some(order.until),
+            until: Some(order.until.at),
             timer: None,
         })
     }

@@ -8,6 +8,19 @@ use std::time::Duration;
 /// within 60 s failed; breaks last 30 s, doubling up to 300 s while the provider stays down, less
 /// up to half of it as jitter.
 ///
+/// Three things count as one more failure in a row, and toward no share:
+/// - a request that its caller gave up, by dropping it or by a timeout of its own, after the provider
+///   was silent for more than a second and for more than twice its usual time to headers. What is
+///   given up earlier counts for nothing, so impatient callers open no breaker;
+/// - an attempt that a later one at another provider overtook (see [`Hedge`](crate::Hedge));
+/// - a cooldown that follows a cooldown, without a success between.
+///
+/// A success ends the row, and so does a stream that has begun well.
+///
+/// When a break ends, one request is sent to the provider as its probe. A success closes the breaker,
+/// and so does any other answer that is judged [`Fault::None`](crate::Fault::None), such as a 404:
+/// the provider is alive, and only the request was wrong.
+///
 /// ```
 /// use std::time::Duration;
 /// use reqwest_failover::{Breaker, Provider, ProviderChain};

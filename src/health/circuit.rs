@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use super::breaker::{Breaker, doubled};
-use super::ring::{Ring, after, nanos};
-use super::{Admission, Admitted, Change, Changes, HealthSignal, Permit, State};
+use super::ring::{Ring, after, is_recent, nanos};
+use super::{Admission, Admitted, Change, Changes, HealthSignal, OpenCause, Permit, State};
 
 /// What the rules need to know besides the circuit that they move.
 pub(super) struct Rules<'a> {
@@ -126,13 +126,32 @@ impl Circuit {
         signal: HealthSignal,
         rules: &mut Rules<'_>,
     ) -> Changes {
+        let is_closed = self.open_until.is_none() && self.rest.is_none();
+        if signal == HealthSignal::Success && is_closed {
+            // What nearly every outcome is, without the rules below that agree.
+            if permit.sequence > self.moved_after {
+                self.succeed(permit, rules.tick);
+            }
+            return [None, None];
+        }
         [self.move_breaker(permit, signal, rules), self.move_rest(permit, signal, rules)]
     }
 
-    /// A stream has begun well.
-    pub(super) fn commit(&mut self, permit: &Permit, rules: &Rules<'_>) -> Option<Change> {
-        let is_signal = self.open_until.is_some() && permit.sequence > self.moved_after;
-        is_signal.then(|| self.close(rules))
+    /// A stream has begun well. It counts as a request that did not fail, until it breaks.
+    pub(super) fn commit(&mut self, permit: &mut Permit, rules: &Rules<'_>) -> Option<Change> {
+        if permit.sequence > self.rested_after {
+            self.rest = None;
+        }
+        if permit.sequence <= self.moved_after || permit.committed.is_some() {
+            return None;
+        }
+        if self.open_until.is_some() {
+            return Some(self.close(rules));
+        }
+        self.consecutive = 0;
+        self.count_request(rules.tick);
+        permit.committed = Some(rules.tick);
+        None
     }
 
     /// The end of the cooldown, while it lasts.
@@ -152,27 +171,30 @@ impl Circuit {
         match (self.open_until, permit.admitted, signal) {
             (_, _, HealthSignal::Nothing) => None,
             (None, _, HealthSignal::Success) => {
-                self.consecutive = 0;
-                self.count(false, rules);
+                self.succeed(permit, rules.tick);
                 None
             }
             // It was not given the rest that it had asked for.
-            (None, Admitted::WhileCoolingDown, HealthSignal::Failure) => None,
+            (None, Admitted::WhileCoolingDown, _) => None,
             (None, _, HealthSignal::Failure) => {
-                self.consecutive = self.consecutive.saturating_add(1);
-                self.count(true, rules);
-                let tripped = self.consecutive >= rules.breaker.consecutive || self.is_bad(rules);
-                tripped.then(|| self.open(rules))
+                self.count_failure(permit, rules.tick);
+                let row = self.lengthen_row(OpenCause::Consecutive, rules);
+                let cause = row.or_else(|| self.is_bad(rules).then_some(OpenCause::Ratio));
+                cause.map(|cause| self.open(cause, rules))
             }
             // Slow is not wrong: only a row of it opens the breaker, not a share.
-            (None, Admitted::WhileCoolingDown, HealthSignal::Overtaken) => None,
-            (None, _, HealthSignal::Overtaken) => {
-                self.consecutive = self.consecutive.saturating_add(1);
-                (self.consecutive >= rules.breaker.consecutive).then(|| self.open(rules))
+            (None, _, HealthSignal::Silent) => {
+                let cause = self.lengthen_row(OpenCause::Silence, rules);
+                cause.map(|cause| self.open(cause, rules))
+            }
+            // It asked for a rest, was given it, and asks again: a rest does not help.
+            (None, _, HealthSignal::Cooldown(_)) if self.asks_again(permit, rules.now) => {
+                let cause = self.lengthen_row(OpenCause::Consecutive, rules);
+                cause.map(|cause| self.open(cause, rules))
             }
             (None, _, HealthSignal::Neutral | HealthSignal::Cooldown(_)) => None,
-            (Some(_), Admitted::Probe, HealthSignal::Failure | HealthSignal::Overtaken) => {
-                Some(self.open(rules))
+            (Some(_), Admitted::Probe, HealthSignal::Failure | HealthSignal::Silent) => {
+                Some(self.open(OpenCause::Probe, rules))
             }
             (Some(_), Admitted::Probe, _) | (Some(_), _, HealthSignal::Success) => {
                 Some(self.close(rules))
@@ -182,10 +204,37 @@ impl Circuit {
     }
 
     #[inline]
-    fn count(&mut self, failed: bool, rules: &Rules<'_>) {
-        let share = self.window.current(rules.tick);
+    fn succeed(&mut self, permit: &Permit, tick: u64) {
+        self.consecutive = 0;
+        if permit.committed.is_none() {
+            self.count_request(tick);
+        }
+    }
+
+    /// One more of the row; the cause if that opens the breaker.
+    fn lengthen_row(&mut self, cause: OpenCause, rules: &Rules<'_>) -> Option<OpenCause> {
+        self.consecutive = self.consecutive.saturating_add(1);
+        (self.consecutive >= rules.breaker.consecutive).then_some(cause)
+    }
+
+    /// Whether a cooldown that begins now follows one, without a success between.
+    fn asks_again(&self, permit: &Permit, now: Instant) -> bool {
+        permit.sequence > self.rested_after && self.rest.is_some_and(|rest| rest.until <= now)
+    }
+
+    #[inline]
+    fn count_request(&mut self, tick: u64) {
+        let share = self.window.current(tick);
         share.requests = share.requests.saturating_add(1);
-        share.failures = share.failures.saturating_add(u32::from(failed));
+    }
+
+    fn count_failure(&mut self, permit: &Permit, tick: u64) {
+        // A stream that breaks was counted as a request when it began.
+        if !permit.committed.is_some_and(|committed| is_recent(committed, tick)) {
+            self.count_request(tick);
+        }
+        let share = self.window.current(tick);
+        share.failures = share.failures.saturating_add(1);
     }
 
     /// Whether the share of failures in the window opens the breaker.
@@ -199,7 +248,7 @@ impl Circuit {
     }
 
     #[cold]
-    fn open(&mut self, rules: &mut Rules<'_>) -> Change {
+    fn open(&mut self, cause: OpenCause, rules: &mut Rules<'_>) -> Change {
         if let Some(closed_at) = self.closed_at.take() {
             let healthy = rules.now.saturating_duration_since(closed_at);
             self.level = self.level.saturating_sub(whole(healthy, rules.breaker.first_break));
@@ -209,7 +258,7 @@ impl Circuit {
         self.level = self.level.saturating_add(1);
         self.open_until = Some(until);
         self.moved_after = rules.sequence;
-        Change::Opened { until, breaks: self.level }
+        Change::Opened { until, breaks: self.level, cause }
     }
 
     #[cold]

@@ -126,7 +126,7 @@ fn keep_calling(shared: &Mutex<Shared>) {
         let (mut run, limits) = {
             let shared = lock(shared);
             let limits = limits();
-            (Run::new(shared.order.clone(), &limits, true, shared.now), limits)
+            (Run::new(shared.order.clone(), &limits, true, None, shared.now), limits)
         };
         while let Some(flight) = next(shared, &mut run, &limits) {
             thread::yield_now();
@@ -144,6 +144,7 @@ fn limits() -> Limits {
         total: Duration::from_secs(60),
         hold: Duration::ZERO,
         attempts: vec![Some(ATTEMPT); PROVIDERS],
+        hosts: (0..PROVIDERS as u32).collect(),
     }
 }
 
@@ -151,7 +152,7 @@ fn next<'a>(shared: &'a Mutex<Shared>, run: &mut Run, limits: &Limits) -> Option
     let mut locked = lock(shared);
     let Shared { health, now, .. } = &mut *locked;
     let Step::Send { permit, until, .. } = run.step(limits, health, *now) else { return None };
-    let number = locked.take(&permit, until + Duration::from_secs(1));
+    let number = locked.take(&permit, until.at + Duration::from_secs(1));
     Some(Flight { shared, permit: Some((permit, number)) })
 }
 
@@ -178,9 +179,16 @@ fn finish(mut flight: Flight<'_>, run: &mut Run, limits: &Limits) -> bool {
     account.out.remove(&number);
     account.failures += u64::from(verdict == failed);
     account.served += u64::from(verdict == Verdict::Accept);
-    let judgement = Judgement { verdict, ambiguous: false, status };
+    let judgement = Judgement {
+        verdict,
+        ambiguous: false,
+        unreachable: false,
+        status,
+        time_to_headers: Duration::ZERO,
+        cut_after: None,
+    };
     let Shared { health, now, .. } = &mut *locked;
-    let changes = run.record_outcome(permit, judgement, limits, health, *now);
+    let (_, changes) = run.record_outcome(permit, judgement, limits, health, *now);
     locked.hear(provider, changes);
     verdict != Verdict::Accept
 }
@@ -188,11 +196,11 @@ fn finish(mut flight: Flight<'_>, run: &mut Run, limits: &Limits) -> bool {
 /// Hands on a stream, of whose end the provider's health hears later, or never.
 fn commit(flight: &mut Flight<'_>, run: &mut Run) {
     let mut locked = lock(flight.shared);
-    let Some((permit, _)) = &flight.permit else { return };
+    let Some((permit, _)) = &mut flight.permit else { return };
     let provider = permit.provider;
     locked.accounts[provider].served += 1;
     let Shared { health, now, .. } = &mut *locked;
-    let changes = run.commit(permit, health, *now);
+    let changes = run.commit(permit, 200, Duration::ZERO, health, *now);
     locked.hear(provider, changes);
     drop(locked);
     thread::yield_now();

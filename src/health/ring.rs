@@ -37,7 +37,7 @@ impl<T: Default> Ring<T> {
 }
 
 /// Whether the part `tick` is among the last ten at `now`.
-fn is_recent(tick: u64, now: u64) -> bool {
+pub(crate) fn is_recent(tick: u64, now: u64) -> bool {
     now.saturating_sub(tick) < PARTS as u64
 }
 
@@ -94,7 +94,7 @@ fn far_after(now: Instant) -> Instant {
     now.checked_add(FAR).unwrap_or(now)
 }
 
-/// At most what fits, which is 584 years.
+/// In nanoseconds, of which no more fit than those of 584 years.
 #[inline]
 pub(crate) fn nanos(length: Duration) -> u64 {
     let seconds = length.as_secs().saturating_mul(1_000_000_000);

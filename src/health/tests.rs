@@ -65,7 +65,7 @@ impl Harness {
         self.record_outcome(permit, signal)
     }
 
-    fn commit(&mut self, stream: &Permit) -> Option<Change> {
+    fn commit(&mut self, stream: &mut Permit) -> Option<Change> {
         self.health.commit(stream, self.now)
     }
 
@@ -130,7 +130,7 @@ const CLOSED: Changes = [Some(Change::Closed), None];
 #[track_caller]
 fn break_of(changes: Changes) -> (u32, Instant) {
     match changes {
-        [Some(Change::Opened { until, breaks }), None] => (breaks, until),
+        [Some(Change::Opened { until, breaks, .. }), None] => (breaks, until),
         changes => panic!("{changes:?} opens no breaker"),
     }
 }
@@ -327,14 +327,56 @@ fn closing_forgets_what_led_to_the_break() {
 }
 
 #[test]
-fn a_429_never_opens_a_breaker() {
+fn a_429_that_follows_a_success_never_opens_a_breaker() {
     let mut harness = Harness::with(Breaker::default().consecutive(1).ratio(0.01, 1));
     for hint in [None, Some(Duration::ZERO), Some(Duration::MAX)] {
         for _ in 0..100 {
             assert_eq!(harness.answer(HealthSignal::Cooldown(hint))[0], None);
+            harness.answer_unmoved([HealthSignal::Success]);
             harness.pass(SECOND * 7);
         }
     }
+}
+
+#[test]
+fn a_cooldown_after_a_cooldown_is_a_failure_of_the_row_and_not_of_the_share() {
+    let mut harness = Harness::with(Breaker::default().ratio(0.01, 1));
+    for _ in 0..5 {
+        let until = rest_of(harness.answer(HealthSignal::Cooldown(Some(SECOND))));
+        // What is asked during the cooldown counts toward nothing.
+        harness.answer(HealthSignal::Cooldown(Some(SECOND)));
+        harness.now = until;
+    }
+    let changes = harness.answer(HealthSignal::Cooldown(Some(SECOND)));
+    let [Some(Change::Opened { cause, .. }), Some(Change::CoolingDown { .. })] = changes else {
+        panic!("{changes:?}");
+    };
+    assert_eq!(cause, OpenCause::Consecutive);
+    assert_eq!(harness.counts().failures, 0);
+}
+
+#[test]
+fn a_cooldown_neither_ends_the_row_of_failures_nor_is_it_one_by_itself() {
+    let mut harness = Harness::new();
+    harness.answer_unmoved([HealthSignal::Failure; 4]);
+    harness.now = rest_of(harness.answer(HealthSignal::Cooldown(None)));
+    break_of(harness.answer(HealthSignal::Failure));
+}
+
+#[test]
+fn an_hour_of_503_that_asks_for_a_second_opens_the_breaker() {
+    let (mut harness, mut attempts, mut opened) = (Harness::new(), 0, Vec::new());
+    for second in 0..3600 {
+        if matches!(harness.admission(), Admission::Available | Admission::ProbeDue) {
+            attempts += 1;
+            let changes = harness.answer(HealthSignal::Cooldown(Some(SECOND)));
+            opened.extend(matches!(changes[0], Some(Change::Opened { .. })).then_some(second));
+        }
+        harness.pass(SECOND);
+    }
+    assert_eq!(opened[0], 5, "the first cooldown and five that follow one");
+    assert!(opened.len() > 10, "{opened:?}");
+    assert!(attempts < 200, "{attempts} of 3600");
 }
 
 #[test]
@@ -661,11 +703,11 @@ fn a_429_out_of_turn_leaves_an_open_breaker_open_and_cools_down() {
 
 #[test]
 fn a_stream_that_has_begun_closes_the_breaker_and_its_end_may_open_it_again() {
-    let (mut harness, probe) = Harness::probing();
-    assert_eq!(harness.commit(&probe), Some(Change::Closed));
+    let (mut harness, mut probe) = Harness::probing();
+    assert_eq!(harness.commit(&mut probe), Some(Change::Closed));
     assert_eq!((harness.admission(), harness.state()), (Admission::Available, State::Closed));
     assert_eq!(harness.counts().in_flight, 1, "its end is still to come");
-    assert_eq!(harness.commit(&probe), None, "it closes what is open");
+    assert_eq!(harness.commit(&mut probe), None, "it closes what is open");
     assert_eq!(
         harness.record_outcome(probe, HealthSignal::Failure),
         UNMOVED,
@@ -675,33 +717,254 @@ fn a_stream_that_has_begun_closes_the_breaker_and_its_end_may_open_it_again() {
 }
 
 #[test]
-fn a_stream_that_has_begun_changes_nothing_while_the_breaker_is_closed() {
+fn a_stream_that_has_begun_ends_the_row_of_failures_and_its_break_is_one() {
     let mut harness = Harness::new();
-    let stream = harness.ask();
+    let mut stream = harness.ask();
     harness.answer_unmoved([HealthSignal::Failure; 4]);
-    assert_eq!(harness.commit(&stream), None);
-    break_of(harness.record_outcome(stream, HealthSignal::Failure));
+    assert_eq!(harness.commit(&mut stream), None);
+    harness.answer_unmoved([HealthSignal::Failure; 3]);
+    assert_eq!(harness.record_outcome(stream, HealthSignal::Failure), UNMOVED);
+    break_of(harness.answer(HealthSignal::Failure));
+}
+
+#[test]
+fn a_stream_that_has_begun_ends_a_cooldown_and_its_doubling() {
+    let mut harness = Harness::new();
+    let mut early = harness.ask();
+    let length = harness.next_cooldown();
+    assert_eq!(harness.commit(&mut early), None);
+    assert!(matches!(harness.state(), State::CoolingDown { .. }), "it was sent before");
+    harness.pass(length);
+    let mut stream = harness.ask();
+    assert_eq!(harness.commit(&mut stream), None);
+    assert_eq!(harness.next_cooldown(), SECOND * 5);
+}
+
+#[test]
+fn one_failure_among_nine_long_streams_never_opens_the_breaker() {
+    // The streams are all in flight when the failures come.
+    let mut harness = Harness::new();
+    let mut streams = Vec::new();
+    for _ in 0..300 {
+        for _ in 0..9 {
+            let mut stream = harness.ask();
+            assert_eq!(harness.commit(&mut stream), None);
+            streams.push(stream);
+        }
+        harness.answer_unmoved([HealthSignal::Failure]);
+        harness.pass(SECOND);
+    }
+    for stream in streams {
+        assert_eq!(harness.record_outcome(stream, HealthSignal::Success), UNMOVED);
+    }
+    assert_eq!(harness.state(), State::Closed);
+}
+
+#[test]
+fn a_stream_is_one_request_of_the_share_however_it_ends() {
+    let breaker = Breaker::default().consecutive(u32::MAX).ratio(0.5, 10);
+    // (streams that break, that complete and that are dropped, whether the tenth opens)
+    for (broken, complete, dropped, opens) in
+        [(5, 5, 0, true), (4, 6, 0, false), (5, 0, 5, true), (4, 1, 5, false), (5, 4, 0, false)]
+    {
+        let mut harness = Harness::with(breaker.clone());
+        let mut streams: Vec<_> = (0..broken + complete + dropped).map(|_| harness.ask()).collect();
+        for stream in &mut streams {
+            assert_eq!(harness.commit(stream), None);
+        }
+        let mut opened = false;
+        for (number, stream) in streams.into_iter().rev().enumerate() {
+            let signal = match number {
+                _ if number < dropped => HealthSignal::Nothing,
+                _ if number < dropped + complete => HealthSignal::Success,
+                _ => HealthSignal::Failure,
+            };
+            opened |= harness.record_outcome(stream, signal) != UNMOVED;
+        }
+        assert_eq!(opened, opens, "{broken} {complete} {dropped}");
+    }
+}
+
+#[test]
+fn a_stream_that_breaks_long_after_it_began_is_a_request_of_its_own() {
+    let mut harness = Harness::with(Breaker::default().consecutive(u32::MAX).ratio(1.0, 10));
+    let mut stream = harness.ask();
+    assert_eq!(harness.commit(&mut stream), None);
+    harness.pass(SECOND * 60);
+    harness.answer_unmoved([HealthSignal::Failure; 9]);
+    let changes = harness.record_outcome(stream, HealthSignal::Failure);
+    assert!(matches!(changes[0], Some(Change::Opened { cause: OpenCause::Ratio, .. })));
+}
+
+// Silence.
+
+/// Abandons an attempt after this silence.
+fn abandon(harness: &mut Harness, quiet_for: Duration) -> Changes {
+    let permit = harness.ask();
+    harness.health.abandon(permit, quiet_for, harness.now)
+}
+
+#[test]
+fn a_silence_is_long_after_a_second_and_twice_the_usual_time_to_headers() {
+    for (usual, longest) in [
+        (None, SECOND),
+        (Some(Duration::ZERO), SECOND),
+        (Some(SECOND / 10), SECOND),
+        (Some(SECOND / 2), SECOND),
+        (Some(SECOND / 2 + MOMENT), SECOND + MOMENT * 2),
+        (Some(SECOND * 8), SECOND * 16),
+        (Some(Duration::MAX), Duration::MAX),
+    ] {
+        let mut harness = Harness::new();
+        if let Some(usual) = usual {
+            assert_eq!(harness.health.record_answer(0, 200, usual), None);
+        }
+        assert!(!harness.health.is_silence(0, Duration::ZERO));
+        assert!(!harness.health.is_silence(0, longest), "{usual:?}");
+        let longer = longest.saturating_add(MOMENT);
+        assert_eq!(harness.health.is_silence(0, longer), longer > longest, "{usual:?}");
+    }
+}
+
+#[test]
+fn the_usual_time_follows_the_last_answers() {
+    let mut harness = Harness::new();
+    (0..100).for_each(|_| _ = harness.health.record_answer(0, 200, SECOND * 10));
+    assert!(!harness.health.is_silence(0, SECOND * 20));
+    // One quick answer of eight moves it by an eighth.
+    harness.health.record_answer(0, 500, Duration::ZERO);
+    assert!(harness.health.is_silence(0, SECOND * 35 / 2 + MOMENT * 100));
+    assert!(!harness.health.is_silence(0, SECOND * 35 / 2 - MOMENT * 100));
+    (0..100).for_each(|_| _ = harness.health.record_answer(0, 200, SECOND / 5));
+    assert!(harness.health.is_silence(0, SECOND + MOMENT));
+}
+
+#[test]
+fn the_fifth_long_silence_in_a_row_opens_the_breaker() {
+    let mut harness = Harness::new();
+    for _ in 0..4 {
+        assert_eq!(abandon(&mut harness, SECOND * 2), UNMOVED);
+    }
+    let changes = abandon(&mut harness, SECOND * 2);
+    assert!(matches!(
+        changes,
+        [Some(Change::Opened { cause: OpenCause::Silence, breaks: 1, .. }), None]
+    ));
+    assert_eq!(harness.counts(), Counts { attempts: 5, ..Counts::default() });
+}
+
+#[test]
+fn silences_count_toward_no_share() {
+    let mut harness = Harness::with(Breaker::default().ratio(0.01, 1));
+    for _ in 0..100 {
+        for _ in 0..4 {
+            assert_eq!(abandon(&mut harness, SECOND * 2), UNMOVED);
+        }
+        harness.answer_unmoved([HealthSignal::Success]);
+    }
+}
+
+#[test]
+fn a_short_silence_is_no_signal_and_returns_the_lease_of_a_probe() {
+    let mut harness = Harness::with(Breaker::default().consecutive(1).ratio(0.01, 1));
+    for _ in 0..1000 {
+        assert_eq!(abandon(&mut harness, SECOND), UNMOVED);
+    }
+    assert_eq!(harness.counts(), Counts { attempts: 1000, ..Counts::default() });
+
+    let (mut harness, probe) = Harness::probing();
+    assert_eq!(harness.health.abandon(probe, SECOND, harness.now), UNMOVED);
+    assert_eq!(harness.admission(), Admission::ProbeDue);
+    let changes = abandon(&mut harness, SECOND * 2);
+    assert!(matches!(
+        changes,
+        [Some(Change::Opened { cause: OpenCause::Probe, breaks: 2, .. }), None]
+    ));
+}
+
+#[test]
+fn a_breaker_says_why_it_opened() {
+    let cause = |changes: Changes| match changes[0] {
+        Some(Change::Opened { cause, .. }) => cause,
+        _ => panic!("{changes:?}"),
+    };
+    let mut harness = Harness::new();
+    harness.answer_unmoved([HealthSignal::Failure; 4]);
+    assert_eq!(cause(harness.answer(HealthSignal::Failure)), OpenCause::Consecutive);
+    harness.now = harness.break_end();
+    assert_eq!(cause(harness.answer(HealthSignal::Failure)), OpenCause::Probe);
+
+    let mut harness = Harness::with(Breaker::default().ratio(0.5, 2));
+    harness.answer_unmoved([HealthSignal::Success]);
+    assert_eq!(cause(harness.answer(HealthSignal::Failure)), OpenCause::Ratio);
+
+    let mut harness = Harness::new();
+    harness.answer_unmoved([HealthSignal::Failure; 4]);
+    assert_eq!(cause(harness.answer(HealthSignal::Silent)), OpenCause::Silence);
+    let mut harness = Harness::new();
+    harness.answer_unmoved([HealthSignal::Silent; 4]);
+    assert_eq!(cause(harness.answer(HealthSignal::Failure)), OpenCause::Consecutive);
+}
+
+#[test]
+fn ten_answers_of_404_and_no_other_are_reported_once() {
+    let answer = |health: &mut HealthTable, provider, status| {
+        health.record_answer(provider, status, Duration::ZERO)
+    };
+    let mut health = HealthTable::new(2, None, start(), 7);
+    for number in 1..=100 {
+        let report = answer(&mut health, 0, 404);
+        assert_eq!(report, (number == 10).then_some(Change::OnlyNotFound), "{number}");
+    }
+    for other in [200, 400, 500, 301] {
+        for before in [0, 9] {
+            let mut health = HealthTable::new(2, None, start(), 7);
+            let statuses = [404].repeat(before).into_iter().chain([other]).chain([404].repeat(20));
+            for status in statuses {
+                assert_eq!(answer(&mut health, 1, status), None);
+            }
+        }
+    }
+}
+
+// Permits know the provider's time.
+
+#[test]
+fn a_permit_counts_the_time_since_the_request_was_sent_without_the_uploads_pauses() {
+    let mut harness = Harness::new();
+    let mut permit = harness.ask();
+    harness.pass(SECOND * 3);
+    assert_eq!(permit.elapsed(harness.now), SECOND * 3);
+    permit.mark_sent(harness.now);
+    assert_eq!(permit.elapsed(harness.now), Duration::ZERO);
+    harness.pass(SECOND * 5);
+    permit.exclude(SECOND * 4);
+    assert_eq!(permit.elapsed(harness.now), SECOND);
+    permit.exclude(SECOND * 4);
+    assert_eq!(permit.elapsed(harness.now), Duration::ZERO);
+    permit.exclude(Duration::MAX);
+    assert_eq!(permit.elapsed(harness.now), Duration::ZERO);
 }
 
 #[test]
 fn a_late_stream_from_before_the_break_does_not_end_it() {
     let mut harness = Harness::new();
     harness.answer_unmoved([HealthSignal::Failure; 4]);
-    let (early, last) = (harness.ask(), harness.ask());
+    let (mut early, last) = (harness.ask(), harness.ask());
     let (_, until) = break_of(harness.record_outcome(last, HealthSignal::Failure));
-    let out_of_turn = harness.ask();
-    assert_eq!(harness.commit(&early), None);
+    let mut out_of_turn = harness.ask();
+    assert_eq!(harness.commit(&mut early), None);
     assert_eq!(harness.state(), State::Open { until });
-    assert_eq!(harness.commit(&out_of_turn), Some(Change::Closed));
+    assert_eq!(harness.commit(&mut out_of_turn), Some(Change::Closed));
 }
 
 #[test]
 fn the_stream_that_was_sent_last_before_the_break_does_not_end_it() {
     let mut harness = Harness::new();
     harness.answer_unmoved([HealthSignal::Failure; 4]);
-    let (first, last) = (harness.ask(), harness.ask());
+    let (first, mut last) = (harness.ask(), harness.ask());
     let (_, until) = break_of(harness.record_outcome(first, HealthSignal::Failure));
-    assert_eq!(harness.commit(&last), None);
+    assert_eq!(harness.commit(&mut last), None);
     assert_eq!(harness.state(), State::Open { until });
 }
 
@@ -765,7 +1028,7 @@ fn a_clock_that_stands_still_changes_no_rule() {
     assert!(!harness.ask().is_probe());
     assert_eq!(
         harness.record_outcome(late, HealthSignal::Failure)[0],
-        Some(Change::Opened { until: now, breaks: 2 })
+        Some(Change::Opened { until: now, breaks: 2, cause: OpenCause::Probe })
     );
     harness.recover();
     assert_eq!(harness.now, now);
@@ -827,7 +1090,7 @@ fn a_hint_is_clamped_to_between_one_second_and_five_minutes() {
 
 #[test]
 fn cooldowns_in_a_row_double_from_five_seconds_to_five_minutes() {
-    let mut harness = Harness::new();
+    let mut harness = Harness::with(Breaker::default().consecutive(u32::MAX));
     for seconds in [5, 10, 20, 40, 80, 160, 300, 300].into_iter().chain([300; 40]) {
         let length = harness.next_cooldown();
         assert_eq!(length, SECOND * seconds);
@@ -1191,8 +1454,19 @@ enum Fact {
         at: Instant,
         failed: bool,
     },
-    /// A later attempt elsewhere answered first.
-    Overtaken,
+    /// A silence, or a cooldown after a cooldown: counts toward the row only.
+    Unwell,
+    /// A stream has begun well, and has ended well.
+    Committed {
+        permit: usize,
+        at: Instant,
+    },
+    Completed,
+    /// A stream that had begun well has broken.
+    Broke {
+        committed: Instant,
+        at: Instant,
+    },
     Opened {
         at: Instant,
         until: Instant,
@@ -1346,7 +1620,8 @@ impl Model {
         let since = self.moved().unwrap_or(0);
         let noticed = self.facts[since..].iter().rev().filter_map(|fact| match *fact {
             Fact::Noticed { failed, .. } => Some(failed),
-            Fact::Overtaken => Some(true),
+            Fact::Unwell | Fact::Broke { .. } => Some(true),
+            Fact::Committed { .. } | Fact::Completed => Some(false),
             _ => None,
         });
         noticed.take_while(|bad| *bad).count() >= self.settings.consecutive as usize
@@ -1355,20 +1630,20 @@ impl Model {
     /// Whether the share of failures since the breaker closed opens it.
     fn is_bad(&self, now: Instant) -> bool {
         let since = self.moved().unwrap_or(0);
-        let noticed: Vec<_> = self.facts[since..]
-            .iter()
-            .filter_map(|fact| match *fact {
-                Fact::Noticed { at, failed } => Some((at, failed)),
-                _ => None,
-            })
-            .collect();
         let tenth =
             |at: Instant| (at - self.began).as_nanos() / (self.settings.window / 10).as_nanos();
-        let recent: Vec<_> =
-            noticed.iter().filter(|(at, _)| tenth(*at) + 10 > tenth(now)).collect();
-        let failed = recent.iter().filter(|(_, failed)| *failed).count();
-        recent.len() >= self.settings.minimum as usize
-            && failed as f64 / recent.len() as f64 >= self.settings.ratio
+        let is_recent = |at: Instant, now: Instant| tenth(at) + 10 > tenth(now);
+        let noticed = self.facts[since..].iter().filter_map(|fact| match *fact {
+            Fact::Noticed { at, failed } => Some((at, 1, u32::from(failed))),
+            Fact::Committed { at, .. } => Some((at, 1, 0)),
+            Fact::Broke { committed, at } => Some((at, u32::from(!is_recent(committed, at)), 1)),
+            _ => None,
+        });
+        let recent: Vec<_> = noticed.filter(|(at, ..)| is_recent(*at, now)).collect();
+        let requests: u32 = recent.iter().map(|(_, requests, _)| requests).sum();
+        let failed: u32 = recent.iter().map(|(_, _, failed)| failed).sum();
+        requests >= self.settings.minimum
+            && f64::from(failed) >= self.settings.ratio * f64::from(requests)
     }
 
     fn open(&mut self, now: Instant, change: Option<Change>) -> Result<(), TestCaseError> {
@@ -1376,13 +1651,21 @@ impl Model {
         let full = (0..level.min(64))
             .fold(self.settings.first, |length, _| length.saturating_mul(2))
             .min(self.settings.max);
-        let Some(Change::Opened { until, breaks }) = change else {
+        let Some(Change::Opened { until, breaks, .. }) = change else {
             return Err(TestCaseError::fail(format!("{change:?} should open")));
         };
         prop_assert_eq!(breaks, level + 1);
         prop_assert!(jittered(full).contains(&(until - now)), "{:?} of {:?}", until - now, full);
         self.facts.push(Fact::Opened { at: now, until });
         Ok(())
+    }
+
+    /// When this stream has begun well.
+    fn committed(&self, permit: usize) -> Option<Instant> {
+        self.facts.iter().find_map(|fact| match *fact {
+            Fact::Committed { permit: it, at } if it == permit => Some(at),
+            _ => None,
+        })
     }
 
     fn close(&mut self, now: Instant, change: Option<Change>) -> Result<(), TestCaseError> {
@@ -1399,10 +1682,16 @@ impl Model {
         change: Option<Change>,
     ) -> Result<(), TestCaseError> {
         let asked = self.last(|it| matches!(it, Fact::Asked { permit: it, .. } if *it == permit));
+        let rested = asked > self.last(|fact| matches!(fact, Fact::Cooled { .. }));
         match self.break_end() {
             Some(_) if asked > self.moved() => self.close(now, change)?,
+            None if asked > self.moved() && self.committed(permit).is_none() => {
+                prop_assert_eq!(change, None);
+                self.facts.push(Fact::Committed { permit, at: now });
+            }
             _ => prop_assert_eq!(change, None),
         }
+        self.facts.extend(rested.then_some(Fact::Rested));
         Ok(())
     }
 
@@ -1420,6 +1709,8 @@ impl Model {
         let probes =
             standing == Standing::Probe && self.probe().is_some_and(|(it, _)| it == permit);
         let old = self.moved().is_some_and(|moved| asked < moved);
+        let asks_again = self.cooldown().is_some_and(|(_, end)| end <= now)
+            && self.last(|fact| matches!(fact, Fact::Cooled { .. })) < Some(asked);
         self.facts.push(Fact::Returned { permit });
 
         match (self.break_end(), signal) {
@@ -1427,17 +1718,26 @@ impl Model {
             (_, HealthSignal::Nothing) => prop_assert_eq!(breaker, None),
             (None, HealthSignal::Success) => {
                 prop_assert_eq!(breaker, None);
-                self.facts.push(Fact::Noticed { at: now, failed: false });
+                self.facts.push(match self.committed(permit) {
+                    Some(_) => Fact::Completed,
+                    None => Fact::Noticed { at: now, failed: false },
+                });
             }
             (None, HealthSignal::Failure) if standing != Standing::WhileCooling => {
-                self.facts.push(Fact::Noticed { at: now, failed: true });
+                self.facts.push(match self.committed(permit) {
+                    Some(committed) => Fact::Broke { committed, at: now },
+                    None => Fact::Noticed { at: now, failed: true },
+                });
                 match self.is_row() || self.is_bad(now) {
                     true => self.open(now, breaker)?,
                     false => prop_assert_eq!(breaker, None),
                 }
             }
-            (None, HealthSignal::Overtaken) if standing != Standing::WhileCooling => {
-                self.facts.push(Fact::Overtaken);
+            (None, HealthSignal::Silent | HealthSignal::Cooldown(_))
+                if standing != Standing::WhileCooling
+                    && (signal == HealthSignal::Silent || asks_again) =>
+            {
+                self.facts.push(Fact::Unwell);
                 match self.is_row() {
                     true => self.open(now, breaker)?,
                     false => prop_assert_eq!(breaker, None),
@@ -1445,7 +1745,7 @@ impl Model {
             }
             (None, _) => prop_assert_eq!(breaker, None),
             (Some(_), HealthSignal::Success) => self.close(now, breaker)?,
-            (Some(_), HealthSignal::Failure | HealthSignal::Overtaken) if probes => {
+            (Some(_), HealthSignal::Failure | HealthSignal::Silent) if probes => {
                 self.open(now, breaker)?
             }
             (Some(_), _) if probes => self.close(now, breaker)?,
@@ -1534,7 +1834,7 @@ impl Dice {
             4..7 => HealthSignal::Success,
             7 => HealthSignal::Neutral,
             8 => HealthSignal::Nothing,
-            9 => HealthSignal::Overtaken,
+            9 => HealthSignal::Silent,
             _ => HealthSignal::Cooldown(match self.below(5) {
                 0 | 1 => None,
                 2 | 3 => Some(Duration::from_millis(self.below(400_000))),
@@ -1638,8 +1938,9 @@ impl PairHarness {
         let Some((number, permit)) = self.take(provider, number) else { return Ok(()) };
         let changes = self.health.record_outcome(permit, signal, self.now);
         let opened = matches!(changes[0], Some(Change::Opened { .. }));
-        let bad = matches!(signal, HealthSignal::Failure | HealthSignal::Overtaken);
-        prop_assert!(!opened || bad, "only a failure opens, and silence");
+        let good =
+            matches!(signal, HealthSignal::Success | HealthSignal::Neutral | HealthSignal::Nothing);
+        prop_assert!(!opened || !good, "only failures, silences and cooldowns open");
         self.models[provider].record_outcome(number, signal, self.now, changes)
     }
 
@@ -1648,8 +1949,9 @@ impl PairHarness {
             Action::Ask => self.ask(provider)?,
             Action::Finish(number, signal) => self.record_outcome(provider, number, signal)?,
             Action::Commit(number) => {
-                let out = &self.out[provider];
-                let Some((number, permit)) = out.get(number % out.len().max(1)) else {
+                let out = &mut self.out[provider];
+                let number = number % out.len().max(1);
+                let Some((number, permit)) = out.get_mut(number) else {
                     return Ok(());
                 };
                 let change = self.health.commit(permit, self.now);

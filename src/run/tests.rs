@@ -2,13 +2,12 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::health::{Breaker, Change, Counts, State};
-use crate::hedge::Hedge;
+use crate::hedge::{Hedge, Hedging};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MOMENT: Duration = Duration::from_nanos(1);
 
-const SERVED: Judgement =
-    Judgement { verdict: Verdict::Accept, ambiguous: false, status: Some(200) };
+const SERVED: Judgement = judgement(Verdict::Accept, Some(200));
 const FAILED: Judgement = failed_over(Fault::Failure, Some(500));
 const BAD_REQUEST: Judgement = failed_over(Fault::None, Some(400));
 const LIMITED: Judgement = failed_over(Fault::Cooldown(None), Some(429));
@@ -17,7 +16,18 @@ const TIMED_OUT: Judgement = Judgement { ambiguous: true, ..REFUSED };
 const UNSENT: Judgement = failed_over(Fault::None, None);
 
 const fn failed_over(fault: Fault, status: Option<u16>) -> Judgement {
-    Judgement { verdict: Verdict::FailOver(fault), ambiguous: false, status }
+    judgement(Verdict::FailOver(fault), status)
+}
+
+const fn judgement(verdict: Verdict, status: Option<u16>) -> Judgement {
+    Judgement {
+        verdict,
+        ambiguous: false,
+        unreachable: false,
+        status,
+        time_to_headers: Duration::ZERO,
+        cut_after: None,
+    }
 }
 
 /// A chain without a driver, and a clock that is moved by hand.
@@ -48,13 +58,14 @@ impl Harness {
             ambiguous: Ambiguous::FailOver,
             total: Limits::DEFAULT_TOTAL,
             attempts: vec![None; providers],
+            hosts: (0..providers as u32).collect(),
         };
         Self { health: HealthTable::new(providers, breaker, now, 7), limits, now }
     }
 
     fn run(&self) -> Run {
         let order = (0..self.limits.attempts.len()).collect();
-        Run::new(order, &self.limits, false, self.now)
+        Run::new(order, &self.limits, false, None, self.now)
     }
 
     /// A run whose request can be sent only once.
@@ -66,7 +77,7 @@ impl Harness {
 
     fn step(&mut self, run: &mut Run) -> Option<Sent> {
         match run.step(&self.limits, &mut self.health, self.now) {
-            Step::Send { permit, until, last, .. } => Some(Sent { permit, until, last }),
+            Step::Send { permit, until, last, .. } => Some(Sent { permit, until: until.at, last }),
             Step::Done => None,
             Step::Wait(_) => panic!("nothing is in flight"),
         }
@@ -78,7 +89,20 @@ impl Harness {
     }
 
     fn record_outcome(&mut self, run: &mut Run, sent: Sent, judgement: Judgement) -> Changes {
-        run.record_outcome(sent.permit, judgement, &self.limits, &mut self.health, self.now)
+        self.settle(run, sent.permit, judgement).1
+    }
+
+    fn settle(
+        &mut self,
+        run: &mut Run,
+        permit: Permit,
+        judgement: Judgement,
+    ) -> (Settled, Changes) {
+        run.record_outcome(permit, judgement, &self.limits, &mut self.health, self.now)
+    }
+
+    fn commit(&mut self, run: &mut Run, permit: &mut Permit) -> Changes {
+        run.commit(permit, 200, Duration::ZERO, &mut self.health, self.now)
     }
 
     /// Asks and is answered in one moment; returns who was asked.
@@ -370,7 +394,7 @@ fn a_lease_lasts_a_second_longer_than_its_request_may() {
         (None, SECOND * 600, SECOND * 121),
         (Some(SECOND * 10), SECOND * 600, SECOND * 11),
         (Some(SECOND * 600), SECOND * 600, SECOND * 601),
-        (None, SECOND * 5, SECOND * 6),
+        (None, SECOND * 5, SECOND * 7 / 2),
     ] {
         let mut harness = Harness::of(2);
         harness.limits.attempts[0] = limit;
@@ -470,7 +494,7 @@ fn an_ambiguous_outcome_ends_a_run_only_where_twice_is_not_as_good_as_once() {
     ] {
         let mut harness = Harness::of(2);
         harness.limits.ambiguous = ambiguous;
-        let run = Run::new(Arc::from([0, 1]), &harness.limits, idempotent, harness.now);
+        let run = Run::new(Arc::from([0, 1]), &harness.limits, idempotent, None, harness.now);
         let asked = harness.asked_by(run, judgement);
         assert_eq!(asked.len() == 2, goes_on, "{ambiguous:?}, {idempotent}, {judgement:?}");
     }
@@ -530,7 +554,7 @@ fn the_default_attempt_timeout_binds_all_but_the_last_available_attempt() {
 }
 
 #[test]
-fn the_default_attempt_timeout_does_not_bind_where_only_passed_over_providers_are_left() {
+fn the_default_attempt_timeout_binds_also_where_only_unavailable_providers_are_left() {
     let mut harness = Harness::of(3);
     harness.cool(0, 200);
     harness.cool(2, 300);
@@ -541,8 +565,8 @@ fn the_default_attempt_timeout_does_not_bind_where_only_passed_over_providers_ar
         harness.record_outcome(&mut run, sent, FAILED);
     }
     // Among the unavailable, there is another one to go on to, and then there is not.
-    let total = SECOND * 600;
-    assert_eq!(limits, [(1, total, false), (0, SECOND * 120, false), (2, total, true)]);
+    let (total, bound) = (SECOND * 600, SECOND * 120);
+    assert_eq!(limits, [(1, bound, false), (0, bound, false), (2, total, true)]);
 }
 
 #[test]
@@ -589,9 +613,10 @@ fn no_attempt_outlasts_the_total() {
     harness.limits.total = SECOND * 100;
     harness.limits.attempts[1] = Some(SECOND * 100);
     let mut run = harness.run();
-    for _ in 0..3 {
+    // Half of it, all of it, and what is left of it.
+    for share in [2, 1, 1] {
         let sent = harness.send(&mut run);
-        assert_eq!(sent.until, run.deadline());
+        assert_eq!(sent.until, harness.now + (run.deadline() - harness.now) / share);
         harness.now += SECOND;
         harness.record_outcome(&mut run, sent, FAILED);
     }
@@ -1002,16 +1027,16 @@ fn due(setting: &Setting, request: &Request, harness: &Harness) -> Option<(usize
         Admission::Unavailable(until) => *until,
         _ => harness.now,
     });
-    let (choice, others) = match available.first() {
-        Some(provider) => (*provider, available.len() > 1),
-        None => (unavailable.first()?.0, unavailable.len() > 1),
+    let choice = match available.first() {
+        Some(provider) => *provider,
+        None => unavailable.first()?.0,
     };
     let last =
         !request.replayable || request.asked.len() + 1 >= setting.max_attempts || left.len() == 1;
     let until = match setting.limits[choice] {
         Some(limit) => harness.now + limit,
-        None if others && !last => harness.now + SECOND * 120,
-        None => deadline,
+        None if last => deadline,
+        None => harness.now + (SECOND * 120).min((deadline - harness.now) / 2),
     };
     Some((choice, until.min(deadline), last))
 }
@@ -1044,7 +1069,7 @@ impl PairHarness {
         idempotent: bool,
     ) -> Result<bool, TestCaseError> {
         let limits = &self.harness.limits;
-        let mut run = Run::new(order.clone().into(), limits, idempotent, self.harness.now);
+        let mut run = Run::new(order.clone().into(), limits, idempotent, None, self.harness.now);
         if !replayable {
             run.forbid_replay();
         }
@@ -1107,7 +1132,9 @@ impl PairHarness {
                     self.leases[provider] = None;
                 }
                 let opened = matches!(changes[0], Some(Change::Opened { .. }));
-                prop_assert!(!opened || judgement.signal() == HealthSignal::Failure);
+                let cooled = matches!(judgement.signal(), HealthSignal::Cooldown(_));
+                let failed = judgement.signal() == HealthSignal::Failure;
+                prop_assert!(!opened || failed || cooled);
                 request.before = Some(judgement);
                 self.go_on(request)?;
             }
@@ -1172,7 +1199,7 @@ proptest! {
     }
 
     #[test]
-    fn bad_requests_and_429s_never_open_a_breaker(
+    fn bad_requests_and_429s_after_a_success_never_open_a_breaker(
         actions in proptest::collection::vec(any::<u64>(), 1..60),
     ) {
         let mut harness = Harness::with(2, Some(Breaker::default().consecutive(1).ratio(0.01, 1)));
@@ -1182,6 +1209,7 @@ proptest! {
             let run = harness.run();
             let unhurt = dice.of(&[BAD_REQUEST, LIMITED, UNSENT, SERVED]);
             harness.asked_by(run, unhurt);
+            (0..2).for_each(|provider| harness.answer(provider, HealthSignal::Success));
             for provider in 0..2 {
                 let open = matches!(harness.state(provider), State::Open { .. });
                 prop_assert!(!open);
@@ -1196,8 +1224,8 @@ proptest! {
 fn a_run_ends_with_a_stream_that_has_begun_and_its_provider_has_served() {
     let mut harness = Harness::of(2);
     let mut run = harness.run();
-    let stream = harness.send(&mut run);
-    assert_eq!(run.commit(&stream.permit, &mut harness.health, harness.now), Changes::default());
+    let mut stream = harness.send(&mut run);
+    assert_eq!(harness.commit(&mut run, &mut stream.permit), Changes::default());
     assert!(harness.step(&mut run).is_none(), "no other provider is asked");
     assert_eq!((harness.counts(0).served, harness.counts(0).in_flight), (1, 1));
     harness.health.record_outcome(stream.permit, HealthSignal::Failure, harness.now);
@@ -1209,8 +1237,8 @@ fn a_probe_that_begins_to_stream_closes_the_breaker() {
     let mut harness = Harness::of(1);
     harness.now = harness.open(0);
     let mut run = harness.run();
-    let probe = harness.send(&mut run);
-    let changes = run.commit(&probe.permit, &mut harness.health, harness.now);
+    let mut probe = harness.send(&mut run);
+    let changes = harness.commit(&mut run, &mut probe.permit);
     assert_eq!(changes, [Some(Change::Closed), None]);
     assert_eq!(harness.state(0), State::Closed);
 }
@@ -1220,10 +1248,10 @@ fn a_stream_that_has_begun_during_another_attempt_waits_for_that_one_only() {
     let mut harness = Harness::hedging(3, 5);
     let mut run = harness.run();
     let slow = harness.send(&mut run);
-    let hedge = harness.hedge(&mut run);
-    run.commit(&hedge, &mut harness.health, harness.now);
+    let mut hedge = harness.hedge(&mut run);
+    harness.commit(&mut run, &mut hedge);
     harness.assert_never_hedges(&mut run);
-    run.cancel_loser(slow.permit, hedge.sequence(), &mut harness.health, harness.now);
+    run.cancel_loser(slow.permit, &mut harness.health, harness.now);
     assert!(matches!(harness.raw_step(&mut run), Step::Done));
 }
 
@@ -1233,11 +1261,10 @@ const SILENCE: Duration = Duration::from_millis(40);
 
 impl Harness {
     /// A chain that hedges, and may send this many hedges.
-    fn hedging(providers: usize, hedges: u32) -> Self {
+    fn hedging(providers: usize, hedges: u64) -> Self {
         let mut harness = Self::of(providers);
-        let mut hedging = Hedging::new(&Hedge::after(SILENCE).max_extra(1.0), providers);
-        (0..hedges).for_each(|_| hedging.deposit());
-        harness.health.hedging = Some(hedging);
+        let hedge = Hedge::after(SILENCE);
+        harness.health.hedging = Some(Hedging::with_balance(&hedge, providers, hedges));
         harness
     }
 
@@ -1271,9 +1298,8 @@ impl Harness {
         let mut run = self.run();
         let slow = self.send(&mut run);
         let hedge = self.hedge(&mut run);
-        let winner = hedge.sequence();
         run.record_outcome(hedge, SERVED, &self.limits, &mut self.health, self.now);
-        run.cancel_loser(slow.permit, winner, &mut self.health, self.now)
+        run.cancel_loser(slow.permit, &mut self.health, self.now)
     }
 }
 
@@ -1359,7 +1385,7 @@ fn never_hedges_what_must_not_be_processed_twice() {
     harness.assert_never_hedges(&mut run);
 
     let order = (0..2).collect();
-    let mut idempotent = Run::new(order, &harness.limits, true, harness.now);
+    let mut idempotent = Run::new(order, &harness.limits, true, None, harness.now);
     harness.send(&mut idempotent);
     harness.hedge(&mut idempotent);
 }
@@ -1439,13 +1465,9 @@ fn a_hedge_that_comes_too_late_is_no_signal() {
     for _ in 0..20 {
         let mut run = harness.run();
         let first = harness.send(&mut run);
-        let winner = first.permit.sequence();
         let hedge = harness.hedge(&mut run);
         harness.record_outcome(&mut run, first, SERVED);
-        assert_eq!(
-            run.cancel_loser(hedge, winner, &mut harness.health, harness.now),
-            Changes::default()
-        );
+        assert_eq!(run.cancel_loser(hedge, &mut harness.health, harness.now), Changes::default());
         assert!(matches!(harness.raw_step(&mut run), Step::Done));
     }
     assert_eq!(harness.state(1), State::Closed);
@@ -1453,28 +1475,334 @@ fn a_hedge_that_comes_too_late_is_no_signal() {
 }
 
 #[test]
-fn no_attempt_is_overtaken_by_itself() {
-    let mut harness = Harness::hedging(2, 100);
-    for _ in 0..20 {
-        let mut run = harness.run();
-        let sent = harness.send(&mut run);
-        let own = sent.permit.sequence();
-        assert_eq!(
-            run.cancel_loser(sent.permit, own, &mut harness.health, harness.now),
-            Changes::default()
-        );
-    }
-    assert_eq!(harness.state(0), State::Closed);
-}
-
-#[test]
 fn a_row_of_silence_during_a_cooldown_is_not_held_against_a_provider() {
     let mut harness = Harness::hedging(2, 100);
     harness.cool(0, 100);
     for _ in 0..20 {
-        harness.answer(0, HealthSignal::Overtaken);
+        harness.answer(0, HealthSignal::Silent);
     }
     assert!(matches!(harness.state(0), State::CoolingDown { .. }));
     harness.now += SECOND * 101;
     assert_eq!(harness.state(0), State::Closed);
+}
+
+#[test]
+fn only_requests_that_are_sent_earn_hedges_and_each_once() {
+    let mut harness = Harness::of(2);
+    harness.health.hedging = Some(Hedging::new(&Hedge::after(SILENCE).max_extra(0.25), 2));
+    // 2,000 requests that are refused before they are sent.
+    (0..2000).for_each(|_| drop(harness.run()));
+    let mut hedged = 0;
+    for _ in 0..60 {
+        let mut run = harness.run();
+        let first = harness.send(&mut run);
+        harness.now += SILENCE;
+        if let Step::Send { permit, hedge: true, .. } = harness.raw_step(&mut run) {
+            hedged += 1;
+            harness.settle(&mut run, permit, SERVED);
+        }
+        run.cancel_loser(first.permit, &mut harness.health, harness.now);
+        harness.health.isolate(0, false);
+        harness.answer(0, HealthSignal::Success);
+    }
+    assert_eq!(hedged, 15);
+
+    // What fails over earns no second share.
+    let mut harness = Harness::of(2);
+    harness.health.hedging = Some(Hedging::new(&Hedge::after(SILENCE).max_extra(0.5), 2));
+    let mut run = harness.run();
+    assert_eq!(harness.ask(&mut run, BAD_REQUEST), Some(0));
+    assert_eq!(harness.ask(&mut run, BAD_REQUEST), Some(1));
+    assert!(!harness.health.hedging.as_mut().unwrap().withdraw());
+}
+
+// Accepted errors while two attempts are in flight.
+
+/// What a judge accepts that accepts everything.
+fn accepted(status: Option<u16>) -> Judgement {
+    judgement(Verdict::Accept, status)
+}
+
+#[test]
+fn an_accepted_error_never_replaces_what_the_other_attempt_says() {
+    // What the quicker and then the slower attempt is answered, and which of them is served; the
+    // quicker one is the hedge, or the first.
+    let good = accepted(Some(200));
+    for (quick, slow, by_quick) in [
+        (accepted(Some(200)), None, true),
+        (accepted(Some(304)), None, true),
+        (accepted(Some(401)), Some(good), false),
+        (accepted(Some(404)), Some(good), false),
+        (accepted(Some(500)), Some(good), false),
+        (accepted(None), Some(good), false),
+        (accepted(Some(401)), Some(FAILED), true),
+        (accepted(Some(401)), Some(BAD_REQUEST), true),
+        (accepted(Some(401)), Some(TIMED_OUT), true),
+    ] {
+        for hedge_is_quick in [true, false] {
+            let mut harness = Harness::hedging(3, 5);
+            let mut run = harness.run();
+            let first = harness.send(&mut run).permit;
+            let hedge = harness.hedge(&mut run);
+            let (first, second) = if hedge_is_quick { (hedge, first) } else { (first, hedge) };
+            let (quick_provider, slow_provider) = (first.provider, second.provider);
+            let (settled, changes) = harness.settle(&mut run, first, quick);
+            assert_eq!(changes, Changes::default());
+            let Some(slow) = slow else {
+                assert_eq!(settled, Settled::Serve);
+                assert_eq!(harness.counts(quick_provider).served, 1);
+                continue;
+            };
+            assert_eq!(settled, Settled::Keep, "{quick:?}");
+            assert_eq!(harness.counts(quick_provider).served, 0);
+            harness.assert_never_hedges(&mut run);
+            let (settled, _) = harness.settle(&mut run, second, slow);
+            let expected = if by_quick { Settled::ServeKept } else { Settled::Serve };
+            assert_eq!(settled, expected, "{quick:?}, {slow:?}");
+            assert_eq!(harness.counts(quick_provider).served, u64::from(by_quick));
+            assert_eq!(harness.counts(slow_provider).served, u64::from(!by_quick));
+            assert!(harness.step(&mut run).is_none(), "no third provider is asked");
+        }
+    }
+}
+
+#[test]
+fn of_two_accepted_errors_that_of_the_attempt_that_began_first_is_served() {
+    for hedge_is_quick in [true, false] {
+        let mut harness = Harness::hedging(2, 5);
+        let mut run = harness.run();
+        let first = harness.send(&mut run).permit;
+        let hedge = harness.hedge(&mut run);
+        let (quick, slow) = if hedge_is_quick { (hedge, first) } else { (first, hedge) };
+        assert_eq!(harness.settle(&mut run, quick, accepted(Some(404))).0, Settled::Keep);
+        let expected = if hedge_is_quick { Settled::Serve } else { Settled::ServeKept };
+        assert_eq!(harness.settle(&mut run, slow, accepted(Some(404))).0, expected);
+        assert_eq!([0, 1].map(|provider| harness.counts(provider).served), [1, 0]);
+    }
+}
+
+#[test]
+fn an_accepted_error_is_served_at_once_where_no_other_attempt_is_in_flight() {
+    for status in [Some(404), Some(500), None] {
+        let mut harness = Harness::of(2);
+        let mut run = harness.run();
+        let sent = harness.send(&mut run);
+        assert_eq!(harness.settle(&mut run, sent.permit, accepted(status)).0, Settled::Serve);
+        assert_eq!(harness.counts(0).served, u64::from(status.is_some()));
+    }
+}
+
+#[test]
+fn a_kept_error_without_a_response_is_no_served_answer() {
+    let mut harness = Harness::hedging(2, 5);
+    let mut run = harness.run();
+    let first = harness.send(&mut run).permit;
+    let hedge = harness.hedge(&mut run);
+    assert_eq!(harness.settle(&mut run, hedge, accepted(None)).0, Settled::Keep);
+    assert_eq!(harness.settle(&mut run, first, FAILED).0, Settled::ServeKept);
+    assert_eq!([0, 1].map(|provider| harness.counts(provider).served), [0, 0]);
+}
+
+// How a run ends without an answer.
+
+#[test]
+fn a_run_is_rejected_where_every_provider_that_answered_refused_the_request() {
+    for (judgements, ending) in [
+        (&[][..], Unserved::Exhausted),
+        (&[BAD_REQUEST], Unserved::Rejected),
+        (&[BAD_REQUEST, BAD_REQUEST], Unserved::Rejected),
+        (&[BAD_REQUEST, FAILED], Unserved::Exhausted),
+        (&[FAILED, BAD_REQUEST], Unserved::Exhausted),
+        (&[BAD_REQUEST, LIMITED], Unserved::Exhausted),
+        (&[BAD_REQUEST, TIMED_OUT], Unserved::Exhausted),
+        (&[BAD_REQUEST, UNSENT], Unserved::Exhausted),
+        (&[UNSENT, UNSENT], Unserved::Exhausted),
+    ] {
+        let mut harness = Harness::of(3);
+        let mut run = harness.run();
+        for judgement in judgements {
+            harness.ask(&mut run, *judgement);
+        }
+        assert_eq!(run.ending(), ending, "{judgements:?}");
+    }
+}
+
+// One host, one fate.
+
+#[test]
+fn the_providers_at_a_host_that_cannot_be_reached_are_not_asked() {
+    let unreachable = Judgement { unreachable: true, ..REFUSED };
+    for (hosts, judgement, asked) in [
+        ([0, 0, 1, 0], unreachable, &[0, 2][..]),
+        ([0, 0, 1, 0], REFUSED, &[0, 1, 2, 3]),
+        ([0, 0, 1, 0], FAILED, &[0, 1, 2, 3]),
+        ([0, 1, 1, 2], unreachable, &[0, 1, 3]),
+        ([7, 7, 7, 7], unreachable, &[0]),
+    ] {
+        let mut harness = Harness::of(4);
+        harness.limits.hosts = hosts.into();
+        let run = harness.run();
+        assert_eq!(harness.asked_by(run, judgement), asked, "{hosts:?}, {judgement:?}");
+        // Each request tries anew.
+        let run = harness.run();
+        assert_eq!(harness.asked_by(run, SERVED), [0]);
+    }
+}
+
+// Until when an attempt may go on, and who is to blame.
+
+/// The limits of a first and a second attempt, both of which use up their time.
+fn limits_of(mut harness: Harness, timeout: Option<Duration>) -> [(Duration, Bound, bool); 2] {
+    let order = (0..harness.limits.attempts.len()).collect();
+    let mut run = Run::new(order, &harness.limits, false, timeout, harness.now);
+    [(); 2].map(|()| match harness.raw_step(&mut run) {
+        Step::Send { permit, until, .. } => {
+            let length = until.at - harness.now;
+            harness.now = until.at;
+            harness.settle(&mut run, permit, TIMED_OUT);
+            (length, until.bound, until.is_failure)
+        }
+        step => panic!("{step:?}"),
+    })
+}
+
+#[test]
+fn the_time_is_shared_out_and_the_limit_says_whose_it_is() {
+    use Bound::{Attempt, Request, Total};
+    let explicit = Some(SECOND * 10);
+    let (total, none) = (SECOND * 600, None::<Duration>);
+    for (limits, total, timeout, expected) in [
+        ([none; 2], total, None, [(120, Attempt, true), (480, Total, false)]),
+        ([none; 2], SECOND * 100, None, [(50, Attempt, true), (50, Total, false)]),
+        ([none; 2], total, Some(100), [(50, Attempt, false), (50, Request, false)]),
+        ([none; 2], total, Some(600), [(120, Attempt, true), (480, Total, false)]),
+        ([none; 2], total, Some(500), [(120, Attempt, true), (380, Request, false)]),
+        ([explicit; 2], total, None, [(10, Attempt, true), (10, Attempt, true)]),
+        ([explicit; 2], total, Some(15), [(10, Attempt, true), (5, Request, false)]),
+        ([explicit; 2], SECOND * 15, None, [(10, Attempt, true), (5, Total, false)]),
+        ([explicit; 2], SECOND * 20, None, [(10, Attempt, true), (10, Attempt, true)]),
+        ([none, explicit], SECOND * 40, None, [(20, Attempt, true), (10, Attempt, true)]),
+    ] {
+        let mut harness = Harness::of(2);
+        harness.limits.attempts = limits.into();
+        harness.limits.total = total;
+        let timeout = timeout.map(Duration::from_secs);
+        let expected = expected
+            .map(|(seconds, bound, is_failure)| (Duration::from_secs(seconds), bound, is_failure));
+        assert_eq!(limits_of(harness, timeout), expected, "{limits:?} {total:?} {timeout:?}");
+    }
+}
+
+#[test]
+fn a_first_attempt_that_has_the_whole_total_fails_by_it() {
+    let mut harness = Harness::of(1);
+    for (timeout, bound, is_failure) in
+        [(None, Bound::Total, true), (Some(SECOND), Bound::Request, false)]
+    {
+        let mut run = Run::new(Arc::from([0]), &harness.limits, false, timeout, harness.now);
+        let Step::Send { until, .. } = harness.raw_step(&mut run) else { panic!() };
+        assert_eq!(until, Until { at: run.deadline(), bound, is_failure });
+    }
+}
+
+#[test]
+fn a_pending_upload_is_not_the_providers_time() {
+    let mut harness = Harness::of(2);
+    harness.limits.attempts[0] = Some(SECOND * 10);
+    harness.limits.total = SECOND * 60;
+    let mut run = harness.run();
+    let Step::Send { mut permit, until, .. } = harness.raw_step(&mut run) else { panic!() };
+    let began = harness.now;
+    harness.now += SECOND * 8;
+    let until = run.extend(&mut permit, until, SECOND * 7);
+    assert_eq!(permit.elapsed(harness.now), SECOND);
+    assert_eq!(until.at, began + SECOND * 17);
+    assert_eq!((until.bound, until.is_failure), (Bound::Attempt, true));
+    // No further than the total.
+    let end = Until { at: began + SECOND * 60, bound: Bound::Total, is_failure: false };
+    assert_eq!(run.extend(&mut permit, until, SECOND * 44), end);
+    assert_eq!(run.extend(&mut permit, end, SECOND), end);
+    assert_eq!(run.extend(&mut permit, end, Duration::MAX), end);
+}
+
+#[test]
+fn an_attempt_that_its_callers_time_ended_is_judged_by_the_providers_silence() {
+    let cut = |quiet_for| Judgement { cut_after: Some(quiet_for), ..TIMED_OUT };
+    for (judgement, failures, opens) in [
+        (TIMED_OUT, 5, true),
+        (cut(SECOND * 2), 0, true),
+        (cut(SECOND), 0, false),
+        (cut(Duration::ZERO), 0, false),
+    ] {
+        let mut harness = Harness::of(2);
+        for _ in 0..5 {
+            let run = harness.run();
+            assert_eq!(harness.asked_by(run, judgement), [0, 1], "it fails over all the same");
+        }
+        assert_eq!(harness.counts(0).failures, failures, "{judgement:?}");
+        assert_eq!(matches!(harness.state(0), State::Open { .. }), opens, "{judgement:?}");
+    }
+    // What says more than silence says it.
+    let mut harness = Harness::of(1);
+    let run = harness.run();
+    harness.asked_by(run, Judgement { cut_after: Some(SECOND * 2), ..LIMITED });
+    assert!(matches!(harness.state(0), State::CoolingDown { .. }));
+}
+
+#[test]
+fn what_is_usual_is_learnt_from_every_answer() {
+    for judgement in [SERVED, BAD_REQUEST, FAILED, accepted(Some(404))] {
+        let mut harness = Harness::of(1);
+        assert!(harness.health.is_silence(0, SECOND * 2));
+        let run = harness.run();
+        harness.asked_by(run, Judgement { time_to_headers: SECOND * 3, ..judgement });
+        assert!(!harness.health.is_silence(0, SECOND * 6), "{judgement:?}");
+    }
+    let mut harness = Harness::of(1);
+    let mut run = harness.run();
+    let mut stream = harness.send(&mut run);
+    run.commit(&mut stream.permit, 200, SECOND * 3, &mut harness.health, harness.now);
+    assert!(!harness.health.is_silence(0, SECOND * 6));
+    for judgement in [TIMED_OUT, REFUSED, UNSENT] {
+        let mut harness = Harness::of(1);
+        let run = harness.run();
+        harness.asked_by(run, Judgement { time_to_headers: SECOND * 3, ..judgement });
+        assert!(harness.health.is_silence(0, SECOND * 2), "{judgement:?}");
+    }
+}
+
+#[test]
+fn ten_404s_are_reported_with_the_outcome_of_the_tenth() {
+    let mut harness = Harness::of(1);
+    for number in 1..=25 {
+        let mut run = harness.run();
+        let sent = harness.send(&mut run);
+        let not_found = failed_over(Fault::None, Some(404));
+        let changes = harness.record_outcome(&mut run, sent, not_found);
+        assert_eq!(changes, [None, (number == 10).then_some(Change::OnlyNotFound)]);
+        assert_eq!(run.ending(), Unserved::Rejected);
+    }
+    assert_eq!((harness.state(0), harness.counts(0).failures), (State::Closed, 0));
+}
+
+// Which requests may be processed twice.
+
+#[test]
+fn methods_that_do_the_same_twice_are_idempotent() {
+    use http::Method;
+    for (method, idempotent) in [
+        (Method::GET, true),
+        (Method::HEAD, true),
+        (Method::OPTIONS, true),
+        (Method::PUT, true),
+        (Method::DELETE, true),
+        (Method::TRACE, true),
+        (Method::POST, false),
+        (Method::PATCH, false),
+        (Method::CONNECT, false),
+        (Method::from_bytes(b"PURGE").unwrap(), false),
+    ] {
+        assert_eq!(is_idempotent(&method), idempotent, "{method}");
+    }
+    assert_eq!(Replay::allowed(), Replay::allowed().clone());
 }

@@ -1,25 +1,26 @@
 //! When a silent provider is worth a second request, and how many of those a chain may send.
 //!
-//! A hedge trades money for time: most requests are answered soon, a few hang, and asking somebody
-//! else beside a hanging one costs one call where waiting costs seconds. What keeps that from
-//! doubling everybody's bill is the allowance: each request earns a small part of a hedge.
+//! A hedge trades money for time: most requests are answered soon, a few hang, and asking another
+//! provider costs one call where waiting costs seconds. What keeps that from doubling the bill is the
+//! allowance: each request earns a small part of a hedge.
 
 use std::time::Duration;
 
-/// Asks the next provider too when one has been silent for a while; whoever answers first serves.
+/// Asks the next provider too when one has been silent for a while; the first answer is served.
 ///
 /// **A hedged request may be processed, and billed, twice**: the slower provider's attempt is
 /// dropped, and reported as [`Reason::Abandoned`](crate::Reason::Abandoned), but it may have done its
 /// work. So hedging is off by default, there is at most one hedge per request, and only for 5 % of
 /// the requests. A body that can be sent only once is never hedged, and under
 /// [`Ambiguous::IdempotentOnly`](crate::Ambiguous::IdempotentOnly) nor is a request that is not
-/// idempotent. The one asked beside is the next healthy provider in order: never one whose circuit
+/// idempotent. The hedge goes to the next healthy provider in order: never one whose circuit
 /// breaker is open or that is cooling down.
 ///
 /// Silence ends with the response's headers, or with its first content under
-/// [`inspect`](crate::ProviderChainBuilder::inspect). A provider that is overtaken by a later
-/// attempt pays for it toward the *consecutive* trigger of its circuit breaker, and for nothing
-/// else.
+/// [`inspect`](crate::ProviderChainBuilder::inspect). That a provider is overtaken by a later
+/// attempt counts toward the *consecutive* trigger of its circuit breaker, and toward nothing
+/// else. An answer of status 400 or above that a judge accepts overtakes no attempt: it is kept while
+/// the other attempt is in flight, and served if that one has no better answer.
 ///
 /// ```
 /// use std::time::Duration;
@@ -48,10 +49,10 @@ impl Hedge {
         Self { delay: Delay::Adaptive, max_extra: DEFAULT_MAX_EXTRA }
     }
 
-    /// The most hedges, as a share of the chain's requests. Default 0.05; above 0 and at most 1.
-    /// Every claimed request earns its share, and a new chain has balance nothing: with 0.02, the first
-    /// hedge comes after 50 requests. What quiet times leave unused is kept, up to what 10,000 requests
-    /// deposit, so that many in a row may be hedged then.
+    /// The most hedges, as a share of the requests that the chain sends. Default 0.05; above 0 and at
+    /// most 1. Every request earns its share when it is first sent, and a new chain has earned
+    /// nothing: with 0.02, the first hedge comes after 50 requests. What quiet times leave unused is
+    /// kept, up to what 100 requests earn and at least one hedge: with 0.05, five hedges in a row.
     pub fn max_extra(mut self, share: f64) -> Self {
         self.max_extra = share;
         self
@@ -89,22 +90,25 @@ pub(crate) struct Hedging {
     /// In millionths of a hedge, so that no rounding adds up.
     deposit_per_request: u64,
     balance: u64,
+    /// The most that is kept.
+    most: u64,
 }
 
 impl Hedging {
     pub(crate) fn new(hedge: &Hedge, providers: usize) -> Self {
+        let deposit_per_request = ((hedge.max_extra * ONE as f64).round() as u64).max(1);
         Self {
             delay: hedge.delay,
             latencies: vec![Latencies::default(); providers],
-            deposit_per_request: ((hedge.max_extra * ONE as f64).round() as u64).max(1),
+            deposit_per_request,
             balance: 0,
+            most: (KEPT_REQUESTS * deposit_per_request).max(ONE),
         }
     }
 
-    /// A request begins.
+    /// A request is sent.
     pub(crate) fn deposit(&mut self) {
-        let most = (10_000 * self.deposit_per_request).max(ONE);
-        self.balance = (self.balance + self.deposit_per_request).min(most);
+        self.balance = (self.balance + self.deposit_per_request).min(self.most);
     }
 
     /// Whether one more hedge is within the allowance; it is taken off if so.
@@ -130,8 +134,20 @@ impl Hedging {
     }
 }
 
+#[cfg(test)]
+impl Hedging {
+    /// So many hedges, and no more are earned.
+    pub(crate) fn with_balance(hedge: &Hedge, providers: usize, hedges: u64) -> Self {
+        let hedging = Self::new(hedge, providers);
+        let balance = hedges * ONE;
+        Self { deposit_per_request: 0, balance, most: balance, ..hedging }
+    }
+}
+
 /// A whole hedge.
 const ONE: u64 = 1_000_000;
+/// As many requests' deposits are kept, but at least one hedge.
+const KEPT_REQUESTS: u64 = 100;
 
 /// How long a provider took for its last answers.
 #[derive(Clone, Debug, Default)]
@@ -185,8 +201,8 @@ mod tests {
     }
 
     #[test]
-    fn quiet_times_are_kept_up_to_what_ten_thousand_requests_earn() {
-        for (share, kept) in [(0.05, 500), (0.00001, 1), (1.0, 10_000)] {
+    fn quiet_times_are_kept_up_to_what_a_hundred_requests_earn() {
+        for (share, kept) in [(0.05, 5), (0.00001, 1), (1.0, 100)] {
             let mut hedging = Hedging::new(&Hedge::after(MS).max_extra(share), 1);
             (0..100_000).for_each(|_| hedging.deposit());
             let withdrawn = (0..20_000).filter(|_| hedging.withdraw()).count();
@@ -228,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn settings_that_cannot_be_meant_are_told() {
+    fn settings_that_make_no_sense_are_named() {
         let limit = 100 * MS;
         for wrong in [
             Hedge::after(Duration::ZERO),

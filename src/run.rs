@@ -1,134 +1,109 @@
 //! One request's decisions: whom to ask, until when, and when to stop.
 //!
-//! A [`Run`] never waits, sends or looks at a clock. The driver asks it for a [`Step`], does it, and
-//! tells it what came of it; that makes every order of events, however unlikely, a table or property
-//! test in virtual time.
+//! A [`Run`] never waits, sends or reads a clock. The driver asks it for a [`Step`], does it, and
+//! records the outcome. So every order of events, however unlikely, can be a table or property test
+//! in virtual time.
+
+mod judgement;
+mod limits;
+mod replay;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+pub(crate) use self::judgement::{Judgement, Settled, Unserved};
+use self::limits::Deadline;
+pub(crate) use self::limits::{Bound, Limits, Until};
+pub(crate) use self::replay::is_idempotent;
+pub use self::replay::{Ambiguous, Replay};
 use crate::health::{Admission, Changes, HealthSignal, HealthTable, Permit, after};
-use crate::hedge::Hedging;
 use crate::verdict::{Fault, Verdict};
-
-/// What to do when a provider may have processed a request although no usable answer came: a
-/// timeout or a reset after it was sent, 504 and 524, or a redirect that was followed.
-///
-/// ```
-/// use reqwest_failover::{Ambiguous, Provider, ProviderChain};
-///
-/// let chain = ProviderChain::builder([Provider::openai("key")])
-///     .on_ambiguous(Ambiguous::IdempotentOnly)
-///     .build()?;
-/// # Ok::<(), reqwest_failover::ConfigError>(())
-/// ```
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Ambiguous {
-    /// Ask the next provider; the request may be processed, and billed, twice. The default, since a
-    /// provider that hangs is the case that most needs covering.
-    #[default]
-    FailOver,
-    /// Ask the next provider only for GET, HEAD, OPTIONS, PUT, DELETE and TRACE, and for requests
-    /// with an `Idempotency-Key` header; hedge no others either. No two providers share such keys:
-    /// here the header says that the request may be processed at two of them.
-    IdempotentOnly,
-}
-
-/// What bounds every run of a chain.
-#[derive(Debug)]
-pub(crate) struct Limits {
-    pub(crate) max_attempts: usize,
-    pub(crate) ambiguous: Ambiguous,
-    pub(crate) total: Duration,
-    /// How long a response may be held back after its headers, while it is looked into.
-    pub(crate) hold: Duration,
-    /// Each provider's explicit limit, its own or the chain's.
-    pub(crate) attempts: Vec<Option<Duration>>,
-}
-
-impl Limits {
-    pub(crate) const DEFAULT_ATTEMPT: Duration = Duration::from_secs(120);
-    pub(crate) const DEFAULT_TOTAL: Duration = Duration::from_secs(600);
-    /// How much longer than its request a probe's lease lasts.
-    const LEASE_MARGIN: Duration = Duration::from_secs(1);
-}
 
 /// What is to be done next.
 #[derive(Debug)]
 pub(crate) enum Step {
-    /// Ask this provider and give up at `until`. After the `last` attempt nobody else is asked.
-    /// `hedge`: is_hedge one that is silent.
-    Send { permit: Permit, until: Instant, last: bool, hedge: bool },
+    /// Ask this provider and give up at `until`. After the `last` attempt no other provider is
+    /// asked. A `hedge` is sent while another attempt is silent.
+    Send { permit: Permit, until: Until, last: bool, hedge: bool },
     /// Wait for what is in flight; if there is a time, no longer than until then.
     Wait(Option<Instant>),
-    /// Nobody else is to be asked.
+    /// No other provider is to be asked.
     Done,
-}
-
-/// What came of an attempt, as far as decisions go.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Judgement {
-    pub(crate) verdict: Verdict,
-    /// The provider may have processed the request.
-    pub(crate) ambiguous: bool,
-    /// The response's status, if there was a response.
-    pub(crate) status: Option<u16>,
 }
 
 /// One request's way through the providers.
 #[derive(Debug)]
 pub(crate) struct Run {
     order: Arc<[usize]>,
-    /// One bit for each provider that was asked; `build()` allows no more than fit.
-    tried: u128,
-    attempts: usize,
-    max_attempts: usize,
-    deadline: Instant,
+    /// The providers that were asked, or whose host could not be reached.
+    excluded: ProviderSet,
+    deadline: Deadline,
+    attempts: u8,
+    max_attempts: u8,
+    in_flight: u8,
     idempotent: bool,
     replayable: bool,
-    in_flight: usize,
     over: bool,
-    /// Whether the last outcome allows asking providers that are passed over.
+    /// Whether the last outcome allows asking unavailable providers.
     allow_unhealthy: bool,
-    /// Whether an attempt failed that nobody was asked in place of yet.
+    /// Whether an attempt failed in whose place no other provider was asked yet.
     failover_pending: bool,
+    hedged: bool,
     /// When the attempt in flight has been silent for too long; `None` also once it was hedged.
     hedge_at: Option<Instant>,
-    hedged: bool,
+    /// The accepted error that is the answer if the attempt in flight has no better one.
+    kept: Option<Kept>,
+    /// The number of the attempt that served.
+    winner: u64,
+    /// Whether a provider refused the request itself, and whether one failed.
+    was_refused: bool,
+    has_failed: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Kept {
+    provider: usize,
+    sequence: u64,
+    has_response: bool,
 }
 
 impl Run {
+    /// A run of a request whose caller gives it as long as `timeout`, if it says.
     pub(crate) fn new(
         order: Arc<[usize]>,
         limits: &Limits,
         idempotent: bool,
+        timeout: Option<Duration>,
         now: Instant,
     ) -> Self {
         Self {
             order,
-            tried: 0,
+            excluded: ProviderSet::default(),
+            deadline: limits.deadline(timeout, now),
             attempts: 0,
-            max_attempts: limits.max_attempts,
-            deadline: after(now, limits.total),
+            max_attempts: u8::try_from(limits.max_attempts).unwrap_or(u8::MAX),
+            in_flight: 0,
             idempotent,
             replayable: true,
-            in_flight: 0,
             over: false,
             allow_unhealthy: true,
             failover_pending: false,
-            hedge_at: None,
             hedged: false,
+            hedge_at: None,
+            kept: None,
+            winner: 0,
+            was_refused: false,
+            has_failed: false,
         }
     }
 
-    /// The provider that an undisturbed request is served by.
+    /// The provider that serves where nothing fails.
     pub(crate) fn first(&self) -> Option<usize> {
         self.order.first().copied()
     }
 
     pub(crate) fn deadline(&self) -> Instant {
-        self.deadline
+        self.deadline.at
     }
 
     /// Takes another order than the chain's.
@@ -145,7 +120,7 @@ impl Run {
         self.max_attempts = 1;
     }
 
-    /// Tells the run that the request can be sent only once.
+    /// The request can be sent only once.
     pub(crate) fn forbid_replay(&mut self) {
         self.replayable = false;
     }
@@ -156,7 +131,7 @@ impl Run {
     }
 
     pub(crate) fn step(&mut self, limits: &Limits, health: &mut HealthTable, now: Instant) -> Step {
-        if self.over || self.attempts >= self.max_attempts || now >= self.deadline {
+        if self.over || self.attempts >= self.max_attempts || now >= self.deadline.at {
             return self.rest();
         }
         let hedge = self.in_flight > 0 && !self.failover_pending;
@@ -165,26 +140,36 @@ impl Run {
         }
         self.failover_pending = false;
         let Some(choice) = self.choose(health, now) else { return self.rest() };
-        if hedge {
-            self.hedged = true;
-            if !health.hedging.as_mut().is_some_and(Hedging::withdraw) {
-                return self.rest();
+        let is_first = self.attempts == 0;
+        if let Some(hedging) = &mut health.hedging {
+            if is_first {
+                // Only what is sent earns a share of a hedge.
+                hedging.deposit();
+            }
+            if hedge {
+                self.hedged = true;
+                if !hedging.withdraw() {
+                    return self.rest();
+                }
             }
         }
-        self.tried |= 1 << choice.provider;
+        self.excluded.insert(choice.provider);
         self.attempts += 1;
         self.in_flight += 1;
         let last = !self.replayable || self.attempts >= self.max_attempts || !choice.leaves_any;
         self.over = last;
         self.hedge_at =
             self.silence(choice.provider, limits, health).map(|silence| after(now, silence));
-        let until = self.attempt_end(&choice, last, limits, now);
-        let lease_until = after(until, limits.hold.saturating_add(Limits::LEASE_MARGIN));
+        let until = limits.until(choice.provider, &self.deadline, is_first, last, now);
+        let lease_until = match choice.is_probe {
+            true => after(until.at, limits.hold.saturating_add(Limits::LEASE_MARGIN)),
+            false => until.at,
+        };
         let permit = health.admit(choice.provider, now, lease_until);
         Step::Send { permit, until, last, hedge }
     }
 
-    /// Takes in what came of an attempt that was in flight.
+    /// Records the outcome of an attempt.
     pub(crate) fn record_outcome(
         &mut self,
         permit: Permit,
@@ -192,38 +177,45 @@ impl Run {
         limits: &Limits,
         health: &mut HealthTable,
         now: Instant,
-    ) -> Changes {
+    ) -> (Settled, Changes) {
         self.in_flight -= 1;
-        match judgement.verdict {
-            Verdict::Accept => self.over = true,
-            Verdict::FailOver(fault) => {
-                self.failover_pending = true;
-                self.allow_unhealthy = fault != Fault::None;
-                self.over |= judgement.ambiguous
-                    && limits.ambiguous == Ambiguous::IdempotentOnly
-                    && !self.idempotent;
+        let provider = permit.provider;
+        let settled = self.settle(&permit, &judgement, limits);
+        let (served_by, has_response) = match (settled, self.kept) {
+            (Settled::Serve, _) => (provider, judgement.status.is_some()),
+            (Settled::ServeKept, Some(kept)) => (kept.provider, kept.has_response),
+            _ => (provider, false),
+        };
+        if has_response {
+            health.serve(served_by);
+        }
+        let mut report = None;
+        if let Some(status) = judgement.status {
+            report = health.record_answer(provider, status, judgement.time_to_headers);
+            if judgement.verdict == Verdict::Accept {
+                record_latency(health, &permit, now);
             }
         }
-        if judgement.verdict == Verdict::Accept && judgement.status.is_some() {
-            health.serve(permit.provider);
-        }
-        health.record_outcome(permit, judgement.signal(), now)
+        let signal = match (judgement.signal(), judgement.cut_after) {
+            (HealthSignal::Failure, Some(quiet_for)) => health.silence(provider, quiet_for),
+            (signal, _) => signal,
+        };
+        let [breaker, cooldown] = health.record_outcome(permit, signal, now);
+        (settled, [breaker, cooldown.or(report)])
     }
 
-    /// Takes in an attempt that was dropped because the one with the number `winner` served.
+    /// Records an attempt that was dropped because another one served.
     pub(crate) fn cancel_loser(
         &mut self,
         permit: Permit,
-        winner: u64,
         health: &mut HealthTable,
         now: Instant,
     ) -> Changes {
         self.in_flight -= 1;
-        // To be slower than somebody who was asked before is nothing to be blamed for.
-        let signal = if winner > permit.sequence() {
-            HealthSignal::Overtaken
-        } else {
-            HealthSignal::Nothing
+        // An attempt is not to blame for being slower than one that began before it.
+        let signal = match self.winner > permit.sequence() {
+            true => HealthSignal::Silent,
+            false => HealthSignal::Nothing,
         };
         health.record_outcome(permit, signal, now)
     }
@@ -231,23 +223,93 @@ impl Run {
     /// Ends the run with a stream that has begun well, whose end is still to come.
     pub(crate) fn commit(
         &mut self,
-        permit: &Permit,
+        permit: &mut Permit,
+        status: u16,
+        time_to_headers: Duration,
         health: &mut HealthTable,
         now: Instant,
     ) -> Changes {
         self.in_flight -= 1;
-        self.over = true;
+        self.serve(permit);
         health.serve(permit.provider);
-        [health.commit(permit, now), None]
+        record_latency(health, permit, now);
+        let report = health.record_answer(permit.provider, status, time_to_headers);
+        [health.commit(permit, now), report]
     }
 
-    /// Nobody is to be asked now.
+    /// The caller's own body was pending for this long, in which no clock runs against the provider.
+    /// Returns until when the attempt may go on.
+    pub(crate) fn extend(&self, permit: &mut Permit, until: Until, pending: Duration) -> Until {
+        permit.exclude(pending);
+        self.deadline.extend(until, pending)
+    }
+
+    /// How a run ends that served no answer.
+    pub(crate) fn ending(&self) -> Unserved {
+        match self.was_refused && !self.has_failed {
+            true => Unserved::Rejected,
+            false => Unserved::Exhausted,
+        }
+    }
+
+    fn settle(&mut self, permit: &Permit, judgement: &Judgement, limits: &Limits) -> Settled {
+        match judgement.verdict {
+            Verdict::Accept if self.in_flight > 0 && !judgement.is_good() => {
+                // A worse answer is not a better one for being early.
+                self.over = true;
+                self.kept = Some(Kept {
+                    provider: permit.provider,
+                    sequence: permit.sequence(),
+                    has_response: judgement.status.is_some(),
+                });
+                Settled::Keep
+            }
+            Verdict::Accept => {
+                self.serve(permit);
+                // Of two errors, the one that would have come without the hedge.
+                let is_earlier = |kept: Kept| kept.sequence < permit.sequence();
+                match !judgement.is_good() && self.kept.is_some_and(is_earlier) {
+                    true => Settled::ServeKept,
+                    false => Settled::Serve,
+                }
+            }
+            Verdict::FailOver(fault) => {
+                self.fail_over(permit.provider, fault, judgement, limits);
+                match self.in_flight == 0 && self.kept.is_some() {
+                    true => Settled::ServeKept,
+                    false => Settled::FailOver,
+                }
+            }
+        }
+    }
+
+    fn serve(&mut self, permit: &Permit) {
+        self.over = true;
+        self.winner = permit.sequence();
+    }
+
+    fn fail_over(&mut self, provider: usize, fault: Fault, judgement: &Judgement, limits: &Limits) {
+        self.failover_pending = true;
+        self.allow_unhealthy = fault != Fault::None;
+        self.over |= judgement.ambiguous
+            && limits.ambiguous == Ambiguous::IdempotentOnly
+            && !self.idempotent;
+        let refused = fault == Fault::None && judgement.status.is_some();
+        self.was_refused |= refused;
+        self.has_failed |= !refused;
+        if judgement.unreachable {
+            let same_host = |other: &&usize| limits.hosts[**other] == limits.hosts[provider];
+            self.order.iter().filter(same_host).for_each(|other| self.excluded.insert(*other));
+        }
+    }
+
+    /// No provider is to be asked now.
     fn rest(&mut self) -> Step {
         self.hedge_at = None;
         if self.in_flight > 0 { Step::Wait(None) } else { Step::Done }
     }
 
-    /// How long a provider that is asked now may be silent before somebody is asked is_hedge it.
+    /// How long a provider that is asked now may be silent before a hedge is sent.
     fn silence(&self, provider: usize, limits: &Limits, health: &HealthTable) -> Option<Duration> {
         let hedging = health.hedging.as_ref()?;
         let may_be_processed_twice = self.idempotent || limits.ambiguous == Ambiguous::FailOver;
@@ -255,7 +317,8 @@ impl Run {
         allowed.then(|| hedging.delay(provider)).flatten()
     }
 
-    /// The providers that have not been asked and are not isolated.
+    /// The providers that may still be asked and are not isolated.
+    #[inline]
     fn usable(
         &self,
         health: &HealthTable,
@@ -263,73 +326,78 @@ impl Run {
     ) -> impl Iterator<Item = (usize, Admission)> {
         self.order
             .iter()
-            .filter(|provider| self.tried & (1 << **provider) == 0)
+            .filter(|provider| !self.excluded.contains(**provider))
             .map(move |provider| (*provider, health.admission(*provider, now)))
             .filter(|(_, admission)| *admission != Admission::Isolated)
     }
 
-    /// The first available provider in order; else, when nothing better is left, the passed-over
-    /// one that reopens first. Beside an attempt in flight only healthy ones are asked.
+    /// The first available provider in order; else, when none is left, the unavailable one that
+    /// reopens first. A hedge is sent to an available one only.
+    #[inline]
     fn choose(&self, health: &HealthTable, now: Instant) -> Option<Choice> {
-        let mut available = None;
-        let mut unavailable: Option<(usize, Instant)> = None;
-        let mut unavailable_count = 0;
         let is_hedge = self.in_flight > 0;
-        for (provider, admission) in self.usable(health, now) {
-            let until = match (admission, available) {
-                (Admission::ProbeDue, _) if is_hedge || !self.replayable => now,
-                (Admission::Unavailable(until), _) => until,
-                (_, None) => {
-                    available = Some(provider);
-                    continue;
-                }
-                (_, Some(provider)) => {
-                    return Some(Choice { provider, others: true, leaves_any: true });
-                }
-            };
-            unavailable_count += 1;
-            if unavailable.is_none_or(|(_, earliest)| until < earliest) {
-                unavailable = Some((provider, until));
+        let may_probe = !is_hedge && self.replayable;
+        let mut passed_over = false;
+        let mut usable = self.usable(health, now);
+        while let Some((provider, admission)) = usable.next() {
+            let is_probe = admission == Admission::ProbeDue;
+            if admission == Admission::Available || is_probe && may_probe {
+                let leaves_any = passed_over || usable.next().is_some();
+                return Some(Choice { provider, is_probe, leaves_any });
             }
+            passed_over = true;
         }
-        if let Some(provider) = available {
-            return Some(Choice { provider, others: false, leaves_any: unavailable_count > 0 });
+        if is_hedge || !self.allow_unhealthy {
+            return None;
         }
-        let (provider, _) = unavailable.filter(|_| self.allow_unhealthy && !is_hedge)?;
-        let leaves_any = unavailable_count > 1;
-        Some(Choice { provider, others: leaves_any, leaves_any })
+        self.choose_unavailable(health, now)
     }
 
-    /// An explicit limit always binds; the default one only where someone else is still to be asked.
-    fn attempt_end(&self, choice: &Choice, last: bool, limits: &Limits, now: Instant) -> Instant {
-        let explicit = limits.attempts[choice.provider];
-        let limit = match explicit {
-            None if choice.others && !last => Some(Limits::DEFAULT_ATTEMPT),
-            explicit => explicit,
+    #[cold]
+    fn choose_unavailable(&self, health: &HealthTable, now: Instant) -> Option<Choice> {
+        let reopens = |admission| match admission {
+            Admission::Unavailable(until) => until,
+            _ => now,
         };
-        limit.map_or(self.deadline, |limit| after(now, limit).min(self.deadline))
+        let usable = self.usable(health, now);
+        let (provider, admission) = usable.min_by_key(|(_, admission)| reopens(*admission))?;
+        let is_probe = admission == Admission::ProbeDue;
+        let leaves_any = self.usable(health, now).nth(1).is_some();
+        Some(Choice { provider, is_probe, leaves_any })
+    }
+}
+
+fn record_latency(health: &mut HealthTable, permit: &Permit, now: Instant) {
+    if let Some(hedging) = &mut health.hedging {
+        hedging.record(permit.provider, permit.elapsed(now));
     }
 }
 
 struct Choice {
     provider: usize,
-    /// Whether there is another provider of the same standing to go on to.
-    others: bool,
-    /// Whether anybody else could be asked at all.
+    /// Whether its circuit breaker is open and its break is over.
+    is_probe: bool,
+    /// Whether any other provider could be asked at all.
     leaves_any: bool,
 }
 
-impl Judgement {
-    fn signal(&self) -> HealthSignal {
-        match (self.verdict, self.status) {
-            (Verdict::FailOver(Fault::Failure), _) => HealthSignal::Failure,
-            (Verdict::FailOver(Fault::Cooldown(hint)), _) => HealthSignal::Cooldown(hint),
-            (Verdict::Accept, Some(..400)) => HealthSignal::Success,
-            (_, Some(_)) => HealthSignal::Neutral,
-            (_, None) => HealthSignal::Nothing,
-        }
+/// One bit for each provider; `build()` allows no more than fit.
+#[derive(Clone, Copy, Debug, Default)]
+struct ProviderSet([u64; 2]);
+
+impl ProviderSet {
+    #[inline]
+    fn insert(&mut self, provider: usize) {
+        self.0[provider / 64] |= 1 << (provider % 64);
+    }
+
+    #[inline]
+    fn contains(&self, provider: usize) -> bool {
+        self.0[provider / 64] & 1 << (provider % 64) != 0
     }
 }
 
+#[cfg(test)]
+mod callers;
 #[cfg(test)]
 mod tests;

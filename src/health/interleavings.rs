@@ -9,6 +9,7 @@ use shuttle::rand::{Rng, thread_rng};
 use shuttle::sync::{Mutex, MutexGuard};
 use shuttle::thread;
 
+use super::circuit::LONGEST_COOLDOWN;
 use super::*;
 use crate::run::{Ambiguous, Judgement, Limits, Run, Step};
 use crate::verdict::{Fault, Verdict};
@@ -125,7 +126,7 @@ fn keep_calling(shared: &Mutex<Shared>) {
         let (mut run, limits) = {
             let shared = lock(shared);
             let limits = limits();
-            (Run::new(shared.order.clone(), &limits, true, shared.now), limits)
+            (Run::new(shared.order.clone(), &limits, true, None, shared.now), limits)
         };
         while let Some(flight) = next(shared, &mut run, &limits) {
             thread::yield_now();
@@ -143,6 +144,7 @@ fn limits() -> Limits {
         total: Duration::from_secs(60),
         hold: Duration::ZERO,
         attempts: vec![Some(ATTEMPT); PROVIDERS],
+        hosts: (0..PROVIDERS as u32).collect(),
     }
 }
 
@@ -150,7 +152,7 @@ fn next<'a>(shared: &'a Mutex<Shared>, run: &mut Run, limits: &Limits) -> Option
     let mut locked = lock(shared);
     let Shared { health, now, .. } = &mut *locked;
     let Step::Send { permit, until, .. } = run.step(limits, health, *now) else { return None };
-    let number = locked.take(&permit, until + Duration::from_secs(1));
+    let number = locked.take(&permit, until.at + Duration::from_secs(1));
     Some(Flight { shared, permit: Some((permit, number)) })
 }
 
@@ -177,9 +179,16 @@ fn finish(mut flight: Flight<'_>, run: &mut Run, limits: &Limits) -> bool {
     account.out.remove(&number);
     account.failures += u64::from(verdict == failed);
     account.served += u64::from(verdict == Verdict::Accept);
-    let judgement = Judgement { verdict, ambiguous: false, status };
+    let judgement = Judgement {
+        verdict,
+        ambiguous: false,
+        unreachable: false,
+        status,
+        time_to_headers: Duration::ZERO,
+        cut_after: None,
+    };
     let Shared { health, now, .. } = &mut *locked;
-    let changes = run.record_outcome(permit, judgement, limits, health, *now);
+    let (_, changes) = run.record_outcome(permit, judgement, limits, health, *now);
     locked.hear(provider, changes);
     verdict != Verdict::Accept
 }
@@ -187,11 +196,11 @@ fn finish(mut flight: Flight<'_>, run: &mut Run, limits: &Limits) -> bool {
 /// Hands on a stream, of whose end the provider's health hears later, or never.
 fn commit(flight: &mut Flight<'_>, run: &mut Run) {
     let mut locked = lock(flight.shared);
-    let Some((permit, _)) = &flight.permit else { return };
+    let Some((permit, _)) = &mut flight.permit else { return };
     let provider = permit.provider;
     locked.accounts[provider].served += 1;
     let Shared { health, now, .. } = &mut *locked;
-    let changes = run.commit(permit, health, *now);
+    let changes = run.commit(permit, 200, Duration::ZERO, health, *now);
     locked.hear(provider, changes);
     drop(locked);
     thread::yield_now();
@@ -254,7 +263,7 @@ fn scene() {
     for provider in 0..PROVIDERS {
         assert_eq!(health.counts(provider).in_flight, 0);
         health.isolate(provider, false);
-        assert_ne!(health.state(provider, *now), State::Probing, "nobody probes");
+        assert_ne!(health.state(provider, *now), State::Probing, "no probe is out");
         *now += LONGEST_COOLDOWN.max(LONGEST_BREAK);
         let permit = health.admit(provider, *now, *now + ATTEMPT);
         health.record_outcome(permit, HealthSignal::Success, *now);
@@ -268,11 +277,11 @@ fn start() -> Instant {
 }
 
 #[test]
-fn no_random_order_of_threads_breaks_the_board() {
+fn no_random_order_of_threads_breaks_the_health_table() {
     shuttle::check_random(scene, 3_000);
 }
 
 #[test]
-fn no_order_with_few_preemptions_breaks_the_board() {
+fn no_order_with_few_preemptions_breaks_the_health_table() {
     shuttle::check_pct(scene, 3_000, 3);
 }

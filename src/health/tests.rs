@@ -2,6 +2,7 @@ use std::ops::RangeInclusive;
 
 use proptest::prelude::*;
 
+use super::circuit::LONGEST_COOLDOWN;
 use super::*;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -58,13 +59,13 @@ impl Harness {
         self.health.record_outcome(permit, signal, self.now)
     }
 
-    /// Asks, and lands in the same moment.
+    /// Asks, and is answered in the same moment.
     fn answer(&mut self, signal: HealthSignal) -> Changes {
         let permit = self.ask();
         self.record_outcome(permit, signal)
     }
 
-    fn commit(&mut self, stream: &Permit) -> Option<Change> {
+    fn commit(&mut self, stream: &mut Permit) -> Option<Change> {
         self.health.commit(stream, self.now)
     }
 
@@ -129,7 +130,7 @@ const CLOSED: Changes = [Some(Change::Closed), None];
 #[track_caller]
 fn break_of(changes: Changes) -> (u32, Instant) {
     match changes {
-        [Some(Change::Opened { until, breaks }), None] => (breaks, until),
+        [Some(Change::Opened { until, breaks, .. }), None] => (breaks, until),
         changes => panic!("{changes:?} opens no breaker"),
     }
 }
@@ -198,7 +199,7 @@ fn a_success_starts_the_row_of_failures_anew() {
 }
 
 #[test]
-fn what_is_no_news_neither_breaks_nor_lengthens_the_row_of_failures() {
+fn what_is_no_signal_neither_breaks_nor_lengthens_the_row_of_failures() {
     let mut harness = Harness::new();
     for _ in 0..4 {
         harness.answer_unmoved([
@@ -236,7 +237,7 @@ fn nine_requests_are_too_few_for_the_ratio() {
 }
 
 #[test]
-fn requests_without_news_are_not_among_the_ten() {
+fn requests_without_a_signal_are_not_among_the_ten() {
     let mut harness = Harness::new();
     harness.answer_unmoved(
         [HealthSignal::Neutral, HealthSignal::Nothing].into_iter().cycle().take(100),
@@ -326,14 +327,56 @@ fn closing_forgets_what_led_to_the_break() {
 }
 
 #[test]
-fn a_429_never_opens_a_breaker() {
+fn a_429_that_follows_a_success_never_opens_a_breaker() {
     let mut harness = Harness::with(Breaker::default().consecutive(1).ratio(0.01, 1));
     for hint in [None, Some(Duration::ZERO), Some(Duration::MAX)] {
         for _ in 0..100 {
             assert_eq!(harness.answer(HealthSignal::Cooldown(hint))[0], None);
+            harness.answer_unmoved([HealthSignal::Success]);
             harness.pass(SECOND * 7);
         }
     }
+}
+
+#[test]
+fn a_cooldown_after_a_cooldown_is_a_failure_of_the_row_and_not_of_the_share() {
+    let mut harness = Harness::with(Breaker::default().ratio(0.01, 1));
+    for _ in 0..5 {
+        let until = rest_of(harness.answer(HealthSignal::Cooldown(Some(SECOND))));
+        // What is asked during the cooldown counts toward nothing.
+        harness.answer(HealthSignal::Cooldown(Some(SECOND)));
+        harness.now = until;
+    }
+    let changes = harness.answer(HealthSignal::Cooldown(Some(SECOND)));
+    let [Some(Change::Opened { cause, .. }), Some(Change::CoolingDown { .. })] = changes else {
+        panic!("{changes:?}");
+    };
+    assert_eq!(cause, OpenCause::Consecutive);
+    assert_eq!(harness.counts().failures, 0);
+}
+
+#[test]
+fn a_cooldown_neither_ends_the_row_of_failures_nor_is_it_one_by_itself() {
+    let mut harness = Harness::new();
+    harness.answer_unmoved([HealthSignal::Failure; 4]);
+    harness.now = rest_of(harness.answer(HealthSignal::Cooldown(None)));
+    break_of(harness.answer(HealthSignal::Failure));
+}
+
+#[test]
+fn an_hour_of_503_that_asks_for_a_second_opens_the_breaker() {
+    let (mut harness, mut attempts, mut opened) = (Harness::new(), 0, Vec::new());
+    for second in 0..3600 {
+        if matches!(harness.admission(), Admission::Available | Admission::ProbeDue) {
+            attempts += 1;
+            let changes = harness.answer(HealthSignal::Cooldown(Some(SECOND)));
+            opened.extend(matches!(changes[0], Some(Change::Opened { .. })).then_some(second));
+        }
+        harness.pass(SECOND);
+    }
+    assert_eq!(opened[0], 5, "the first cooldown and five that follow one");
+    assert!(opened.len() > 10, "{opened:?}");
+    assert!(attempts < 200, "{attempts} of 3600");
 }
 
 #[test]
@@ -550,7 +593,7 @@ fn a_failed_probe_begins_the_next_break() {
 }
 
 #[test]
-fn a_probe_whose_lease_ended_still_counts_while_nobody_has_replaced_it() {
+fn a_probe_whose_lease_ended_still_counts_until_it_is_replaced() {
     for (signal, closes) in [
         (HealthSignal::Success, true),
         (HealthSignal::Neutral, true),
@@ -565,7 +608,7 @@ fn a_probe_whose_lease_ended_still_counts_while_nobody_has_replaced_it() {
 }
 
 #[test]
-fn a_probe_that_was_replaced_lands_out_of_turn() {
+fn a_probe_that_was_replaced_no_longer_counts_as_one() {
     let replaced = || {
         let (mut harness, first) = Harness::probing();
         harness.pass(LEASE);
@@ -593,7 +636,7 @@ fn a_probe_that_was_replaced_lands_out_of_turn() {
     assert_eq!(harness.state(), State::Probing, "only its own lease is returned");
 }
 
-// Out of admitted, while the breaker is open.
+// Asked while the breaker is open.
 
 #[test]
 fn a_success_out_of_turn_closes_the_breaker() {
@@ -660,11 +703,11 @@ fn a_429_out_of_turn_leaves_an_open_breaker_open_and_cools_down() {
 
 #[test]
 fn a_stream_that_has_begun_closes_the_breaker_and_its_end_may_open_it_again() {
-    let (mut harness, probe) = Harness::probing();
-    assert_eq!(harness.commit(&probe), Some(Change::Closed));
+    let (mut harness, mut probe) = Harness::probing();
+    assert_eq!(harness.commit(&mut probe), Some(Change::Closed));
     assert_eq!((harness.admission(), harness.state()), (Admission::Available, State::Closed));
     assert_eq!(harness.counts().in_flight, 1, "its end is still to come");
-    assert_eq!(harness.commit(&probe), None, "it closes what is open");
+    assert_eq!(harness.commit(&mut probe), None, "it closes what is open");
     assert_eq!(
         harness.record_outcome(probe, HealthSignal::Failure),
         UNMOVED,
@@ -674,37 +717,258 @@ fn a_stream_that_has_begun_closes_the_breaker_and_its_end_may_open_it_again() {
 }
 
 #[test]
-fn a_stream_that_has_begun_is_no_news_while_the_breaker_is_closed() {
+fn a_stream_that_has_begun_ends_the_row_of_failures_and_its_break_is_one() {
     let mut harness = Harness::new();
-    let stream = harness.ask();
+    let mut stream = harness.ask();
     harness.answer_unmoved([HealthSignal::Failure; 4]);
-    assert_eq!(harness.commit(&stream), None);
-    break_of(harness.record_outcome(stream, HealthSignal::Failure));
+    assert_eq!(harness.commit(&mut stream), None);
+    harness.answer_unmoved([HealthSignal::Failure; 3]);
+    assert_eq!(harness.record_outcome(stream, HealthSignal::Failure), UNMOVED);
+    break_of(harness.answer(HealthSignal::Failure));
+}
+
+#[test]
+fn a_stream_that_has_begun_ends_a_cooldown_and_its_doubling() {
+    let mut harness = Harness::new();
+    let mut early = harness.ask();
+    let length = harness.next_cooldown();
+    assert_eq!(harness.commit(&mut early), None);
+    assert!(matches!(harness.state(), State::CoolingDown { .. }), "it was sent before");
+    harness.pass(length);
+    let mut stream = harness.ask();
+    assert_eq!(harness.commit(&mut stream), None);
+    assert_eq!(harness.next_cooldown(), SECOND * 5);
+}
+
+#[test]
+fn one_failure_among_nine_long_streams_never_opens_the_breaker() {
+    // The streams are all in flight when the failures come.
+    let mut harness = Harness::new();
+    let mut streams = Vec::new();
+    for _ in 0..300 {
+        for _ in 0..9 {
+            let mut stream = harness.ask();
+            assert_eq!(harness.commit(&mut stream), None);
+            streams.push(stream);
+        }
+        harness.answer_unmoved([HealthSignal::Failure]);
+        harness.pass(SECOND);
+    }
+    for stream in streams {
+        assert_eq!(harness.record_outcome(stream, HealthSignal::Success), UNMOVED);
+    }
+    assert_eq!(harness.state(), State::Closed);
+}
+
+#[test]
+fn a_stream_is_one_request_of_the_share_however_it_ends() {
+    let breaker = Breaker::default().consecutive(u32::MAX).ratio(0.5, 10);
+    // (streams that break, that complete and that are dropped, whether the tenth opens)
+    for (broken, complete, dropped, opens) in
+        [(5, 5, 0, true), (4, 6, 0, false), (5, 0, 5, true), (4, 1, 5, false), (5, 4, 0, false)]
+    {
+        let mut harness = Harness::with(breaker.clone());
+        let mut streams: Vec<_> = (0..broken + complete + dropped).map(|_| harness.ask()).collect();
+        for stream in &mut streams {
+            assert_eq!(harness.commit(stream), None);
+        }
+        let mut opened = false;
+        for (number, stream) in streams.into_iter().rev().enumerate() {
+            let signal = match number {
+                _ if number < dropped => HealthSignal::Nothing,
+                _ if number < dropped + complete => HealthSignal::Success,
+                _ => HealthSignal::Failure,
+            };
+            opened |= harness.record_outcome(stream, signal) != UNMOVED;
+        }
+        assert_eq!(opened, opens, "{broken} {complete} {dropped}");
+    }
+}
+
+#[test]
+fn a_stream_that_breaks_long_after_it_began_is_a_request_of_its_own() {
+    let mut harness = Harness::with(Breaker::default().consecutive(u32::MAX).ratio(1.0, 10));
+    let mut stream = harness.ask();
+    assert_eq!(harness.commit(&mut stream), None);
+    harness.pass(SECOND * 60);
+    harness.answer_unmoved([HealthSignal::Failure; 9]);
+    let changes = harness.record_outcome(stream, HealthSignal::Failure);
+    assert!(matches!(changes[0], Some(Change::Opened { cause: OpenCause::Ratio, .. })));
+}
+
+// Silence.
+
+/// Abandons an attempt after this silence.
+fn abandon(harness: &mut Harness, quiet_for: Duration) -> Changes {
+    let permit = harness.ask();
+    harness.health.abandon(permit, quiet_for, harness.now)
+}
+
+#[test]
+fn a_silence_is_long_after_a_second_and_twice_the_usual_time_to_headers() {
+    for (usual, longest) in [
+        (None, SECOND),
+        (Some(Duration::ZERO), SECOND),
+        (Some(SECOND / 10), SECOND),
+        (Some(SECOND / 2), SECOND),
+        (Some(SECOND / 2 + MOMENT), SECOND + MOMENT * 2),
+        (Some(SECOND * 8), SECOND * 16),
+        (Some(Duration::MAX), Duration::MAX),
+    ] {
+        let mut harness = Harness::new();
+        if let Some(usual) = usual {
+            assert_eq!(harness.health.record_answer(0, 200, usual), None);
+        }
+        assert!(!harness.health.is_silence(0, Duration::ZERO));
+        assert!(!harness.health.is_silence(0, longest), "{usual:?}");
+        let longer = longest.saturating_add(MOMENT);
+        assert_eq!(harness.health.is_silence(0, longer), longer > longest, "{usual:?}");
+    }
+}
+
+#[test]
+fn the_usual_time_follows_the_last_answers() {
+    let mut harness = Harness::new();
+    (0..100).for_each(|_| _ = harness.health.record_answer(0, 200, SECOND * 10));
+    assert!(!harness.health.is_silence(0, SECOND * 20));
+    // One quick answer of eight moves it by an eighth.
+    harness.health.record_answer(0, 500, Duration::ZERO);
+    assert!(harness.health.is_silence(0, SECOND * 35 / 2 + MOMENT * 100));
+    assert!(!harness.health.is_silence(0, SECOND * 35 / 2 - MOMENT * 100));
+    (0..100).for_each(|_| _ = harness.health.record_answer(0, 200, SECOND / 5));
+    assert!(harness.health.is_silence(0, SECOND + MOMENT));
+}
+
+#[test]
+fn the_fifth_long_silence_in_a_row_opens_the_breaker() {
+    let mut harness = Harness::new();
+    for _ in 0..4 {
+        assert_eq!(abandon(&mut harness, SECOND * 2), UNMOVED);
+    }
+    let changes = abandon(&mut harness, SECOND * 2);
+    assert!(matches!(
+        changes,
+        [Some(Change::Opened { cause: OpenCause::Silence, breaks: 1, .. }), None]
+    ));
+    assert_eq!(harness.counts(), Counts { attempts: 5, ..Counts::default() });
+}
+
+#[test]
+fn silences_count_toward_no_share() {
+    let mut harness = Harness::with(Breaker::default().ratio(0.01, 1));
+    for _ in 0..100 {
+        for _ in 0..4 {
+            assert_eq!(abandon(&mut harness, SECOND * 2), UNMOVED);
+        }
+        harness.answer_unmoved([HealthSignal::Success]);
+    }
+}
+
+#[test]
+fn a_short_silence_is_no_signal_and_returns_the_lease_of_a_probe() {
+    let mut harness = Harness::with(Breaker::default().consecutive(1).ratio(0.01, 1));
+    for _ in 0..1000 {
+        assert_eq!(abandon(&mut harness, SECOND), UNMOVED);
+    }
+    assert_eq!(harness.counts(), Counts { attempts: 1000, ..Counts::default() });
+
+    let (mut harness, probe) = Harness::probing();
+    assert_eq!(harness.health.abandon(probe, SECOND, harness.now), UNMOVED);
+    assert_eq!(harness.admission(), Admission::ProbeDue);
+    let changes = abandon(&mut harness, SECOND * 2);
+    assert!(matches!(
+        changes,
+        [Some(Change::Opened { cause: OpenCause::Probe, breaks: 2, .. }), None]
+    ));
+}
+
+#[test]
+fn a_breaker_says_why_it_opened() {
+    let cause = |changes: Changes| match changes[0] {
+        Some(Change::Opened { cause, .. }) => cause,
+        _ => panic!("{changes:?}"),
+    };
+    let mut harness = Harness::new();
+    harness.answer_unmoved([HealthSignal::Failure; 4]);
+    assert_eq!(cause(harness.answer(HealthSignal::Failure)), OpenCause::Consecutive);
+    harness.now = harness.break_end();
+    assert_eq!(cause(harness.answer(HealthSignal::Failure)), OpenCause::Probe);
+
+    let mut harness = Harness::with(Breaker::default().ratio(0.5, 2));
+    harness.answer_unmoved([HealthSignal::Success]);
+    assert_eq!(cause(harness.answer(HealthSignal::Failure)), OpenCause::Ratio);
+
+    let mut harness = Harness::new();
+    harness.answer_unmoved([HealthSignal::Failure; 4]);
+    assert_eq!(cause(harness.answer(HealthSignal::Silent)), OpenCause::Silence);
+    let mut harness = Harness::new();
+    harness.answer_unmoved([HealthSignal::Silent; 4]);
+    assert_eq!(cause(harness.answer(HealthSignal::Failure)), OpenCause::Consecutive);
+}
+
+#[test]
+fn ten_answers_of_404_and_no_other_are_reported_once() {
+    let answer = |health: &mut HealthTable, provider, status| {
+        health.record_answer(provider, status, Duration::ZERO)
+    };
+    let mut health = HealthTable::new(2, None, start(), 7);
+    for number in 1..=100 {
+        let report = answer(&mut health, 0, 404);
+        assert_eq!(report, (number == 10).then_some(Change::OnlyNotFound), "{number}");
+    }
+    for other in [200, 400, 500, 301] {
+        for before in [0, 9] {
+            let mut health = HealthTable::new(2, None, start(), 7);
+            let statuses = [404].repeat(before).into_iter().chain([other]).chain([404].repeat(20));
+            for status in statuses {
+                assert_eq!(answer(&mut health, 1, status), None);
+            }
+        }
+    }
+}
+
+// Permits know the provider's time.
+
+#[test]
+fn a_permit_counts_the_time_since_the_request_was_sent_without_the_uploads_pauses() {
+    let mut harness = Harness::new();
+    let mut permit = harness.ask();
+    harness.pass(SECOND * 3);
+    assert_eq!(permit.elapsed(harness.now), SECOND * 3);
+    permit.mark_sent(harness.now);
+    assert_eq!(permit.elapsed(harness.now), Duration::ZERO);
+    harness.pass(SECOND * 5);
+    permit.exclude(SECOND * 4);
+    assert_eq!(permit.elapsed(harness.now), SECOND);
+    permit.exclude(SECOND * 4);
+    assert_eq!(permit.elapsed(harness.now), Duration::ZERO);
+    permit.exclude(Duration::MAX);
+    assert_eq!(permit.elapsed(harness.now), Duration::ZERO);
 }
 
 #[test]
 fn a_late_stream_from_before_the_break_does_not_end_it() {
     let mut harness = Harness::new();
     harness.answer_unmoved([HealthSignal::Failure; 4]);
-    let (early, last) = (harness.ask(), harness.ask());
+    let (mut early, last) = (harness.ask(), harness.ask());
     let (_, until) = break_of(harness.record_outcome(last, HealthSignal::Failure));
-    let out_of_turn = harness.ask();
-    assert_eq!(harness.commit(&early), None);
+    let mut out_of_turn = harness.ask();
+    assert_eq!(harness.commit(&mut early), None);
     assert_eq!(harness.state(), State::Open { until });
-    assert_eq!(harness.commit(&out_of_turn), Some(Change::Closed));
+    assert_eq!(harness.commit(&mut out_of_turn), Some(Change::Closed));
 }
 
 #[test]
 fn the_stream_that_was_sent_last_before_the_break_does_not_end_it() {
     let mut harness = Harness::new();
     harness.answer_unmoved([HealthSignal::Failure; 4]);
-    let (first, last) = (harness.ask(), harness.ask());
+    let (first, mut last) = (harness.ask(), harness.ask());
     let (_, until) = break_of(harness.record_outcome(first, HealthSignal::Failure));
-    assert_eq!(harness.commit(&last), None);
+    assert_eq!(harness.commit(&mut last), None);
     assert_eq!(harness.state(), State::Open { until });
 }
 
-// Old signal.
+// Old signals.
 
 #[test]
 fn a_late_success_from_before_the_break_does_not_end_it() {
@@ -739,7 +1003,7 @@ fn twenty_requests_that_hung_since_before_the_break_do_not_reopen_it() {
 }
 
 #[test]
-fn what_was_asked_during_the_break_and_fails_after_it_closed_is_old_news() {
+fn what_was_asked_during_the_break_and_fails_after_it_closed_is_an_old_signal() {
     let (mut harness, _) = Harness::opened();
     let extra: Vec<_> = (0..20).map(|_| harness.ask()).collect();
     harness.recover();
@@ -764,7 +1028,7 @@ fn a_clock_that_stands_still_changes_no_rule() {
     assert!(!harness.ask().is_probe());
     assert_eq!(
         harness.record_outcome(late, HealthSignal::Failure)[0],
-        Some(Change::Opened { until: now, breaks: 2 })
+        Some(Change::Opened { until: now, breaks: 2, cause: OpenCause::Probe })
     );
     harness.recover();
     assert_eq!(harness.now, now);
@@ -776,7 +1040,7 @@ fn a_clock_that_stands_still_changes_no_rule() {
     assert_eq!(
         harness.answer(HealthSignal::Success),
         CLOSED,
-        "asked out of admitted, in the same instant"
+        "asked while it is open, in the same instant"
     );
     assert_eq!(harness.next_cooldown(), SECOND * 5);
     harness.answer_unmoved([HealthSignal::Success]);
@@ -826,7 +1090,7 @@ fn a_hint_is_clamped_to_between_one_second_and_five_minutes() {
 
 #[test]
 fn cooldowns_in_a_row_double_from_five_seconds_to_five_minutes() {
-    let mut harness = Harness::new();
+    let mut harness = Harness::with(Breaker::default().consecutive(u32::MAX));
     for seconds in [5, 10, 20, 40, 80, 160, 300, 300].into_iter().chain([300; 40]) {
         let length = harness.next_cooldown();
         assert_eq!(length, SECOND * seconds);
@@ -898,7 +1162,7 @@ fn a_success_sent_before_a_cooldown_began_does_not_end_it() {
 }
 
 #[test]
-fn a_429_sent_before_a_cooldown_that_a_success_ended_is_old_news() {
+fn a_429_sent_before_a_cooldown_that_a_success_ended_is_an_old_signal() {
     let mut harness = Harness::new();
     let hung: Vec<_> = (0..20).map(|_| harness.ask()).collect();
     rest_of(harness.answer(HealthSignal::Cooldown(None)));
@@ -940,7 +1204,7 @@ fn a_429_out_of_turn_only_extends_a_cooldown_by_a_longer_hint() {
 }
 
 #[test]
-fn a_429_out_of_turn_raises_no_level_though_it_lands_after_the_cooldown() {
+fn a_429_out_of_turn_raises_no_level_though_it_is_recorded_after_the_cooldown() {
     let mut harness = Harness::new();
     let length = harness.next_cooldown();
     harness.pass(length - MOMENT);
@@ -955,7 +1219,7 @@ fn a_429_out_of_turn_raises_no_level_though_it_lands_after_the_cooldown() {
 }
 
 #[test]
-fn a_failure_out_of_turn_while_cooling_is_no_news() {
+fn a_failure_out_of_turn_while_cooling_is_no_signal() {
     let mut harness = Harness::new();
     harness.answer_unmoved([HealthSignal::Failure; 4]);
     let length = harness.next_cooldown();
@@ -1008,7 +1272,7 @@ fn a_restored_provider_stands_as_its_health_has_it() {
     harness.health.isolate(0, false);
     assert_eq!(harness.admission(), Admission::Unavailable(until));
 
-    // HealthSignal of what was in flight is heard all the same.
+    // The outcome of what was in flight is recorded all the same.
     let (mut harness, probe) = Harness::probing();
     harness.health.isolate(0, true);
     assert_eq!((harness.admission(), harness.state()), (Admission::Isolated, State::Isolated));
@@ -1055,7 +1319,7 @@ fn counts_what_starts_what_is_in_flight_what_failed_and_what_was_served() {
 }
 
 #[test]
-fn without_a_breaker_nobody_is_ever_passed_over() {
+fn without_a_breaker_no_provider_is_ever_passed_over() {
     let mut harness = Harness::seeded(None, 7);
     for signal in [
         HealthSignal::Failure,
@@ -1181,7 +1445,7 @@ enum Fact {
         standing: Standing,
         lease_until: Instant,
     },
-    /// Landed or was cancelled.
+    /// Recorded or cancelled.
     Returned {
         permit: usize,
     },
@@ -1190,8 +1454,19 @@ enum Fact {
         at: Instant,
         failed: bool,
     },
-    /// A later attempt elsewhere answered first.
-    Overtaken,
+    /// A silence, or a cooldown after a cooldown: counts toward the row only.
+    Unwell,
+    /// A stream has begun well, and has ended well.
+    Committed {
+        permit: usize,
+        at: Instant,
+    },
+    Completed,
+    /// A stream that had begun well has broken.
+    Broke {
+        committed: Instant,
+        at: Instant,
+    },
     Opened {
         at: Instant,
         until: Instant,
@@ -1345,7 +1620,8 @@ impl Model {
         let since = self.moved().unwrap_or(0);
         let noticed = self.facts[since..].iter().rev().filter_map(|fact| match *fact {
             Fact::Noticed { failed, .. } => Some(failed),
-            Fact::Overtaken => Some(true),
+            Fact::Unwell | Fact::Broke { .. } => Some(true),
+            Fact::Committed { .. } | Fact::Completed => Some(false),
             _ => None,
         });
         noticed.take_while(|bad| *bad).count() >= self.settings.consecutive as usize
@@ -1354,20 +1630,20 @@ impl Model {
     /// Whether the share of failures since the breaker closed opens it.
     fn is_bad(&self, now: Instant) -> bool {
         let since = self.moved().unwrap_or(0);
-        let noticed: Vec<_> = self.facts[since..]
-            .iter()
-            .filter_map(|fact| match *fact {
-                Fact::Noticed { at, failed } => Some((at, failed)),
-                _ => None,
-            })
-            .collect();
         let tenth =
             |at: Instant| (at - self.began).as_nanos() / (self.settings.window / 10).as_nanos();
-        let recent: Vec<_> =
-            noticed.iter().filter(|(at, _)| tenth(*at) + 10 > tenth(now)).collect();
-        let failed = recent.iter().filter(|(_, failed)| *failed).count();
-        recent.len() >= self.settings.minimum as usize
-            && failed as f64 / recent.len() as f64 >= self.settings.ratio
+        let is_recent = |at: Instant, now: Instant| tenth(at) + 10 > tenth(now);
+        let noticed = self.facts[since..].iter().filter_map(|fact| match *fact {
+            Fact::Noticed { at, failed } => Some((at, 1, u32::from(failed))),
+            Fact::Committed { at, .. } => Some((at, 1, 0)),
+            Fact::Broke { committed, at } => Some((at, u32::from(!is_recent(committed, at)), 1)),
+            _ => None,
+        });
+        let recent: Vec<_> = noticed.filter(|(at, ..)| is_recent(*at, now)).collect();
+        let requests: u32 = recent.iter().map(|(_, requests, _)| requests).sum();
+        let failed: u32 = recent.iter().map(|(_, _, failed)| failed).sum();
+        requests >= self.settings.minimum
+            && f64::from(failed) >= self.settings.ratio * f64::from(requests)
     }
 
     fn open(&mut self, now: Instant, change: Option<Change>) -> Result<(), TestCaseError> {
@@ -1375,13 +1651,21 @@ impl Model {
         let full = (0..level.min(64))
             .fold(self.settings.first, |length, _| length.saturating_mul(2))
             .min(self.settings.max);
-        let Some(Change::Opened { until, breaks }) = change else {
+        let Some(Change::Opened { until, breaks, .. }) = change else {
             return Err(TestCaseError::fail(format!("{change:?} should open")));
         };
         prop_assert_eq!(breaks, level + 1);
         prop_assert!(jittered(full).contains(&(until - now)), "{:?} of {:?}", until - now, full);
         self.facts.push(Fact::Opened { at: now, until });
         Ok(())
+    }
+
+    /// When this stream has begun well.
+    fn committed(&self, permit: usize) -> Option<Instant> {
+        self.facts.iter().find_map(|fact| match *fact {
+            Fact::Committed { permit: it, at } if it == permit => Some(at),
+            _ => None,
+        })
     }
 
     fn close(&mut self, now: Instant, change: Option<Change>) -> Result<(), TestCaseError> {
@@ -1398,10 +1682,16 @@ impl Model {
         change: Option<Change>,
     ) -> Result<(), TestCaseError> {
         let asked = self.last(|it| matches!(it, Fact::Asked { permit: it, .. } if *it == permit));
+        let rested = asked > self.last(|fact| matches!(fact, Fact::Cooled { .. }));
         match self.break_end() {
             Some(_) if asked > self.moved() => self.close(now, change)?,
+            None if asked > self.moved() && self.committed(permit).is_none() => {
+                prop_assert_eq!(change, None);
+                self.facts.push(Fact::Committed { permit, at: now });
+            }
             _ => prop_assert_eq!(change, None),
         }
+        self.facts.extend(rested.then_some(Fact::Rested));
         Ok(())
     }
 
@@ -1419,6 +1709,8 @@ impl Model {
         let probes =
             standing == Standing::Probe && self.probe().is_some_and(|(it, _)| it == permit);
         let old = self.moved().is_some_and(|moved| asked < moved);
+        let asks_again = self.cooldown().is_some_and(|(_, end)| end <= now)
+            && self.last(|fact| matches!(fact, Fact::Cooled { .. })) < Some(asked);
         self.facts.push(Fact::Returned { permit });
 
         match (self.break_end(), signal) {
@@ -1426,17 +1718,26 @@ impl Model {
             (_, HealthSignal::Nothing) => prop_assert_eq!(breaker, None),
             (None, HealthSignal::Success) => {
                 prop_assert_eq!(breaker, None);
-                self.facts.push(Fact::Noticed { at: now, failed: false });
+                self.facts.push(match self.committed(permit) {
+                    Some(_) => Fact::Completed,
+                    None => Fact::Noticed { at: now, failed: false },
+                });
             }
             (None, HealthSignal::Failure) if standing != Standing::WhileCooling => {
-                self.facts.push(Fact::Noticed { at: now, failed: true });
+                self.facts.push(match self.committed(permit) {
+                    Some(committed) => Fact::Broke { committed, at: now },
+                    None => Fact::Noticed { at: now, failed: true },
+                });
                 match self.is_row() || self.is_bad(now) {
                     true => self.open(now, breaker)?,
                     false => prop_assert_eq!(breaker, None),
                 }
             }
-            (None, HealthSignal::Overtaken) if standing != Standing::WhileCooling => {
-                self.facts.push(Fact::Overtaken);
+            (None, HealthSignal::Silent | HealthSignal::Cooldown(_))
+                if standing != Standing::WhileCooling
+                    && (signal == HealthSignal::Silent || asks_again) =>
+            {
+                self.facts.push(Fact::Unwell);
                 match self.is_row() {
                     true => self.open(now, breaker)?,
                     false => prop_assert_eq!(breaker, None),
@@ -1444,7 +1745,7 @@ impl Model {
             }
             (None, _) => prop_assert_eq!(breaker, None),
             (Some(_), HealthSignal::Success) => self.close(now, breaker)?,
-            (Some(_), HealthSignal::Failure | HealthSignal::Overtaken) if probes => {
+            (Some(_), HealthSignal::Failure | HealthSignal::Silent) if probes => {
                 self.open(now, breaker)?
             }
             (Some(_), _) if probes => self.close(now, breaker)?,
@@ -1480,10 +1781,10 @@ impl Model {
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Deed {
+enum Action {
     Ask,
-    /// Lands the outstanding permit of this number, wrapped around.
-    Land(usize, HealthSignal),
+    /// Records the outstanding permit of this number, wrapped around.
+    Finish(usize, HealthSignal),
     /// The outstanding permit of this number is a stream that has begun well.
     Commit(usize),
     /// That many requests, at once.
@@ -1533,7 +1834,7 @@ impl Dice {
             4..7 => HealthSignal::Success,
             7 => HealthSignal::Neutral,
             8 => HealthSignal::Nothing,
-            9 => HealthSignal::Overtaken,
+            9 => HealthSignal::Silent,
             _ => HealthSignal::Cooldown(match self.below(5) {
                 0 | 1 => None,
                 2 | 3 => Some(Duration::from_millis(self.below(400_000))),
@@ -1542,32 +1843,32 @@ impl Dice {
         }
     }
 
-    fn deed(&mut self) -> Deed {
+    fn action(&mut self) -> Action {
         match self.below(24) {
-            0..5 => Deed::Ask,
-            5..11 => Deed::Land(self.below(8) as usize, self.signal()),
-            11..14 => Deed::Burst(1 + self.below(6) as usize, self.signal()),
-            14 => Deed::Cancel(self.below(8) as usize),
-            15 => Deed::Forget(self.below(8) as usize),
+            0..5 => Action::Ask,
+            5..11 => Action::Finish(self.below(8) as usize, self.signal()),
+            11..14 => Action::Burst(1 + self.below(6) as usize, self.signal()),
+            14 => Action::Cancel(self.below(8) as usize),
+            15 => Action::Forget(self.below(8) as usize),
             16..19 => {
-                Deed::Pass(Duration::from_millis(self.of(&[
+                Action::Pass(Duration::from_millis(self.of(&[
                     0, 1, 500, 1_000, 5_000, 6_000, 15_000, 30_000, 61_000, 121_000, 301_000,
                 ])))
             }
-            19..22 => Deed::PassUntilDue,
-            22 => Deed::Commit(self.below(8) as usize),
-            _ => Deed::Isolate(self.below(3) == 0),
+            19..22 => Action::PassUntilDue,
+            22 => Action::Commit(self.below(8) as usize),
+            _ => Action::Isolate(self.below(3) == 0),
         }
     }
 }
 
-fn deeds() -> impl Strategy<Value = Vec<(usize, Deed)>> {
-    let deed = |number| {
+fn actions() -> impl Strategy<Value = Vec<(usize, Action)>> {
+    let action = |number| {
         let mut dice = Dice(number);
-        (dice.below(2) as usize, dice.deed())
+        (dice.below(2) as usize, dice.action())
     };
     proptest::collection::vec(any::<u64>(), 1..60)
-        .prop_map(move |numbers| numbers.into_iter().map(deed).collect())
+        .prop_map(move |numbers| numbers.into_iter().map(action).collect())
 }
 
 fn settings() -> impl Strategy<Value = Settings> {
@@ -1637,44 +1938,46 @@ impl PairHarness {
         let Some((number, permit)) = self.take(provider, number) else { return Ok(()) };
         let changes = self.health.record_outcome(permit, signal, self.now);
         let opened = matches!(changes[0], Some(Change::Opened { .. }));
-        let bad = matches!(signal, HealthSignal::Failure | HealthSignal::Overtaken);
-        prop_assert!(!opened || bad, "only a failure opens, and silence");
+        let good =
+            matches!(signal, HealthSignal::Success | HealthSignal::Neutral | HealthSignal::Nothing);
+        prop_assert!(!opened || !good, "only failures, silences and cooldowns open");
         self.models[provider].record_outcome(number, signal, self.now, changes)
     }
 
-    fn play(&mut self, provider: usize, deed: Deed) -> Result<(), TestCaseError> {
-        match deed {
-            Deed::Ask => self.ask(provider)?,
-            Deed::Land(number, signal) => self.record_outcome(provider, number, signal)?,
-            Deed::Commit(number) => {
-                let out = &self.out[provider];
-                let Some((number, permit)) = out.get(number % out.len().max(1)) else {
+    fn play(&mut self, provider: usize, action: Action) -> Result<(), TestCaseError> {
+        match action {
+            Action::Ask => self.ask(provider)?,
+            Action::Finish(number, signal) => self.record_outcome(provider, number, signal)?,
+            Action::Commit(number) => {
+                let out = &mut self.out[provider];
+                let number = number % out.len().max(1);
+                let Some((number, permit)) = out.get_mut(number) else {
                     return Ok(());
                 };
                 let change = self.health.commit(permit, self.now);
                 self.models[provider].commit(*number, self.now, change)?;
             }
-            Deed::Burst(requests, signal) => {
+            Action::Burst(requests, signal) => {
                 (0..requests).try_for_each(|_| self.ask(provider))?;
                 let newest = self.out[provider].len().saturating_sub(requests);
                 (0..requests).try_for_each(|_| self.record_outcome(provider, newest, signal))?;
             }
-            Deed::Cancel(number) => {
+            Action::Cancel(number) => {
                 if let Some((number, permit)) = self.take(provider, number) {
                     self.health.cancel(&permit);
                     self.models[provider].facts.push(Fact::Returned { permit: number });
                 }
             }
-            Deed::Forget(number) => {
+            Action::Forget(number) => {
                 self.forgotten[provider] += u64::from(self.take(provider, number).is_some());
             }
-            Deed::Pass(length) => self.now += length,
-            Deed::PassUntilDue => {
+            Action::Pass(length) => self.now += length,
+            Action::PassUntilDue => {
                 if let Admission::Unavailable(until) = self.models[provider].admission(self.now) {
                     self.now = until;
                 }
             }
-            Deed::Isolate(isolated) => {
+            Action::Isolate(isolated) => {
                 self.health.isolate(provider, isolated);
                 self.models[provider].isolated = isolated;
             }
@@ -1702,38 +2005,38 @@ proptest! {
     })]
 
     #[test]
-    fn the_board_does_what_the_model_does(
+    fn the_health_table_does_what_the_model_does(
         settings in settings(),
-        deeds in deeds(),
+        actions in actions(),
         seed in any::<u64>(),
     ) {
-        let mut world = PairHarness::new(&settings, seed);
-        for (provider, deed) in deeds {
-            world.play(provider, deed)?;
-            world.compare()?;
+        let mut harness = PairHarness::new(&settings, seed);
+        for (provider, action) in actions {
+            harness.play(provider, action)?;
+            harness.compare()?;
         }
 
-        // However it came here: after the longest break, lease and cooldown everyone is asked again,
-        world.now += settings.max + LEASE + LONGEST_COOLDOWN;
+        // After the longest break, lease and cooldown every provider is asked again,
+        harness.now += settings.max + LEASE + LONGEST_COOLDOWN;
         for provider in 0..2 {
-            let admission = world.health.admission(provider, world.now);
+            let admission = harness.health.admission(provider, harness.now);
             let shut = matches!(admission, Admission::Unavailable(_));
             prop_assert!(!shut, "{:?} when nothing is left to wait for", admission);
         }
-        // and when everyone is back, nobody is in flight.
+        // and when every permit is back, none is in flight.
         for provider in 0..2 {
-            while let Some((_, permit)) = world.take(provider, 0) {
-                world.health.cancel(&permit);
+            while let Some((_, permit)) = harness.take(provider, 0) {
+                harness.health.cancel(&permit);
             }
-            let in_flight = world.health.counts(provider).in_flight;
-            prop_assert_eq!(in_flight, world.forgotten[provider]);
+            let in_flight = harness.health.counts(provider).in_flight;
+            prop_assert_eq!(in_flight, harness.forgotten[provider]);
         }
     }
 
     #[test]
     fn no_duration_makes_it_panic(
         lengths in any::<[u64; 3]>(),
-        deeds in proptest::collection::vec(any::<u64>(), 1..30),
+        actions in proptest::collection::vec(any::<u64>(), 1..30),
         consecutive in 1..4u32,
         seed in any::<u64>(),
     ) {
@@ -1747,16 +2050,16 @@ proptest! {
         prop_assert_eq!(breaker.problem(), None);
         let mut health = HealthTable::new(1, Some(breaker), began, seed);
         let mut now = began;
-        for number in deeds {
+        for number in actions {
             let mut dice = Dice(number);
-            let (deed, lease, passes) = (dice.below(4), dice.extreme(most), dice.extreme(most));
+            let (action, lease, passes) = (dice.below(4), dice.extreme(most), dice.extreme(most));
             let signal = dice.signal();
             let permit = health.admit(0, now, after(now, lease));
-            if deed == 0 {
+            if action == 0 {
                 // It goes on for a while, and sometimes the clock jumps to somewhere else.
                 now = after(if passes.is_zero() { began } else { now }, passes);
             }
-            match (deed, signal) {
+            match (action, signal) {
                 (1, _) => health.cancel(&permit),
                 (2, _) => {
                     health.record_outcome(permit, HealthSignal::Cooldown(Some(passes)), now);

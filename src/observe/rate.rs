@@ -1,13 +1,13 @@
 //! How often requests are not served by the chain's first provider, lately.
 //!
-//! Frequent switching means trouble at the first provider that nobody sees, because every request
-//! is answered. Told when, it counts requests in ten buckets and says so once when the share grows
-//! too large, and once when it is small again; between the two limits nothing is said, so that a
-//! share that trembles around one of them raises one alarm and not many.
+//! Frequent failovers mean trouble at the first provider that goes unnoticed, because every request
+//! is answered. The rate is reported once when it grows too large, and once when it is small again.
+//! Between the two limits nothing is reported, so that a share that varies around one of them raises
+//! one alarm and not many.
 
 use std::time::{Duration, Instant};
 
-use crate::health::Ticks;
+use crate::health::{Ring, Ticks};
 use crate::verdict::Reason;
 
 /// The switch rate's limits, as shares of requests.
@@ -36,8 +36,8 @@ impl RateLimits {
 pub(crate) struct SwitchRate {
     limits: RateLimits,
     ticks: Ticks,
-    buckets: [Bucket; BUCKETS as usize],
-    /// Requests and switched ones of the recent buckets, as of the last request's tick.
+    ring: Ring<Switches>,
+    /// Requests and switched ones of the last 5 minutes, as of the last request's tick.
     totals: (u64, u64),
     last_tick: u64,
     is_high: bool,
@@ -55,8 +55,8 @@ impl SwitchRate {
     pub(crate) fn new(limits: RateLimits, now: Instant) -> Self {
         Self {
             limits,
-            ticks: Ticks::new(now, WINDOW / BUCKETS as u32),
-            buckets: Default::default(),
+            ticks: Ticks::new(now, WINDOW),
+            ring: Ring::default(),
             totals: (0, 0),
             last_tick: 0,
             is_high: false,
@@ -74,23 +74,18 @@ impl SwitchRate {
         now: Instant,
     ) -> Option<Crossing> {
         let tick = self.ticks.at(now);
-        let at = (tick % BUCKETS) as usize;
-        let bucket = &mut self.buckets[at];
-        if bucket.tick != tick {
-            *bucket = Bucket { tick, ..Bucket::default() };
-        }
         if self.last_tick != tick {
             self.last_tick = tick;
             self.totals = self.recent_totals(tick);
         }
-        let bucket = &mut self.buckets[at];
-        bucket.requests = bucket.requests.saturating_add(1);
+        let switches = self.ring.current(tick);
+        switches.requests = switches.requests.saturating_add(1);
         self.totals.0 += 1;
         if !served_by_first {
-            bucket.switched = bucket.switched.saturating_add(1);
+            switches.switched = switches.switched.saturating_add(1);
             self.totals.1 += 1;
             if let Some(reason) = reason {
-                bucket.count(reason);
+                switches.count(reason);
             }
         }
         self.last_ratio = share(self.totals);
@@ -119,7 +114,7 @@ impl SwitchRate {
 
     /// Forgets everything: another provider is the first.
     pub(crate) fn reset(&mut self) {
-        self.buckets = Default::default();
+        self.ring = Ring::default();
         self.totals = (0, 0);
         self.is_high = false;
         self.last_ratio = None;
@@ -127,7 +122,8 @@ impl SwitchRate {
 
     fn most_frequent(&self, now: Instant) -> Option<Reason> {
         let mut counts: Vec<(Reason, u64)> = Vec::new();
-        for (reason, count) in self.recent(self.ticks.of(now)).flat_map(|bucket| &bucket.reasons) {
+        let recent = self.ring.recent(self.ticks.of(now));
+        for (reason, count) in recent.flat_map(|switches| &switches.reasons) {
             match counts.iter_mut().find(|(known, _)| known == reason) {
                 Some((_, known)) => *known += u64::from(*count),
                 None => counts.push((*reason, u64::from(*count))),
@@ -137,18 +133,13 @@ impl SwitchRate {
     }
 
     fn recent_totals(&self, tick: u64) -> (u64, u64) {
-        self.recent(tick).fold((0, 0), |(requests, switched), bucket| {
-            (requests + u64::from(bucket.requests), switched + u64::from(bucket.switched))
+        self.ring.recent(tick).fold((0, 0), |(requests, switched), switches| {
+            (requests + u64::from(switches.requests), switched + u64::from(switches.switched))
         })
-    }
-
-    fn recent(&self, tick: u64) -> impl Iterator<Item = &Bucket> {
-        self.buckets.iter().filter(move |bucket| tick.abs_diff(bucket.tick) < BUCKETS)
     }
 }
 
 const WINDOW: Duration = Duration::from_secs(5 * 60);
-const BUCKETS: u64 = 10;
 const MINIMUM: u64 = 20;
 
 /// The share of switched requests; `None` where there are too few to say.
@@ -156,15 +147,15 @@ fn share((requests, switched): (u64, u64)) -> Option<f64> {
     (requests >= MINIMUM).then(|| switched as f64 / requests as f64)
 }
 
+/// What was counted in one part of the window.
 #[derive(Debug, Default)]
-struct Bucket {
-    tick: u64,
+struct Switches {
     requests: u32,
     switched: u32,
     reasons: Vec<(Reason, u32)>,
 }
 
-impl Bucket {
+impl Switches {
     fn count(&mut self, reason: Reason) {
         match self.reasons.iter_mut().find(|(known, _)| *known == reason) {
             Some((_, count)) => *count = count.saturating_add(1),
@@ -225,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rate_that_trembles_around_a_limit_crosses_it_once() {
+    fn a_rate_that_varies_around_a_limit_crosses_it_once() {
         let mut clocked = Clocked::new();
         clocked.record(90, 10);
         let mut crossings = Vec::new();

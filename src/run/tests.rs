@@ -2,13 +2,12 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::health::{Breaker, Change, Counts, State};
-use crate::hedge::Hedge;
+use crate::hedge::{Hedge, Hedging};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MOMENT: Duration = Duration::from_nanos(1);
 
-const SERVED: Judgement =
-    Judgement { verdict: Verdict::Accept, ambiguous: false, status: Some(200) };
+const SERVED: Judgement = judgement(Verdict::Accept, Some(200));
 const FAILED: Judgement = failed_over(Fault::Failure, Some(500));
 const BAD_REQUEST: Judgement = failed_over(Fault::None, Some(400));
 const LIMITED: Judgement = failed_over(Fault::Cooldown(None), Some(429));
@@ -17,7 +16,18 @@ const TIMED_OUT: Judgement = Judgement { ambiguous: true, ..REFUSED };
 const UNSENT: Judgement = failed_over(Fault::None, None);
 
 const fn failed_over(fault: Fault, status: Option<u16>) -> Judgement {
-    Judgement { verdict: Verdict::FailOver(fault), ambiguous: false, status }
+    judgement(Verdict::FailOver(fault), status)
+}
+
+const fn judgement(verdict: Verdict, status: Option<u16>) -> Judgement {
+    Judgement {
+        verdict,
+        ambiguous: false,
+        unreachable: false,
+        status,
+        time_to_headers: Duration::ZERO,
+        cut_after: None,
+    }
 }
 
 /// A chain without a driver, and a clock that is moved by hand.
@@ -48,13 +58,14 @@ impl Harness {
             ambiguous: Ambiguous::FailOver,
             total: Limits::DEFAULT_TOTAL,
             attempts: vec![None; providers],
+            hosts: (0..providers as u32).collect(),
         };
         Self { health: HealthTable::new(providers, breaker, now, 7), limits, now }
     }
 
     fn run(&self) -> Run {
         let order = (0..self.limits.attempts.len()).collect();
-        Run::new(order, &self.limits, false, self.now)
+        Run::new(order, &self.limits, false, None, self.now)
     }
 
     /// A run whose request can be sent only once.
@@ -66,7 +77,7 @@ impl Harness {
 
     fn step(&mut self, run: &mut Run) -> Option<Sent> {
         match run.step(&self.limits, &mut self.health, self.now) {
-            Step::Send { permit, until, last, .. } => Some(Sent { permit, until, last }),
+            Step::Send { permit, until, last, .. } => Some(Sent { permit, until: until.at, last }),
             Step::Done => None,
             Step::Wait(_) => panic!("nothing is in flight"),
         }
@@ -74,14 +85,27 @@ impl Harness {
 
     #[track_caller]
     fn send(&mut self, run: &mut Run) -> Sent {
-        self.step(run).expect("somebody is to be asked")
+        self.step(run).expect("a provider is to be asked")
     }
 
     fn record_outcome(&mut self, run: &mut Run, sent: Sent, judgement: Judgement) -> Changes {
-        run.record_outcome(sent.permit, judgement, &self.limits, &mut self.health, self.now)
+        self.settle(run, sent.permit, judgement).1
     }
 
-    /// Asks and lands in one moment, and tells who was asked.
+    fn settle(
+        &mut self,
+        run: &mut Run,
+        permit: Permit,
+        judgement: Judgement,
+    ) -> (Settled, Changes) {
+        run.record_outcome(permit, judgement, &self.limits, &mut self.health, self.now)
+    }
+
+    fn commit(&mut self, run: &mut Run, permit: &mut Permit) -> Changes {
+        run.commit(permit, 200, Duration::ZERO, &mut self.health, self.now)
+    }
+
+    /// Asks and is answered in one moment; returns who was asked.
     fn ask(&mut self, run: &mut Run, judgement: Judgement) -> Option<usize> {
         let sent = self.step(run)?;
         let provider = sent.permit.provider;
@@ -89,7 +113,7 @@ impl Harness {
         Some(provider)
     }
 
-    /// Whom a run asks if everybody answers like this.
+    /// Whom a run asks if all answer like this.
     fn asked_by(&mut self, mut run: Run, judgement: Judgement) -> Vec<usize> {
         std::iter::from_fn(|| self.ask(&mut run, judgement)).collect()
     }
@@ -141,7 +165,7 @@ fn asks_the_providers_in_list_order_and_each_once() {
 }
 
 #[test]
-fn asks_nobody_after_an_outcome_was_accepted() {
+fn asks_no_provider_after_an_outcome_was_accepted() {
     for status in [Some(200), Some(404), None] {
         let mut harness = Harness::of(2);
         let run = harness.run();
@@ -170,7 +194,7 @@ fn waits_while_an_attempt_is_in_flight() {
 }
 
 #[test]
-fn takes_the_order_that_it_is_given_and_asks_nobody_twice() {
+fn takes_the_order_that_it_is_given_and_asks_none_twice() {
     let mut harness = Harness::of(4);
     let mut run = harness.run();
     run.reorder(|_| Ok::<_, ()>(Arc::from([3, 1, 3, 1, 3]))).unwrap();
@@ -189,7 +213,7 @@ fn has_room_for_as_many_providers_as_a_chain_may_have() {
 }
 
 #[test]
-fn asks_the_admissible_in_order_and_then_the_passed_over_by_the_time_they_reopen() {
+fn asks_the_available_in_order_and_then_the_unavailable_by_the_time_they_reopen() {
     let mut harness = Harness::of(5);
     harness.cool(0, 60);
     harness.cool(2, 20);
@@ -199,7 +223,7 @@ fn asks_the_admissible_in_order_and_then_the_passed_over_by_the_time_they_reopen
 }
 
 #[test]
-fn passed_over_providers_that_reopen_together_keep_the_list_order() {
+fn unavailable_providers_that_reopen_together_keep_the_list_order() {
     let mut harness = Harness::of(4);
     (0..4).for_each(|provider| harness.cool(provider, 30));
     let run = harness.run();
@@ -229,7 +253,7 @@ fn a_request_is_never_refused_untried() {
 }
 
 #[test]
-fn after_a_bad_request_nobody_who_is_passed_over_is_asked() {
+fn after_a_bad_request_no_unavailable_provider_is_asked() {
     // What the two healthy providers answer, and whether the open one is asked after them.
     for (first, second, asked) in [
         (FAILED, FAILED, true),
@@ -250,7 +274,7 @@ fn after_a_bad_request_nobody_who_is_passed_over_is_asked() {
 }
 
 #[test]
-fn a_bad_request_out_of_turn_goes_to_nobody_else_who_is_passed_over() {
+fn a_bad_request_at_an_unavailable_provider_goes_to_no_other_such() {
     let mut harness = Harness::of(3);
     (0..3).for_each(|provider| harness.cool(provider, 30));
     let run = harness.run();
@@ -281,7 +305,7 @@ fn a_storm_of_bad_requests_does_not_hammer_an_open_provider() {
 }
 
 #[test]
-fn whoever_reopens_in_the_meantime_is_admissible_again() {
+fn a_provider_that_reopens_in_the_meantime_is_available_again() {
     let mut harness = Harness::of(3);
     harness.cool(0, 1);
     let mut run = harness.run();
@@ -304,7 +328,7 @@ fn a_provider_whose_break_is_over_is_probed_in_its_turn() {
     assert!(sent.permit.is_probe());
     assert_eq!(sent.permit.provider, 0);
 
-    // Everyone else passes it over.
+    // Other requests pass it over.
     let other = harness.run();
     assert_eq!(harness.asked_by(other, SERVED), [1]);
 
@@ -314,7 +338,7 @@ fn a_provider_whose_break_is_over_is_probed_in_its_turn() {
 }
 
 #[test]
-fn a_request_that_cannot_be_replayed_is_no_probe_while_somebody_is_admissible() {
+fn a_request_that_cannot_be_replayed_is_no_probe_while_a_provider_is_available() {
     let mut harness = Harness::of(3);
     harness.now = harness.open(0);
     let run = harness.run_once();
@@ -326,7 +350,7 @@ fn a_request_that_cannot_be_replayed_is_no_probe_while_somebody_is_admissible() 
 }
 
 #[test]
-fn a_request_that_cannot_be_replayed_is_the_probe_where_nobody_is_admissible() {
+fn a_request_that_cannot_be_replayed_is_the_probe_where_no_provider_is_available() {
     for judgement in [SERVED, FAILED] {
         let mut harness = Harness::of(3);
         harness.cool(0, 300);
@@ -370,7 +394,7 @@ fn a_lease_lasts_a_second_longer_than_its_request_may() {
         (None, SECOND * 600, SECOND * 121),
         (Some(SECOND * 10), SECOND * 600, SECOND * 11),
         (Some(SECOND * 600), SECOND * 600, SECOND * 601),
-        (None, SECOND * 5, SECOND * 6),
+        (None, SECOND * 5, SECOND * 7 / 2),
     ] {
         let mut harness = Harness::of(2);
         harness.limits.attempts[0] = limit;
@@ -400,7 +424,7 @@ fn a_probe_that_sent_nothing_leaves_the_next_request_to_probe() {
     harness.health.cancel(&sent.permit);
     let run = harness.run();
     assert_eq!(harness.asked_by(run, BAD_REQUEST), [0, 1]);
-    assert_eq!(harness.state(0), State::Closed, "an answer that is nobody's fault closes it");
+    assert_eq!(harness.state(0), State::Closed, "an answer that is not its fault closes it");
 }
 
 // Isolation.
@@ -434,7 +458,7 @@ fn a_provider_may_be_isolated_and_restored_while_a_run_is_under_way() {
     harness.record_outcome(&mut run, sent, FAILED);
     let sent = harness.send(&mut run);
     assert_eq!(sent.permit.provider, 2);
-    // Nobody else was left when it was sent, so that no copy of the request was kept.
+    // No other was left when it was sent, so that no copy of the request was kept.
     assert!(sent.last);
     harness.health.isolate(1, false);
     harness.record_outcome(&mut run, sent, FAILED);
@@ -470,7 +494,7 @@ fn an_ambiguous_outcome_ends_a_run_only_where_twice_is_not_as_good_as_once() {
     ] {
         let mut harness = Harness::of(2);
         harness.limits.ambiguous = ambiguous;
-        let run = Run::new(Arc::from([0, 1]), &harness.limits, idempotent, harness.now);
+        let run = Run::new(Arc::from([0, 1]), &harness.limits, idempotent, None, harness.now);
         let asked = harness.asked_by(run, judgement);
         assert_eq!(asked.len() == 2, goes_on, "{ambiguous:?}, {idempotent}, {judgement:?}");
     }
@@ -488,7 +512,7 @@ fn an_ambiguous_outcome_that_ends_the_run_still_costs_the_provider() {
 }
 
 #[test]
-fn asks_nobody_once_its_time_is_up() {
+fn asks_no_provider_once_its_time_is_up() {
     for (passed, asked) in
         [(SECOND * 10 - MOMENT, true), (SECOND * 10, false), (SECOND * 11, false)]
     {
@@ -506,7 +530,7 @@ fn asks_nobody_once_its_time_is_up() {
 }
 
 #[test]
-fn a_run_that_begins_when_its_time_is_up_asks_nobody() {
+fn a_run_that_begins_when_its_time_is_up_asks_no_provider() {
     let mut harness = Harness::of(2);
     let run = harness.run();
     harness.now = run.deadline();
@@ -517,7 +541,7 @@ fn a_run_that_begins_when_its_time_is_up_asks_nobody() {
 // How long an attempt may take, and whether it is the last.
 
 #[test]
-fn the_default_attempt_timeout_binds_all_but_the_last_admissible_attempt() {
+fn the_default_attempt_timeout_binds_all_but_the_last_available_attempt() {
     let mut harness = Harness::of(3);
     let mut run = harness.run();
     for bound in [true, true, false] {
@@ -530,7 +554,7 @@ fn the_default_attempt_timeout_binds_all_but_the_last_admissible_attempt() {
 }
 
 #[test]
-fn the_default_attempt_timeout_does_not_bind_where_only_passed_over_providers_are_left() {
+fn the_default_attempt_timeout_binds_also_where_only_unavailable_providers_are_left() {
     let mut harness = Harness::of(3);
     harness.cool(0, 200);
     harness.cool(2, 300);
@@ -540,9 +564,9 @@ fn the_default_attempt_timeout_does_not_bind_where_only_passed_over_providers_ar
         limits.push((sent.permit.provider, sent.until - harness.now, sent.last));
         harness.record_outcome(&mut run, sent, FAILED);
     }
-    // Out of admitted, there is another one to go on to, and then there is not.
-    let total = SECOND * 600;
-    assert_eq!(limits, [(1, total, false), (0, SECOND * 120, false), (2, total, true)]);
+    // Among the unavailable, there is another one to go on to, and then there is not.
+    let (total, bound) = (SECOND * 600, SECOND * 120);
+    assert_eq!(limits, [(1, bound, false), (0, bound, false), (2, total, true)]);
 }
 
 #[test]
@@ -589,16 +613,17 @@ fn no_attempt_outlasts_the_total() {
     harness.limits.total = SECOND * 100;
     harness.limits.attempts[1] = Some(SECOND * 100);
     let mut run = harness.run();
-    for _ in 0..3 {
+    // Half of it, all of it, and what is left of it.
+    for share in [2, 1, 1] {
         let sent = harness.send(&mut run);
-        assert_eq!(sent.until, run.deadline());
+        assert_eq!(sent.until, harness.now + (run.deadline() - harness.now) / share);
         harness.now += SECOND;
         harness.record_outcome(&mut run, sent, FAILED);
     }
 }
 
 #[test]
-fn only_the_attempt_after_which_nobody_is_left_is_the_last() {
+fn only_the_attempt_after_which_no_provider_is_left_is_the_last() {
     let last = |harness: &mut Harness, mut run: Run| {
         let mut all = Vec::new();
         while let Some(sent) = harness.step(&mut run) {
@@ -643,7 +668,7 @@ fn tells_whether_a_copy_of_the_request_is_worth_having() {
 // What an outcome tells of the provider.
 
 #[test]
-fn every_landing_is_its_own_news() {
+fn every_judgement_is_its_own_signal() {
     let accepted = |status| Judgement { status, ..SERVED };
     let hint = Some(SECOND);
     for (judgement, signal) in [
@@ -703,8 +728,8 @@ fn traffic(
     while harness.now < end {
         let mut under_way = vec![(harness.run(), None)];
         let due = |(_, sent): &mut (Run, Sent)| sent.until <= harness.now;
-        let landed: Vec<_> = hanging.extract_if(.., due).collect();
-        under_way.extend(landed.into_iter().map(|(run, sent)| (run, Some((sent, TIMED_OUT)))));
+        let finished: Vec<_> = hanging.extract_if(.., due).collect();
+        under_way.extend(finished.into_iter().map(|(run, sent)| (run, Some((sent, TIMED_OUT)))));
         for (mut run, mut outcome) in under_way {
             loop {
                 if let Some((sent, judgement)) = outcome.take() {
@@ -742,7 +767,7 @@ fn a_provider_that_hangs_for_ten_minutes_costs_one_probe_for_each_break() {
         // The last break may still last, or its probe be out.
         let last_is_over = !matches!(harness.state(0), State::Open { .. });
         assert_eq!(probes, breaks - 1 + u32::from(last_is_over), "{limit:?}");
-        // Beside its probes it was only asked until the fifth timeout.
+        // Apart from its probes it was only asked until the fifth timeout.
         let limit = limit.unwrap_or(SECOND * 120).as_secs() * 10;
         let asked = harness.counts(0).attempts - u64::from(probes);
         assert!((limit..limit + 6).contains(&asked), "{asked} before it opened");
@@ -782,7 +807,7 @@ fn two_dead_providers_do_not_lengthen_each_others_breaks() {
     assert!((3..8).contains(&breaks), "{breaks}");
     assert_eq!(probes, breaks - 1);
     let attempts = harness.counts(0).attempts + harness.counts(1).attempts;
-    assert_eq!(attempts, 12_000, "nobody was refused untried, and nobody asked twice");
+    assert_eq!(attempts, 12_000, "no request was refused untried, and no provider asked twice");
 }
 
 #[test]
@@ -877,14 +902,14 @@ impl Dice {
 }
 
 #[derive(Clone, Debug)]
-enum Deed {
+enum Action {
     Begin {
         order: Vec<usize>,
         replayable: bool,
         idempotent: bool,
     },
-    /// The outstanding attempt of this number, wrapped around, lands.
-    Land(usize, Judgement),
+    /// The outstanding attempt of this number, wrapped around, finishes.
+    Finish(usize, Judgement),
     Cancel(usize),
     /// Its guard never runs.
     Forget(usize),
@@ -925,7 +950,7 @@ fn setting(number: u64) -> Setting {
     }
 }
 
-fn deed(number: u64, providers: usize) -> Deed {
+fn action(number: u64, providers: usize) -> Action {
     let mut dice = Dice(number);
     match dice.below(16) {
         0..5 => {
@@ -936,15 +961,15 @@ fn deed(number: u64, providers: usize) -> Deed {
                 let next = if dice.one_in(3) { dice.below(rest.len() as u64) } else { 0 };
                 order.push(rest.remove(next as usize));
             }
-            Deed::Begin { order, replayable: !dice.one_in(4), idempotent: dice.one_in(2) }
+            Action::Begin { order, replayable: !dice.one_in(4), idempotent: dice.one_in(2) }
         }
-        5..11 => Deed::Land(dice.below(8) as usize, dice.judgement()),
-        11 => Deed::Cancel(dice.below(8) as usize),
-        12 => Deed::Forget(dice.below(8) as usize),
-        13 | 14 => Deed::Pass(Duration::from_millis(
+        5..11 => Action::Finish(dice.below(8) as usize, dice.judgement()),
+        11 => Action::Cancel(dice.below(8) as usize),
+        12 => Action::Forget(dice.below(8) as usize),
+        13 | 14 => Action::Pass(Duration::from_millis(
             dice.of(&[0, 1, 900, 1_000, 5_000, 16_000, 30_000, 61_000, 121_000, 301_000]),
         )),
-        _ => Deed::Isolate(dice.below(providers as u64) as usize, dice.one_in(3)),
+        _ => Action::Isolate(dice.below(providers as u64) as usize, dice.one_in(3)),
     }
 }
 
@@ -1002,16 +1027,16 @@ fn due(setting: &Setting, request: &Request, harness: &Harness) -> Option<(usize
         Admission::Unavailable(until) => *until,
         _ => harness.now,
     });
-    let (choice, others) = match available.first() {
-        Some(provider) => (*provider, available.len() > 1),
-        None => (unavailable.first()?.0, unavailable.len() > 1),
+    let choice = match available.first() {
+        Some(provider) => *provider,
+        None => unavailable.first()?.0,
     };
     let last =
         !request.replayable || request.asked.len() + 1 >= setting.max_attempts || left.len() == 1;
     let until = match setting.limits[choice] {
         Some(limit) => harness.now + limit,
-        None if others && !last => harness.now + SECOND * 120,
-        None => deadline,
+        None if last => deadline,
+        None => harness.now + (SECOND * 120).min((deadline - harness.now) / 2),
     };
     Some((choice, until.min(deadline), last))
 }
@@ -1044,7 +1069,7 @@ impl PairHarness {
         idempotent: bool,
     ) -> Result<bool, TestCaseError> {
         let limits = &self.harness.limits;
-        let mut run = Run::new(order.clone().into(), limits, idempotent, self.harness.now);
+        let mut run = Run::new(order.clone().into(), limits, idempotent, None, self.harness.now);
         if !replayable {
             run.forbid_replay();
         }
@@ -1092,12 +1117,12 @@ impl PairHarness {
         (!self.out.is_empty()).then(|| self.out.remove(number % self.out.len()))
     }
 
-    fn play(&mut self, deed: Deed) -> Result<(), TestCaseError> {
-        match deed {
-            Deed::Begin { order, replayable, idempotent } => {
+    fn play(&mut self, action: Action) -> Result<(), TestCaseError> {
+        match action {
+            Action::Begin { order, replayable, idempotent } => {
                 self.begin(order, replayable, idempotent)?;
             }
-            Deed::Land(number, judgement) => {
+            Action::Finish(number, judgement) => {
                 let Some((mut request, sent)) = self.take(number) else { return Ok(()) };
                 let (provider, until) = (sent.permit.provider, sent.until);
                 let probe = sent.permit.is_probe();
@@ -1107,11 +1132,13 @@ impl PairHarness {
                     self.leases[provider] = None;
                 }
                 let opened = matches!(changes[0], Some(Change::Opened { .. }));
-                prop_assert!(!opened || judgement.signal() == HealthSignal::Failure);
+                let cooled = matches!(judgement.signal(), HealthSignal::Cooldown(_));
+                let failed = judgement.signal() == HealthSignal::Failure;
+                prop_assert!(!opened || failed || cooled);
                 request.before = Some(judgement);
                 self.go_on(request)?;
             }
-            Deed::Cancel(number) => {
+            Action::Cancel(number) => {
                 let Some((_, sent)) = self.take(number) else { return Ok(()) };
                 self.harness.health.cancel(&sent.permit);
                 let provider = sent.permit.provider;
@@ -1120,13 +1147,13 @@ impl PairHarness {
                     self.leases[provider] = None;
                 }
             }
-            Deed::Forget(number) => {
+            Action::Forget(number) => {
                 if let Some((_, sent)) = self.take(number) {
                     self.forgotten[sent.permit.provider] += 1;
                 }
             }
-            Deed::Pass(length) => self.harness.now += length,
-            Deed::Isolate(provider, isolated) => self.harness.health.isolate(provider, isolated),
+            Action::Pass(length) => self.harness.now += length,
+            Action::Isolate(provider, isolated) => self.harness.health.isolate(provider, isolated),
         }
         Ok(())
     }
@@ -1142,46 +1169,47 @@ proptest! {
     #[test]
     fn every_run_goes_the_way_that_the_rules_want(
         setting in any::<u64>().prop_map(setting),
-        deeds in proptest::collection::vec(any::<u64>(), 1..60),
+        actions in proptest::collection::vec(any::<u64>(), 1..60),
     ) {
         let providers = setting.providers;
-        let mut world = PairHarness::new(setting);
-        for number in deeds {
-            world.play(deed(number, providers))?;
+        let mut harness = PairHarness::new(setting);
+        for number in actions {
+            harness.play(action(number, providers))?;
         }
 
-        // When everyone is back, nobody is in flight.
-        while !world.out.is_empty() {
-            world.play(Deed::Cancel(0))?;
+        // When every permit is back, none is in flight.
+        while !harness.out.is_empty() {
+            harness.play(Action::Cancel(0))?;
         }
         for provider in 0..providers {
-            let in_flight = world.harness.counts(provider).in_flight;
-            prop_assert_eq!(in_flight, world.forgotten[provider]);
+            let in_flight = harness.harness.counts(provider).in_flight;
+            prop_assert_eq!(in_flight, harness.forgotten[provider]);
         }
         // After the longest break, lease and cooldown every provider is asked again that may be.
-        world.harness.now += SECOND * (300 + 601 + 300);
+        harness.harness.now += SECOND * (300 + 601 + 300);
         for provider in 0..providers {
-            let isolated = world.harness.state(provider) == State::Isolated;
-            let asked = world.begin(vec![provider], true, false)?;
+            let isolated = harness.harness.state(provider) == State::Isolated;
+            let asked = harness.begin(vec![provider], true, false)?;
             prop_assert_eq!(asked, !isolated);
-            if let Some((_, sent)) = world.take(0) {
-                let regular = matches!(world.harness.state(provider), State::Closed | State::Probing);
-                prop_assert!(regular, "{:?} out of admitted", sent);
+            if let Some((_, sent)) = harness.take(0) {
+                let regular = matches!(harness.harness.state(provider), State::Closed | State::Probing);
+                prop_assert!(regular, "{:?} out of turn", sent);
             }
         }
     }
 
     #[test]
-    fn bad_requests_and_429s_never_open_a_breaker(
-        deeds in proptest::collection::vec(any::<u64>(), 1..60),
+    fn bad_requests_and_429s_after_a_success_never_open_a_breaker(
+        actions in proptest::collection::vec(any::<u64>(), 1..60),
     ) {
         let mut harness = Harness::with(2, Some(Breaker::default().consecutive(1).ratio(0.01, 1)));
-        for number in deeds {
+        for number in actions {
             let mut dice = Dice(number);
             harness.now += SECOND * dice.of(&[0, 1, 6, 100]);
             let run = harness.run();
             let unhurt = dice.of(&[BAD_REQUEST, LIMITED, UNSENT, SERVED]);
             harness.asked_by(run, unhurt);
+            (0..2).for_each(|provider| harness.answer(provider, HealthSignal::Success));
             for provider in 0..2 {
                 let open = matches!(harness.state(provider), State::Open { .. });
                 prop_assert!(!open);
@@ -1196,9 +1224,9 @@ proptest! {
 fn a_run_ends_with_a_stream_that_has_begun_and_its_provider_has_served() {
     let mut harness = Harness::of(2);
     let mut run = harness.run();
-    let stream = harness.send(&mut run);
-    assert_eq!(run.commit(&stream.permit, &mut harness.health, harness.now), Changes::default());
-    assert!(harness.step(&mut run).is_none(), "nobody else is asked");
+    let mut stream = harness.send(&mut run);
+    assert_eq!(harness.commit(&mut run, &mut stream.permit), Changes::default());
+    assert!(harness.step(&mut run).is_none(), "no other provider is asked");
     assert_eq!((harness.counts(0).served, harness.counts(0).in_flight), (1, 1));
     harness.health.record_outcome(stream.permit, HealthSignal::Failure, harness.now);
     assert_eq!((harness.counts(0).in_flight, harness.counts(0).failures), (0, 1));
@@ -1209,35 +1237,34 @@ fn a_probe_that_begins_to_stream_closes_the_breaker() {
     let mut harness = Harness::of(1);
     harness.now = harness.open(0);
     let mut run = harness.run();
-    let probe = harness.send(&mut run);
-    let changes = run.commit(&probe.permit, &mut harness.health, harness.now);
+    let mut probe = harness.send(&mut run);
+    let changes = harness.commit(&mut run, &mut probe.permit);
     assert_eq!(changes, [Some(Change::Closed), None]);
     assert_eq!(harness.state(0), State::Closed);
 }
 
 #[test]
-fn a_stream_that_has_begun_beside_another_attempt_waits_for_that_one_only() {
+fn a_stream_that_has_begun_during_another_attempt_waits_for_that_one_only() {
     let mut harness = Harness::hedging(3, 5);
     let mut run = harness.run();
     let slow = harness.send(&mut run);
-    let hedge = harness.hedge(&mut run);
-    run.commit(&hedge, &mut harness.health, harness.now);
+    let mut hedge = harness.hedge(&mut run);
+    harness.commit(&mut run, &mut hedge);
     harness.assert_never_hedges(&mut run);
-    run.cancel_loser(slow.permit, hedge.sequence(), &mut harness.health, harness.now);
+    run.cancel_loser(slow.permit, &mut harness.health, harness.now);
     assert!(matches!(harness.raw_step(&mut run), Step::Done));
 }
 
-// Hedging: a second provider is_hedge a silent one.
+// Hedging: a second provider while the first is silent.
 
 const SILENCE: Duration = Duration::from_millis(40);
 
 impl Harness {
-    /// A chain that hedges, and has balance `hedges`.
-    fn hedging(providers: usize, hedges: u32) -> Self {
+    /// A chain that hedges, and may send this many hedges.
+    fn hedging(providers: usize, hedges: u64) -> Self {
         let mut harness = Self::of(providers);
-        let mut hedging = Hedging::new(&Hedge::after(SILENCE).max_extra(1.0), providers);
-        (0..hedges).for_each(|_| hedging.deposit());
-        harness.health.hedging = Some(hedging);
+        let hedge = Hedge::after(SILENCE);
+        harness.health.hedging = Some(Hedging::with_balance(&hedge, providers, hedges));
         harness
     }
 
@@ -1271,14 +1298,13 @@ impl Harness {
         let mut run = self.run();
         let slow = self.send(&mut run);
         let hedge = self.hedge(&mut run);
-        let winner = hedge.sequence();
         run.record_outcome(hedge, SERVED, &self.limits, &mut self.health, self.now);
-        run.cancel_loser(slow.permit, winner, &mut self.health, self.now)
+        run.cancel_loser(slow.permit, &mut self.health, self.now)
     }
 }
 
 #[test]
-fn asks_one_more_provider_beside_a_silent_one_and_no_third() {
+fn asks_one_more_provider_when_one_is_silent_and_no_third() {
     let mut harness = Harness::hedging(3, 5);
     let mut run = harness.run();
     let first = harness.send(&mut run);
@@ -1301,7 +1327,7 @@ fn a_failure_launches_the_next_at_once_and_its_silence_counts_anew() {
 }
 
 #[test]
-fn a_failure_beside_another_attempt_launches_the_next_at_once() {
+fn a_failure_during_another_attempt_launches_the_next_at_once() {
     let mut harness = Harness::hedging(3, 5);
     let mut run = harness.run();
     let _slow = harness.send(&mut run);
@@ -1359,7 +1385,7 @@ fn never_hedges_what_must_not_be_processed_twice() {
     harness.assert_never_hedges(&mut run);
 
     let order = (0..2).collect();
-    let mut idempotent = Run::new(order, &harness.limits, true, harness.now);
+    let mut idempotent = Run::new(order, &harness.limits, true, None, harness.now);
     harness.send(&mut idempotent);
     harness.hedge(&mut idempotent);
 }
@@ -1434,18 +1460,14 @@ fn a_probe_that_is_overtaken_has_failed() {
 }
 
 #[test]
-fn a_hedge_that_comes_too_late_is_no_news() {
+fn a_hedge_that_comes_too_late_is_no_signal() {
     let mut harness = Harness::hedging(2, 100);
     for _ in 0..20 {
         let mut run = harness.run();
         let first = harness.send(&mut run);
-        let winner = first.permit.sequence();
         let hedge = harness.hedge(&mut run);
         harness.record_outcome(&mut run, first, SERVED);
-        assert_eq!(
-            run.cancel_loser(hedge, winner, &mut harness.health, harness.now),
-            Changes::default()
-        );
+        assert_eq!(run.cancel_loser(hedge, &mut harness.health, harness.now), Changes::default());
         assert!(matches!(harness.raw_step(&mut run), Step::Done));
     }
     assert_eq!(harness.state(1), State::Closed);
@@ -1453,28 +1475,334 @@ fn a_hedge_that_comes_too_late_is_no_news() {
 }
 
 #[test]
-fn nobody_is_overtaken_by_itself() {
-    let mut harness = Harness::hedging(2, 100);
-    for _ in 0..20 {
-        let mut run = harness.run();
-        let sent = harness.send(&mut run);
-        let own = sent.permit.sequence();
-        assert_eq!(
-            run.cancel_loser(sent.permit, own, &mut harness.health, harness.now),
-            Changes::default()
-        );
-    }
-    assert_eq!(harness.state(0), State::Closed);
-}
-
-#[test]
-fn a_row_of_silence_toward_hurried_requests_is_not_held_against_a_provider() {
+fn a_row_of_silence_during_a_cooldown_is_not_held_against_a_provider() {
     let mut harness = Harness::hedging(2, 100);
     harness.cool(0, 100);
     for _ in 0..20 {
-        harness.answer(0, HealthSignal::Overtaken);
+        harness.answer(0, HealthSignal::Silent);
     }
     assert!(matches!(harness.state(0), State::CoolingDown { .. }));
     harness.now += SECOND * 101;
     assert_eq!(harness.state(0), State::Closed);
+}
+
+#[test]
+fn only_requests_that_are_sent_earn_hedges_and_each_once() {
+    let mut harness = Harness::of(2);
+    harness.health.hedging = Some(Hedging::new(&Hedge::after(SILENCE).max_extra(0.25), 2));
+    // 2,000 requests that are refused before they are sent.
+    (0..2000).for_each(|_| drop(harness.run()));
+    let mut hedged = 0;
+    for _ in 0..60 {
+        let mut run = harness.run();
+        let first = harness.send(&mut run);
+        harness.now += SILENCE;
+        if let Step::Send { permit, hedge: true, .. } = harness.raw_step(&mut run) {
+            hedged += 1;
+            harness.settle(&mut run, permit, SERVED);
+        }
+        run.cancel_loser(first.permit, &mut harness.health, harness.now);
+        harness.health.isolate(0, false);
+        harness.answer(0, HealthSignal::Success);
+    }
+    assert_eq!(hedged, 15);
+
+    // What fails over earns no second share.
+    let mut harness = Harness::of(2);
+    harness.health.hedging = Some(Hedging::new(&Hedge::after(SILENCE).max_extra(0.5), 2));
+    let mut run = harness.run();
+    assert_eq!(harness.ask(&mut run, BAD_REQUEST), Some(0));
+    assert_eq!(harness.ask(&mut run, BAD_REQUEST), Some(1));
+    assert!(!harness.health.hedging.as_mut().unwrap().withdraw());
+}
+
+// Accepted errors while two attempts are in flight.
+
+/// What a judge accepts that accepts everything.
+fn accepted(status: Option<u16>) -> Judgement {
+    judgement(Verdict::Accept, status)
+}
+
+#[test]
+fn an_accepted_error_never_replaces_what_the_other_attempt_says() {
+    // What the quicker and then the slower attempt is answered, and which of them is served; the
+    // quicker one is the hedge, or the first.
+    let good = accepted(Some(200));
+    for (quick, slow, by_quick) in [
+        (accepted(Some(200)), None, true),
+        (accepted(Some(304)), None, true),
+        (accepted(Some(401)), Some(good), false),
+        (accepted(Some(404)), Some(good), false),
+        (accepted(Some(500)), Some(good), false),
+        (accepted(None), Some(good), false),
+        (accepted(Some(401)), Some(FAILED), true),
+        (accepted(Some(401)), Some(BAD_REQUEST), true),
+        (accepted(Some(401)), Some(TIMED_OUT), true),
+    ] {
+        for hedge_is_quick in [true, false] {
+            let mut harness = Harness::hedging(3, 5);
+            let mut run = harness.run();
+            let first = harness.send(&mut run).permit;
+            let hedge = harness.hedge(&mut run);
+            let (first, second) = if hedge_is_quick { (hedge, first) } else { (first, hedge) };
+            let (quick_provider, slow_provider) = (first.provider, second.provider);
+            let (settled, changes) = harness.settle(&mut run, first, quick);
+            assert_eq!(changes, Changes::default());
+            let Some(slow) = slow else {
+                assert_eq!(settled, Settled::Serve);
+                assert_eq!(harness.counts(quick_provider).served, 1);
+                continue;
+            };
+            assert_eq!(settled, Settled::Keep, "{quick:?}");
+            assert_eq!(harness.counts(quick_provider).served, 0);
+            harness.assert_never_hedges(&mut run);
+            let (settled, _) = harness.settle(&mut run, second, slow);
+            let expected = if by_quick { Settled::ServeKept } else { Settled::Serve };
+            assert_eq!(settled, expected, "{quick:?}, {slow:?}");
+            assert_eq!(harness.counts(quick_provider).served, u64::from(by_quick));
+            assert_eq!(harness.counts(slow_provider).served, u64::from(!by_quick));
+            assert!(harness.step(&mut run).is_none(), "no third provider is asked");
+        }
+    }
+}
+
+#[test]
+fn of_two_accepted_errors_that_of_the_attempt_that_began_first_is_served() {
+    for hedge_is_quick in [true, false] {
+        let mut harness = Harness::hedging(2, 5);
+        let mut run = harness.run();
+        let first = harness.send(&mut run).permit;
+        let hedge = harness.hedge(&mut run);
+        let (quick, slow) = if hedge_is_quick { (hedge, first) } else { (first, hedge) };
+        assert_eq!(harness.settle(&mut run, quick, accepted(Some(404))).0, Settled::Keep);
+        let expected = if hedge_is_quick { Settled::Serve } else { Settled::ServeKept };
+        assert_eq!(harness.settle(&mut run, slow, accepted(Some(404))).0, expected);
+        assert_eq!([0, 1].map(|provider| harness.counts(provider).served), [1, 0]);
+    }
+}
+
+#[test]
+fn an_accepted_error_is_served_at_once_where_no_other_attempt_is_in_flight() {
+    for status in [Some(404), Some(500), None] {
+        let mut harness = Harness::of(2);
+        let mut run = harness.run();
+        let sent = harness.send(&mut run);
+        assert_eq!(harness.settle(&mut run, sent.permit, accepted(status)).0, Settled::Serve);
+        assert_eq!(harness.counts(0).served, u64::from(status.is_some()));
+    }
+}
+
+#[test]
+fn a_kept_error_without_a_response_is_no_served_answer() {
+    let mut harness = Harness::hedging(2, 5);
+    let mut run = harness.run();
+    let first = harness.send(&mut run).permit;
+    let hedge = harness.hedge(&mut run);
+    assert_eq!(harness.settle(&mut run, hedge, accepted(None)).0, Settled::Keep);
+    assert_eq!(harness.settle(&mut run, first, FAILED).0, Settled::ServeKept);
+    assert_eq!([0, 1].map(|provider| harness.counts(provider).served), [0, 0]);
+}
+
+// How a run ends without an answer.
+
+#[test]
+fn a_run_is_rejected_where_every_provider_that_answered_refused_the_request() {
+    for (judgements, ending) in [
+        (&[][..], Unserved::Exhausted),
+        (&[BAD_REQUEST], Unserved::Rejected),
+        (&[BAD_REQUEST, BAD_REQUEST], Unserved::Rejected),
+        (&[BAD_REQUEST, FAILED], Unserved::Exhausted),
+        (&[FAILED, BAD_REQUEST], Unserved::Exhausted),
+        (&[BAD_REQUEST, LIMITED], Unserved::Exhausted),
+        (&[BAD_REQUEST, TIMED_OUT], Unserved::Exhausted),
+        (&[BAD_REQUEST, UNSENT], Unserved::Exhausted),
+        (&[UNSENT, UNSENT], Unserved::Exhausted),
+    ] {
+        let mut harness = Harness::of(3);
+        let mut run = harness.run();
+        for judgement in judgements {
+            harness.ask(&mut run, *judgement);
+        }
+        assert_eq!(run.ending(), ending, "{judgements:?}");
+    }
+}
+
+// One host, one fate.
+
+#[test]
+fn the_providers_at_a_host_that_cannot_be_reached_are_not_asked() {
+    let unreachable = Judgement { unreachable: true, ..REFUSED };
+    for (hosts, judgement, asked) in [
+        ([0, 0, 1, 0], unreachable, &[0, 2][..]),
+        ([0, 0, 1, 0], REFUSED, &[0, 1, 2, 3]),
+        ([0, 0, 1, 0], FAILED, &[0, 1, 2, 3]),
+        ([0, 1, 1, 2], unreachable, &[0, 1, 3]),
+        ([7, 7, 7, 7], unreachable, &[0]),
+    ] {
+        let mut harness = Harness::of(4);
+        harness.limits.hosts = hosts.into();
+        let run = harness.run();
+        assert_eq!(harness.asked_by(run, judgement), asked, "{hosts:?}, {judgement:?}");
+        // Each request tries anew.
+        let run = harness.run();
+        assert_eq!(harness.asked_by(run, SERVED), [0]);
+    }
+}
+
+// Until when an attempt may go on, and who is to blame.
+
+/// The limits of a first and a second attempt, both of which use up their time.
+fn limits_of(mut harness: Harness, timeout: Option<Duration>) -> [(Duration, Bound, bool); 2] {
+    let order = (0..harness.limits.attempts.len()).collect();
+    let mut run = Run::new(order, &harness.limits, false, timeout, harness.now);
+    [(); 2].map(|()| match harness.raw_step(&mut run) {
+        Step::Send { permit, until, .. } => {
+            let length = until.at - harness.now;
+            harness.now = until.at;
+            harness.settle(&mut run, permit, TIMED_OUT);
+            (length, until.bound, until.is_failure)
+        }
+        step => panic!("{step:?}"),
+    })
+}
+
+#[test]
+fn the_time_is_shared_out_and_the_limit_says_whose_it_is() {
+    use Bound::{Attempt, Request, Total};
+    let explicit = Some(SECOND * 10);
+    let (total, none) = (SECOND * 600, None::<Duration>);
+    for (limits, total, timeout, expected) in [
+        ([none; 2], total, None, [(120, Attempt, true), (480, Total, false)]),
+        ([none; 2], SECOND * 100, None, [(50, Attempt, true), (50, Total, false)]),
+        ([none; 2], total, Some(100), [(50, Attempt, false), (50, Request, false)]),
+        ([none; 2], total, Some(600), [(120, Attempt, true), (480, Total, false)]),
+        ([none; 2], total, Some(500), [(120, Attempt, true), (380, Request, false)]),
+        ([explicit; 2], total, None, [(10, Attempt, true), (10, Attempt, true)]),
+        ([explicit; 2], total, Some(15), [(10, Attempt, true), (5, Request, false)]),
+        ([explicit; 2], SECOND * 15, None, [(10, Attempt, true), (5, Total, false)]),
+        ([explicit; 2], SECOND * 20, None, [(10, Attempt, true), (10, Attempt, true)]),
+        ([none, explicit], SECOND * 40, None, [(20, Attempt, true), (10, Attempt, true)]),
+    ] {
+        let mut harness = Harness::of(2);
+        harness.limits.attempts = limits.into();
+        harness.limits.total = total;
+        let timeout = timeout.map(Duration::from_secs);
+        let expected = expected
+            .map(|(seconds, bound, is_failure)| (Duration::from_secs(seconds), bound, is_failure));
+        assert_eq!(limits_of(harness, timeout), expected, "{limits:?} {total:?} {timeout:?}");
+    }
+}
+
+#[test]
+fn a_first_attempt_that_has_the_whole_total_fails_by_it() {
+    let mut harness = Harness::of(1);
+    for (timeout, bound, is_failure) in
+        [(None, Bound::Total, true), (Some(SECOND), Bound::Request, false)]
+    {
+        let mut run = Run::new(Arc::from([0]), &harness.limits, false, timeout, harness.now);
+        let Step::Send { until, .. } = harness.raw_step(&mut run) else { panic!() };
+        assert_eq!(until, Until { at: run.deadline(), bound, is_failure });
+    }
+}
+
+#[test]
+fn a_pending_upload_is_not_the_providers_time() {
+    let mut harness = Harness::of(2);
+    harness.limits.attempts[0] = Some(SECOND * 10);
+    harness.limits.total = SECOND * 60;
+    let mut run = harness.run();
+    let Step::Send { mut permit, until, .. } = harness.raw_step(&mut run) else { panic!() };
+    let began = harness.now;
+    harness.now += SECOND * 8;
+    let until = run.extend(&mut permit, until, SECOND * 7);
+    assert_eq!(permit.elapsed(harness.now), SECOND);
+    assert_eq!(until.at, began + SECOND * 17);
+    assert_eq!((until.bound, until.is_failure), (Bound::Attempt, true));
+    // No further than the total.
+    let end = Until { at: began + SECOND * 60, bound: Bound::Total, is_failure: false };
+    assert_eq!(run.extend(&mut permit, until, SECOND * 44), end);
+    assert_eq!(run.extend(&mut permit, end, SECOND), end);
+    assert_eq!(run.extend(&mut permit, end, Duration::MAX), end);
+}
+
+#[test]
+fn an_attempt_that_its_callers_time_ended_is_judged_by_the_providers_silence() {
+    let cut = |quiet_for| Judgement { cut_after: Some(quiet_for), ..TIMED_OUT };
+    for (judgement, failures, opens) in [
+        (TIMED_OUT, 5, true),
+        (cut(SECOND * 2), 0, true),
+        (cut(SECOND), 0, false),
+        (cut(Duration::ZERO), 0, false),
+    ] {
+        let mut harness = Harness::of(2);
+        for _ in 0..5 {
+            let run = harness.run();
+            assert_eq!(harness.asked_by(run, judgement), [0, 1], "it fails over all the same");
+        }
+        assert_eq!(harness.counts(0).failures, failures, "{judgement:?}");
+        assert_eq!(matches!(harness.state(0), State::Open { .. }), opens, "{judgement:?}");
+    }
+    // What says more than silence says it.
+    let mut harness = Harness::of(1);
+    let run = harness.run();
+    harness.asked_by(run, Judgement { cut_after: Some(SECOND * 2), ..LIMITED });
+    assert!(matches!(harness.state(0), State::CoolingDown { .. }));
+}
+
+#[test]
+fn what_is_usual_is_learnt_from_every_answer() {
+    for judgement in [SERVED, BAD_REQUEST, FAILED, accepted(Some(404))] {
+        let mut harness = Harness::of(1);
+        assert!(harness.health.is_silence(0, SECOND * 2));
+        let run = harness.run();
+        harness.asked_by(run, Judgement { time_to_headers: SECOND * 3, ..judgement });
+        assert!(!harness.health.is_silence(0, SECOND * 6), "{judgement:?}");
+    }
+    let mut harness = Harness::of(1);
+    let mut run = harness.run();
+    let mut stream = harness.send(&mut run);
+    run.commit(&mut stream.permit, 200, SECOND * 3, &mut harness.health, harness.now);
+    assert!(!harness.health.is_silence(0, SECOND * 6));
+    for judgement in [TIMED_OUT, REFUSED, UNSENT] {
+        let mut harness = Harness::of(1);
+        let run = harness.run();
+        harness.asked_by(run, Judgement { time_to_headers: SECOND * 3, ..judgement });
+        assert!(harness.health.is_silence(0, SECOND * 2), "{judgement:?}");
+    }
+}
+
+#[test]
+fn ten_404s_are_reported_with_the_outcome_of_the_tenth() {
+    let mut harness = Harness::of(1);
+    for number in 1..=25 {
+        let mut run = harness.run();
+        let sent = harness.send(&mut run);
+        let not_found = failed_over(Fault::None, Some(404));
+        let changes = harness.record_outcome(&mut run, sent, not_found);
+        assert_eq!(changes, [None, (number == 10).then_some(Change::OnlyNotFound)]);
+        assert_eq!(run.ending(), Unserved::Rejected);
+    }
+    assert_eq!((harness.state(0), harness.counts(0).failures), (State::Closed, 0));
+}
+
+// Which requests may be processed twice.
+
+#[test]
+fn methods_that_do_the_same_twice_are_idempotent() {
+    use http::Method;
+    for (method, idempotent) in [
+        (Method::GET, true),
+        (Method::HEAD, true),
+        (Method::OPTIONS, true),
+        (Method::PUT, true),
+        (Method::DELETE, true),
+        (Method::TRACE, true),
+        (Method::POST, false),
+        (Method::PATCH, false),
+        (Method::CONNECT, false),
+        (Method::from_bytes(b"PURGE").unwrap(), false),
+    ] {
+        assert_eq!(is_idempotent(&method), idempotent, "{method}");
+    }
+    assert_eq!(Replay::allowed(), Replay::allowed().clone());
 }

@@ -1,0 +1,323 @@
+//! One circuit breaker and one cooldown, and the rules that move them.
+
+use std::time::{Duration, Instant};
+
+use super::breaker::{Breaker, doubled};
+use super::ring::{Ring, after, is_recent, nanos};
+use super::{Admission, Admitted, Change, Changes, HealthSignal, OpenCause, Permit, State};
+
+/// What the rules need to know besides the circuit that they move.
+pub(super) struct Rules<'a> {
+    pub(super) breaker: &'a Breaker,
+    pub(super) random: &'a mut fastrand::Rng,
+    /// The number of the current tenth of the window.
+    pub(super) tick: u64,
+    /// The last permit's number: after a transition, signals of this and of older permits are old.
+    pub(super) sequence: u64,
+    pub(super) now: Instant,
+}
+
+/// A circuit breaker and a cooldown.
+#[derive(Debug, Default)]
+pub(super) struct Circuit {
+    /// The length of the row of failures.
+    consecutive: u32,
+    window: Ring<Share>,
+    /// While the breaker is open: the end of the break.
+    open_until: Option<Instant>,
+    lease: Option<Lease>,
+    /// The number of doublings of the next break.
+    level: u32,
+    closed_at: Option<Instant>,
+    /// The last permit before the breaker last opened or closed.
+    moved_after: u64,
+    rest: Option<Rest>,
+    /// The last permit before the last cooldown began.
+    rested_after: u64,
+}
+
+/// Requests, and those of them that failed.
+#[derive(Debug, Default)]
+struct Share {
+    requests: u32,
+    failures: u32,
+}
+
+/// A probe's right to be the only one. It ends by itself.
+#[derive(Clone, Copy, Debug)]
+struct Lease {
+    sequence: u64,
+    until: Instant,
+}
+
+/// The current or last cooldown; a success clears it.
+#[derive(Clone, Copy, Debug)]
+struct Rest {
+    until: Instant,
+    level: u32,
+}
+
+impl Circuit {
+    #[inline]
+    pub(super) fn admission(&self, now: Instant) -> Admission {
+        if self.open_until.is_none() && self.rest.is_none() {
+            return Admission::Available;
+        }
+        self.restricted_admission(now)
+    }
+
+    fn restricted_admission(&self, now: Instant) -> Admission {
+        let shut = self.open_until.and_then(|until| {
+            let lease = self.lease.map_or(until, |lease| lease.until.max(until));
+            (lease > now).then_some(lease)
+        });
+        match (self.resting(now).max(shut), self.open_until) {
+            (Some(until), _) => Admission::Unavailable(until),
+            (None, Some(_)) => Admission::ProbeDue,
+            (None, None) => Admission::Available,
+        }
+    }
+
+    #[inline]
+    pub(super) fn state(&self, now: Instant) -> State {
+        if self.open_until.is_none() && self.rest.is_none() {
+            return State::Closed;
+        }
+        let probing = self.lease.is_some_and(|lease| lease.until > now);
+        match (self.open_until, self.resting(now)) {
+            (Some(_), _) if probing => State::Probing,
+            (open, Some(until)) if open < Some(until) => State::CoolingDown { until },
+            (Some(until), _) => State::Open { until },
+            (None, _) => State::Closed,
+        }
+    }
+
+    /// How a permit of this number is admitted. A probe's lease ends at `lease_until`.
+    #[inline]
+    pub(super) fn admit(&mut self, sequence: u64, now: Instant, lease_until: Instant) -> Admitted {
+        match self.admission(now) {
+            Admission::Available => Admitted::Regular,
+            Admission::ProbeDue => {
+                self.lease = Some(Lease { sequence, until: lease_until });
+                Admitted::Probe
+            }
+            _ if self.resting(now).is_some() => Admitted::WhileCoolingDown,
+            Admission::Unavailable(_) | Admission::Isolated => Admitted::WhileOpen,
+        }
+    }
+
+    /// Ends the lease of this permit, if it holds one.
+    #[inline]
+    pub(super) fn end_lease(&mut self, permit: &Permit) {
+        if self.holds_lease(permit) {
+            self.lease = None;
+        }
+    }
+
+    #[inline]
+    pub(super) fn holds_lease(&self, permit: &Permit) -> bool {
+        self.lease.is_some_and(|lease| lease.sequence == permit.sequence)
+    }
+
+    #[inline]
+    pub(super) fn record(
+        &mut self,
+        permit: &Permit,
+        signal: HealthSignal,
+        rules: &mut Rules<'_>,
+    ) -> Changes {
+        let is_closed = self.open_until.is_none() && self.rest.is_none();
+        if signal == HealthSignal::Success && is_closed {
+            // What nearly every outcome is, without the rules below that agree.
+            if permit.sequence > self.moved_after {
+                self.succeed(permit, rules.tick);
+            }
+            return [None, None];
+        }
+        [self.move_breaker(permit, signal, rules), self.move_rest(permit, signal, rules)]
+    }
+
+    /// A stream has begun well. It counts as a request that did not fail, until it breaks.
+    pub(super) fn commit(&mut self, permit: &mut Permit, rules: &Rules<'_>) -> Option<Change> {
+        if permit.sequence > self.rested_after {
+            self.rest = None;
+        }
+        if permit.sequence <= self.moved_after || permit.committed.is_some() {
+            return None;
+        }
+        if self.open_until.is_some() {
+            return Some(self.close(rules));
+        }
+        self.consecutive = 0;
+        self.count_request(rules.tick);
+        permit.committed = Some(rules.tick);
+        None
+    }
+
+    /// The end of the cooldown, while it lasts.
+    fn resting(&self, now: Instant) -> Option<Instant> {
+        self.rest.map(|rest| rest.until).filter(|until| *until > now)
+    }
+
+    fn move_breaker(
+        &mut self,
+        permit: &Permit,
+        signal: HealthSignal,
+        rules: &mut Rules<'_>,
+    ) -> Option<Change> {
+        if permit.sequence <= self.moved_after {
+            return None;
+        }
+        match (self.open_until, permit.admitted, signal) {
+            (_, _, HealthSignal::Nothing) => None,
+            (None, _, HealthSignal::Success) => {
+                self.succeed(permit, rules.tick);
+                None
+            }
+            // It was not given the rest that it had asked for.
+            (None, Admitted::WhileCoolingDown, _) => None,
+            (None, _, HealthSignal::Failure) => {
+                self.count_failure(permit, rules.tick);
+                let row = self.lengthen_row(OpenCause::Consecutive, rules);
+                let cause = row.or_else(|| self.is_bad(rules).then_some(OpenCause::Ratio));
+                cause.map(|cause| self.open(cause, rules))
+            }
+            // Slow is not wrong: only a row of it opens the breaker, not a share.
+            (None, _, HealthSignal::Silent) => {
+                let cause = self.lengthen_row(OpenCause::Silence, rules);
+                cause.map(|cause| self.open(cause, rules))
+            }
+            // It asked for a rest, was given it, and asks again: a rest does not help.
+            (None, _, HealthSignal::Cooldown(_)) if self.asks_again(permit, rules.now) => {
+                let cause = self.lengthen_row(OpenCause::Consecutive, rules);
+                cause.map(|cause| self.open(cause, rules))
+            }
+            (None, _, HealthSignal::Neutral | HealthSignal::Cooldown(_)) => None,
+            (Some(_), Admitted::Probe, HealthSignal::Failure | HealthSignal::Silent) => {
+                Some(self.open(OpenCause::Probe, rules))
+            }
+            (Some(_), Admitted::Probe, _) | (Some(_), _, HealthSignal::Success) => {
+                Some(self.close(rules))
+            }
+            (Some(_), _, _) => None,
+        }
+    }
+
+    #[inline]
+    fn succeed(&mut self, permit: &Permit, tick: u64) {
+        self.consecutive = 0;
+        if permit.committed.is_none() {
+            self.count_request(tick);
+        }
+    }
+
+    /// One more of the row; the cause if that opens the breaker.
+    fn lengthen_row(&mut self, cause: OpenCause, rules: &Rules<'_>) -> Option<OpenCause> {
+        self.consecutive = self.consecutive.saturating_add(1);
+        (self.consecutive >= rules.breaker.consecutive).then_some(cause)
+    }
+
+    /// Whether a cooldown that begins now follows one, without a success between.
+    fn asks_again(&self, permit: &Permit, now: Instant) -> bool {
+        permit.sequence > self.rested_after && self.rest.is_some_and(|rest| rest.until <= now)
+    }
+
+    #[inline]
+    fn count_request(&mut self, tick: u64) {
+        let share = self.window.current(tick);
+        share.requests = share.requests.saturating_add(1);
+    }
+
+    fn count_failure(&mut self, permit: &Permit, tick: u64) {
+        // A stream that breaks was counted as a request when it began.
+        if !permit.committed.is_some_and(|committed| is_recent(committed, tick)) {
+            self.count_request(tick);
+        }
+        let share = self.window.current(tick);
+        share.failures = share.failures.saturating_add(1);
+    }
+
+    /// Whether the share of failures in the window opens the breaker.
+    fn is_bad(&self, rules: &Rules<'_>) -> bool {
+        let recent = self.window.recent(rules.tick);
+        let (requests, failures) = recent.fold((0u64, 0u64), |(requests, failures), share| {
+            (requests + u64::from(share.requests), failures + u64::from(share.failures))
+        });
+        requests >= u64::from(rules.breaker.minimum)
+            && failures as f64 >= rules.breaker.ratio * requests as f64
+    }
+
+    #[cold]
+    fn open(&mut self, cause: OpenCause, rules: &mut Rules<'_>) -> Change {
+        if let Some(closed_at) = self.closed_at.take() {
+            let healthy = rules.now.saturating_duration_since(closed_at);
+            self.level = self.level.saturating_sub(whole(healthy, rules.breaker.first_break));
+        }
+        let half = rules.breaker.break_length(self.level) / 2;
+        let until = after(after(rules.now, half), half.mul_f64(rules.random.f64()));
+        self.level = self.level.saturating_add(1);
+        self.open_until = Some(until);
+        self.moved_after = rules.sequence;
+        Change::Opened { until, breaks: self.level, cause }
+    }
+
+    #[cold]
+    fn close(&mut self, rules: &Rules<'_>) -> Change {
+        self.open_until = None;
+        self.lease = None;
+        self.consecutive = 0;
+        self.window = Ring::default();
+        self.closed_at = Some(rules.now);
+        self.moved_after = rules.sequence;
+        Change::Closed
+    }
+
+    fn move_rest(
+        &mut self,
+        permit: &Permit,
+        signal: HealthSignal,
+        rules: &Rules<'_>,
+    ) -> Option<Change> {
+        if permit.sequence <= self.rested_after {
+            return None;
+        }
+        let hint = match signal {
+            HealthSignal::Success => {
+                self.rest = None;
+                return None;
+            }
+            HealthSignal::Cooldown(hint) => {
+                hint.map(|hint| hint.clamp(SHORTEST_COOLDOWN, LONGEST_COOLDOWN))
+            }
+            _ => return None,
+        };
+        let while_cooling_down =
+            |rest: &Rest| permit.admitted == Admitted::WhileCoolingDown || rest.until > rules.now;
+        if let Some(current) = self.rest.as_mut().filter(|current| while_cooling_down(current)) {
+            // Asked while it rests, it can only ask for more time: it was not given the rest after
+            // which a longer one would be due.
+            let until = after(rules.now, hint?);
+            return (until > current.until).then(|| {
+                current.until = until;
+                Change::CoolingDown { until }
+            });
+        }
+        let level = self.rest.map_or(0, |last| last.level.saturating_add(1));
+        let length = hint.unwrap_or_else(|| doubled(FIRST_COOLDOWN, level, LONGEST_COOLDOWN));
+        let until = after(rules.now, length);
+        self.rest = Some(Rest { until, level });
+        self.rested_after = rules.sequence;
+        Some(Change::CoolingDown { until })
+    }
+}
+
+/// The shortest, first and longest cooldown.
+const SHORTEST_COOLDOWN: Duration = Duration::from_secs(1);
+const FIRST_COOLDOWN: Duration = Duration::from_secs(5);
+pub(super) const LONGEST_COOLDOWN: Duration = Duration::from_secs(300);
+
+/// How many times `part` fits into `length`.
+fn whole(length: Duration, part: Duration) -> u32 {
+    let times = nanos(length).checked_div(nanos(part)).unwrap_or(u64::MAX);
+    u32::try_from(times).unwrap_or(u32::MAX)
+}

@@ -11,7 +11,6 @@ mod call;
 mod drive;
 mod race;
 
-use std::borrow::Cow;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -26,6 +25,7 @@ use crate::health::{Breaker, Change, Changes, HealthTable, State};
 use crate::health::{HealthSignal, Permit};
 use crate::hedge::{Hedge, Hedging};
 use crate::inspect::{Inspect, StreamEnd};
+use crate::message::Secrets;
 use crate::observe::rate::{RateLimits, SwitchRate};
 use crate::observe::{Closure, Event, Observer, ProviderSnapshot, RequestCounts, Snapshot};
 use crate::provider::{Checked, Entry, MAX_PROVIDERS, Provider, check};
@@ -446,7 +446,7 @@ impl ProviderChainBuilder {
             !inspects && self.hedge.is_none() && entries.iter().all(|entry| entry.source.is_none());
         let inner = Inner {
             is_plain,
-            secrets: entries.iter().flat_map(|entry| entry.secrets.iter().cloned()).collect(),
+            secrets: Secrets::new(entries.iter().flat_map(|entry| &entry.secrets)),
             tokens: Mutex::new(vec![None; entries.len()]),
             shared: Mutex::new(shared),
             entries,
@@ -497,7 +497,7 @@ struct Inner {
     observer: Observer,
     shared: Mutex<Shared>,
     /// Every provider's keys.
-    secrets: Vec<String>,
+    secrets: Secrets,
     /// Each provider's current token, if it has a source of them: to be looked for in messages.
     tokens: Mutex<Vec<Option<String>>>,
 }
@@ -576,13 +576,8 @@ impl Inner {
     }
 
     /// Every secret that the chain knows, and these.
-    fn secrets(&self, more: &[String]) -> Cow<'_, [String]> {
-        let tokens = self.lock_tokens();
-        let mut more = tokens.iter().flatten().chain(more).peekable();
-        if more.peek().is_none() {
-            return Cow::Borrowed(&self.secrets);
-        }
-        more.chain(&self.secrets).cloned().collect()
+    fn secrets(&self, more: &[String]) -> Secrets {
+        self.secrets.and(self.lock_tokens().iter().flatten().chain(more))
     }
 }
 

@@ -1,6 +1,5 @@
 //! One attempt: the request made the provider's own, sent, and what came of it.
 
-use std::borrow::Cow;
 use std::error::Error as StdError;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,7 +15,7 @@ use super::Inner;
 use super::address::Address;
 use crate::error::FailoverError;
 use crate::inspect::{CommittedStream, Flaw};
-use crate::message;
+use crate::message::{self, Secrets};
 use crate::observe::{Event, catch_panic};
 use crate::provider::{BoxError, Entry, TokenSource, bearer_value, checked_key};
 use crate::readdress::{clean_url, still_inside};
@@ -138,10 +137,7 @@ impl Sent {
     }
 
     /// What went wrong, where it is known already. `secrets` must not be shown.
-    pub(super) fn message<'s>(
-        &self,
-        secrets: impl FnOnce() -> Cow<'s, [String]>,
-    ) -> Option<Box<str>> {
+    pub(super) fn message(&self, secrets: impl FnOnce() -> Secrets) -> Option<Box<str>> {
         match self {
             Self::Failed(error) | Self::CallerFailed(error) => {
                 Some(message::of_error(held_by(error), &secrets()))

@@ -1,7 +1,6 @@
 //! Bodies on their way out and on their way in: what is needed to send a request twice, and what is
 //! read of a response that failed.
 
-use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -19,7 +18,7 @@ use tokio::time::{Sleep, sleep_until};
 
 use super::now;
 use crate::health::after;
-use crate::message;
+use crate::message::{self, Secrets};
 use crate::report::Report;
 
 /// The caller's request as it came, but for its URL, for the attempts after the first.
@@ -237,10 +236,7 @@ pub(super) struct Drained {
 }
 
 impl Drained {
-    pub(super) fn message<'s>(
-        &self,
-        secrets: impl FnOnce() -> Cow<'s, [String]>,
-    ) -> Option<Box<str>> {
+    pub(super) fn message(&self, secrets: impl FnOnce() -> Secrets) -> Option<Box<str>> {
         let says_something = self.legible && !self.read.is_empty();
         says_something.then(|| message::of_body(&self.read, self.complete, &secrets())).flatten()
     }

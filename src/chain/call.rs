@@ -1,7 +1,6 @@
 //! One claimed request's state: its run, its report, the attempts that are under way, and what must
 //! happen however it ends, also when its caller drops it.
 
-use std::borrow::Cow;
 use std::sync::Arc;
 use std::task::Context;
 use std::time::{Duration, Instant};
@@ -17,7 +16,7 @@ use super::{Classify, Inner, Shared, now};
 use crate::error::{Cause, Exhausted, FailoverError};
 use crate::health::{Changes, HealthTable, Permit, State};
 use crate::inspect::CommittedStream;
-use crate::message;
+use crate::message::{self, Secrets};
 use crate::observe::rate::Crossing;
 use crate::observe::{Event, Trace};
 use crate::report::{Attempt, Report};
@@ -555,7 +554,7 @@ impl<'a> Call<'a> {
         self.trace.within(|| self.chain.observer.emit(event));
     }
 
-    fn secrets(&self) -> Cow<'a, [String]> {
+    fn secrets(&self) -> Secrets {
         self.chain.secrets(&self.own_secrets)
     }
 }

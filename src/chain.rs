@@ -28,7 +28,7 @@ use crate::inspect::{Inspect, StreamEnd};
 use crate::message::Secrets;
 use crate::observe::rate::{RateLimits, SwitchRate};
 use crate::observe::{Closure, Event, Observer, ProviderSnapshot, RequestCounts, Snapshot};
-use crate::provider::{Checked, Entry, MAX_PROVIDERS, Provider, check};
+use crate::provider::{ChainHeaders, Checked, Entry, MAX_PROVIDERS, Provider, check};
 use crate::readdress::{Scope, StripList};
 use crate::route::Route;
 use crate::run::{Ambiguous, Limits};
@@ -380,7 +380,8 @@ impl ProviderChainBuilder {
     /// If there is no provider, two have the same name, one of them is misconfigured (see
     /// [`Provider`]), or a setting is out of its range. The error names the provider and the field.
     pub fn build(self) -> Result<ProviderChain, ConfigError> {
-        let Checked { entries, scope, strip } = check(self.providers, self.claims)?;
+        let Checked { entries, scope, strip } =
+            check(self.providers, self.claims, ChainHeaders::default())?;
         let wrong = |field, problem: &str| Err(ConfigError::new(None, field, problem));
         if self.max_attempts == Some(0) {
             return wrong("max_attempts", "must be at least 1");

@@ -18,7 +18,7 @@ use crate::inspect::{CommittedStream, Flaw};
 use crate::message::{self, Secrets};
 use crate::observe::{Event, catch_panic};
 use crate::provider::{BoxError, Entry, TokenSource, bearer_value, checked_key};
-use crate::readdress::{clean_url, still_inside};
+use crate::readdress::{is_redirected, still_inside};
 use crate::report::Report;
 use crate::verdict::{Outcome, Reason};
 
@@ -167,6 +167,8 @@ pub(super) struct Trail {
     departed: AtomicBool,
     /// The token that it was given: another one may be current when it is answered.
     token: OnceLock<String>,
+    /// What `map_request` may have set.
+    mapped: OnceLock<Vec<String>>,
 }
 
 impl Trail {
@@ -178,8 +180,9 @@ impl Trail {
         self.departed.load(Ordering::Relaxed)
     }
 
-    pub(super) fn token(&self) -> Option<&String> {
-        self.token.get()
+    /// What no message about this attempt may show.
+    pub(super) fn secrets(&self) -> impl Iterator<Item = String> {
+        self.token.get().into_iter().chain(self.mapped.get().into_iter().flatten()).cloned()
     }
 }
 
@@ -188,6 +191,8 @@ pub(super) struct Departure {
     method: Method,
     /// The URL, if `map_request` may have changed it.
     url: Option<Box<Url>>,
+    /// What a message may not show, if `map_request` may have set it.
+    pub(super) secrets: Vec<String>,
 }
 
 impl Attempt<'_> {
@@ -203,11 +208,16 @@ impl Attempt<'_> {
         request: &mut Request,
         trail: &Trail,
     ) -> Result<Departure, Unsent> {
-        let Some(source) = &self.entry().source else { return self.readdress(request) };
         self.apply_headers(request)?;
-        let token = Box::pin(self.token(source, trail)).await?;
-        request.headers_mut().insert(AUTHORIZATION, token);
-        self.map_request(request)
+        if let Some(source) = &self.entry().source {
+            let token = Box::pin(self.token(source, trail)).await?;
+            request.headers_mut().insert(AUTHORIZATION, token);
+        }
+        let departure = self.map_request(request)?;
+        if !departure.secrets.is_empty() {
+            trail.mapped.get_or_init(|| departure.secrets.clone());
+        }
+        Ok(departure)
     }
 
     /// Makes an outcome of what came back.
@@ -216,17 +226,21 @@ impl Attempt<'_> {
         departure: &Departure,
         result: reqwest_middleware::Result<reqwest::Response>,
     ) -> Sent {
-        let hides_key = self.entry().has_query_key();
+        let entry = self.entry();
+        let hides_key = entry.has_url_key();
         let url = departure.url.as_deref().or_else(|| self.target());
         match result {
             Ok(response)
-                if url.is_some_and(|url| is_redirected(url, &departure.method, &response)) =>
+                if url.is_some_and(|url| {
+                    !is_answered_in_place(&response)
+                        && is_redirected(url, response.url(), &departure.method, &entry.base)
+                }) =>
             {
                 Sent::Redirected(response.status())
             }
-            Ok(response) if hides_key => Sent::Response(clean_response(response)),
+            Ok(response) if hides_key => Sent::Response(clean_response(response, entry)),
             Ok(response) => Sent::Response(response),
-            Err(error) if hides_key => Sent::Failed(clean_error(error)),
+            Err(error) if hides_key => Sent::Failed(clean_error(error, entry)),
             Err(error) => Sent::Failed(error),
         }
     }
@@ -251,6 +265,7 @@ impl Attempt<'_> {
         let entry = self.entry();
         entry.rename_model(request);
         let mut url = None;
+        let mut secrets = Vec::new();
         if let Some(map_request) = &entry.map_request {
             match self.chain.observer.catch_panic("map_request", || map_request(request)) {
                 Some(Ok(())) => {}
@@ -263,8 +278,9 @@ impl Attempt<'_> {
                 ));
             }
             url = Some(Box::new(request.url().clone()));
+            secrets = self.chain.strip.secrets_of(request.headers(), request.url());
         }
-        Ok(Departure { method: request.method().clone(), url })
+        Ok(Departure { method: request.method().clone(), url, secrets })
     }
 
     /// Asks the entry's source of tokens.
@@ -308,19 +324,10 @@ fn unsent(problem: &str) -> Unsent {
     Unsent { reason: Reason::Other, error: problem.into() }
 }
 
-/// Whether a response came from elsewhere: a redirect was followed below this layer, which may turn
-/// a POST into a GET and answer 200.
-fn is_redirected(asked: &Url, method: &Method, response: &reqwest::Response) -> bool {
-    let answered = response.url();
-    if answered == asked || Report::of(response).is_some() || is_unknown(answered) {
-        return false;
-    }
-    let (mut asked, mut answered) = (asked.clone(), answered.clone());
-    asked.set_fragment(None);
-    answered.set_fragment(None);
-    let harmless =
-        matches!(*method, Method::GET | Method::HEAD) && asked.origin() == answered.origin();
-    asked != answered && !harmless
+/// Whether a response's URL says nothing about redirects: a chain inside this one answered, or a
+/// layer that knows no URL.
+fn is_answered_in_place(response: &reqwest::Response) -> bool {
+    Report::of(response).is_some() || is_unknown(response.url())
 }
 
 /// What reqwest gives a response that was made without a URL.
@@ -368,13 +375,16 @@ fn find_reqwest(error: &Error) -> Option<&reqwest::Error> {
     })
 }
 
-/// Drops the query from a response's URL, for providers that carry their key there.
-fn clean_response(response: reqwest::Response) -> reqwest::Response {
+/// Takes the key out of a response's URL, for providers that carry theirs there.
+fn clean_response(response: reqwest::Response, entry: &Entry) -> reqwest::Response {
     let mut url = response.url().clone();
     if is_unknown(&url) {
         return response;
     }
-    clean_url(&mut url);
+    entry.clean_url(&mut url);
+    if url == *response.url() {
+        return response;
+    }
     let mut response = http::Response::<reqwest::Body>::from(response);
     let marked = http::Response::builder().url(url).body(()).map(|marked| marked.into_parts().0);
     if let Ok(marked) = marked {
@@ -383,10 +393,10 @@ fn clean_response(response: reqwest::Response) -> reqwest::Response {
     response.into()
 }
 
-/// Drops the query from an error's URL.
-fn clean_error(mut error: Error) -> Error {
+/// Takes the key out of an error's URL.
+fn clean_error(mut error: Error, entry: &Entry) -> Error {
     if let Some(url) = error.url_mut() {
-        clean_url(url);
+        entry.clean_url(url);
     }
     error
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Version};
+use http::{HeaderMap, Method, Version};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::BodyExt;
 use reqwest::{Body, Request, Response, Url};
@@ -19,14 +19,14 @@ use tokio::time::{Sleep, sleep_until};
 use super::now;
 use crate::health::after;
 use crate::message::{self, Secrets};
+use crate::readdress::KeptHeaders;
 use crate::report::Report;
 
 /// The caller's request as it came, but for its URL, for the attempts after the first.
 #[derive(Clone)]
 pub(super) struct Pristine {
     method: Method,
-    /// A list, since a map takes two allocations where this takes one.
-    headers: Vec<(HeaderName, HeaderValue)>,
+    headers: KeptHeaders,
     body: Option<Bytes>,
     version: Version,
     timeout: Option<Duration>,
@@ -39,11 +39,7 @@ impl Pristine {
         *request.body_mut() = body.clone().map(Body::from);
         Self {
             method: request.method().clone(),
-            headers: request
-                .headers()
-                .iter()
-                .map(|(name, value)| (name.clone(), value.clone()))
-                .collect(),
+            headers: KeptHeaders::of(request.headers()),
             body,
             version: request.version(),
             timeout: request.timeout().copied(),
@@ -53,12 +49,7 @@ impl Pristine {
     /// A request to this URL that is otherwise as it came.
     pub(super) fn into_request(self, url: Url) -> Request {
         let mut request = Request::new(self.method, url);
-        // Too many to make room for at once are still not too many to be there.
-        let mut headers = HeaderMap::try_with_capacity(self.headers.len()).unwrap_or_default();
-        for (name, value) in self.headers {
-            headers.append(name, value);
-        }
-        *request.headers_mut() = headers;
+        *request.headers_mut() = self.headers.into_map();
         *request.body_mut() = self.body.map(Body::from);
         *request.version_mut() = self.version;
         if self.timeout.is_some() {

@@ -185,9 +185,9 @@ impl<'a> Call<'a> {
         if may_fail_over { self.chain.replay_buffer } else { 0 }
     }
 
-    /// Learns of a secret that no message of this call may show.
-    pub(super) fn hide(&mut self, secret: String) {
-        self.own_secrets.push(secret);
+    /// Learns of secrets that no message of this call may show.
+    pub(super) fn hide(&mut self, secrets: impl IntoIterator<Item = String>) {
+        self.own_secrets.extend(secrets);
     }
 
     pub(super) fn forbid_replay(&mut self) {
@@ -220,7 +220,7 @@ impl<'a> Call<'a> {
             self.emit(&Event::AttemptStarted { provider: &entry.name, number: self.begun });
         }
         if entry.keeps_caller_auth(address.claimed(scope)) {
-            self.own_secrets.extend(strip.secrets_of(request));
+            self.own_secrets.extend(strip.secrets_of(request.headers(), request.url()));
         }
         self.trace.attempt(&entry.name, entry.base.url(), resends)
     }

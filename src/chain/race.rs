@@ -85,9 +85,7 @@ impl<'a> Race<'a> {
                 next = call.next();
                 continue;
             };
-            if let Some(token) = flying[at].trail.token() {
-                call.hide(token.clone());
-            }
+            call.hide(flying[at].trail.secrets());
             let sent = match (sent, flying[at].asked.take()) {
                 (Sent::Response(response), Some(asked)) => {
                     flying[at].look_into(response, asked, own, call);

@@ -17,11 +17,27 @@ use http::Extensions;
 use reqwest::{Request, Response};
 use reqwest_middleware::{Middleware, Next};
 
+<<<<<<< HEAD
 pub use self::builder::ProviderChainBuilder;
 use self::shared::{Shared, now};
 use crate::error::ConfigError;
 use crate::observe::{Event, ProviderSnapshot, Snapshot};
 use crate::provider::Provider;
+=======
+use crate::error::{ConfigError, Exhausted};
+use crate::health::{Breaker, Change, Changes, HealthTable, State};
+use crate::health::{HealthSignal, Permit};
+use crate::hedge::{Hedge, Hedging};
+use crate::inspect::{Inspect, StreamEnd};
+use crate::message::Secrets;
+use crate::observe::rate::{RateLimits, SwitchRate};
+use crate::observe::{Closure, Event, Observer, ProviderSnapshot, RequestCounts, Snapshot};
+use crate::provider::{ChainHeaders, Checked, Entry, MAX_PROVIDERS, Provider, check};
+use crate::readdress::{Scope, StripList};
+use crate::route::Route;
+use crate::run::{Ambiguous, Limits};
+use crate::verdict::{Outcome, Verdict};
+>>>>>>> wt-keys
 
 /// An ordered list of API providers, as a `reqwest-middleware` layer.
 ///
@@ -350,7 +366,8 @@ impl ProviderChainBuilder {
     /// If there is no provider, two have the same name, one of them is misconfigured (see
     /// [`Provider`]), or a setting is out of its range. The error names the provider and the field.
     pub fn build(self) -> Result<ProviderChain, ConfigError> {
-        let Checked { entries, scope, strip } = check(self.providers, self.claims)?;
+        let Checked { entries, scope, strip } =
+            check(self.providers, self.claims, ChainHeaders::default())?;
         let wrong = |field, problem: &str| Err(ConfigError::new(None, field, problem));
         if self.max_attempts == Some(0) {
             return wrong("max_attempts", "must be at least 1");
@@ -417,7 +434,7 @@ impl ProviderChainBuilder {
             !inspects && self.hedge.is_none() && entries.iter().all(|entry| entry.source.is_none());
         let inner = Inner {
             is_plain,
-            secrets: entries.iter().flat_map(|entry| entry.secrets.iter().cloned()).collect(),
+            secrets: Secrets::new(entries.iter().flat_map(|entry| &entry.secrets)),
             tokens: Mutex::new(vec![None; entries.len()]),
             shared: Mutex::new(shared),
             entries,
@@ -468,7 +485,7 @@ struct Inner {
     observer: Observer,
     shared: Mutex<Shared>,
     /// Every provider's keys.
-    secrets: Vec<String>,
+    secrets: Secrets,
     /// Each provider's current token, if it has a source of them: to be looked for in messages.
     tokens: Mutex<Vec<Option<String>>>,
 }
@@ -549,13 +566,8 @@ impl Inner {
     }
 
     /// Every secret that the chain knows, and these.
-    fn secrets(&self, more: &[String]) -> Cow<'_, [String]> {
-        let tokens = self.lock_tokens();
-        let mut more = tokens.iter().flatten().chain(more).peekable();
-        if more.peek().is_none() {
-            return Cow::Borrowed(&self.secrets);
-        }
-        more.chain(&self.secrets).cloned().collect()
+    fn secrets(&self, more: &[String]) -> Secrets {
+        self.secrets.and(self.lock_tokens().iter().flatten().chain(more))
     }
 }
 

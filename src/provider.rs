@@ -1,11 +1,16 @@
-//! One entry of a chain as the user types it ([`Provider`]); [`entry`] is the same as `build()`
+//! One entry of a chain as the user types it ([`Provider`]); an [`Entry`] is the same as `build()`
 //! checked it.
 //!
 //! A chain is written down once, at startup, and a mistake in it should be found there, with the
 //! provider's name on it. So a `Provider` takes whatever it is given.
 
+mod check;
 mod entry;
+mod keyring;
+#[cfg(test)]
+mod tests;
 
+use std::borrow::Cow;
 use std::env::VarError;
 use std::error::Error as StdError;
 use std::fmt;
@@ -14,9 +19,12 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::{HeaderName, HeaderValue};
 use reqwest::Request;
 
-pub(crate) use self::entry::{Checked, Entry, MAX_PROVIDERS, bearer_value, check, checked_key};
+pub(crate) use self::check::{ChainHeaders, Checked, MAX_PROVIDERS, check};
+pub(crate) use self::entry::Entry;
+pub(crate) use self::keyring::{bearer_value, checked_key};
 use crate::readdress::Base;
 
 /// One API provider: a name, a base URL, and what a request needs to be welcome there.
@@ -44,19 +52,21 @@ use crate::readdress::Base;
 /// # Keys
 ///
 /// Whitespace and newlines around a key are trimmed, since keys come from files. A key that is
-/// empty, begins with `Bearer `, or holds control characters, non-ASCII or quotes is an error. Over
-/// `http://` a key is an error too, except on loopback or with
-/// [`danger_allow_plaintext`](Self::danger_allow_plaintext). A provider may have several credentials, each in a
-/// header or query key of its own.
+/// empty, a placeholder such as `${OPENAI_API_KEY}` or `<your-api-key>`, begins with `Bearer `, or
+/// holds spaces, control characters, non-ASCII or quotes is an error. Over `http://` a key is an
+/// error too, except on loopback or with
+/// [`danger_allow_plaintext`](Self::danger_allow_plaintext). A provider may have several
+/// credentials, each in a header or query name of its own, or in the path.
 #[derive(Clone)]
 #[must_use]
 pub struct Provider {
     name: String,
     base_url: String,
     credentials: Vec<Credential>,
-    headers: Vec<(String, String)>,
+    headers: Vec<Result<(HeaderName, HeaderValue), Cow<'static, str>>>,
     queries: Vec<(String, String)>,
-    strip: Vec<String>,
+    remove_headers: Vec<String>,
+    keep_headers: Vec<String>,
     models: Vec<(String, String)>,
     attempt_timeout: Option<Duration>,
     map_request: Option<MapRequest>,
@@ -85,7 +95,8 @@ impl Provider {
             credentials: Vec::new(),
             headers: Vec::new(),
             queries: Vec::new(),
-            strip: Vec::new(),
+            remove_headers: Vec::new(),
+            keep_headers: Vec::new(),
             models: Vec::new(),
             attempt_timeout: None,
             map_request: None,
@@ -165,7 +176,9 @@ impl Provider {
         self.credential(Credential::Basic(user.into(), password.into()))
     }
 
-    /// Sends the key in a header of its own.
+    /// Sends the key in a header of its own. Where the header takes more than a key, the value is
+    /// all of it: `Token KEY` in `authorization`, `session=KEY` in `cookie`, or a sub-protocol that
+    /// carries a key. What is searched for in messages is the key that the value holds.
     ///
     /// ```
     /// # use reqwest_failover::Provider;
@@ -187,6 +200,33 @@ impl Provider {
     /// ```
     pub fn api_key_query(self, name: impl Into<String>, key: impl Into<String>) -> Self {
         self.credential(Credential::Query(name.into(), key.into()))
+    }
+
+    /// Sends the key as a part of the path: the base URL holds `{key}` once, where the key belongs.
+    /// RPC nodes, Telegram's bots and webhooks take theirs there.
+    ///
+    /// A key that is typed into the URL itself cannot be told from the rest of the path, and is shown
+    /// wherever the URL is. This one is treated as any other: it needs `https://`, and every URL that
+    /// is handed out or shown holds `{key}` in its place.
+    ///
+    /// ```
+    /// use reqwest_failover::{Provider, ProviderChain};
+    ///
+    /// let chain = ProviderChain::builder([
+    ///     Provider::new("first", "https://eth.example.com/v2/{key}").api_key_path("first-secret"),
+    ///     Provider::new("second", "https://rpc.example.net/{key}").api_key_path("second-secret"),
+    /// ])
+    /// .claim("https://eth.test")
+    /// .build()?;
+    /// assert!(!format!("{chain:?}").contains("secret"));
+    /// # Ok::<(), reqwest_failover::ConfigError>(())
+    /// ```
+    ///
+    /// A request's own URL should hold no key, so such a request is addressed below a
+    /// base without one: another provider's, a [`claim`](crate::ProviderChainBuilder::claim)ed one
+    /// as here, or this one's as it is typed, `https://eth.example.com/v2/{key}`.
+    pub fn api_key_path(self, key: impl Into<String>) -> Self {
+        self.credential(Credential::Path(key.into()))
     }
 
     /// Sends `Authorization: Bearer <token>` with a token that is asked for on every attempt, within
@@ -215,14 +255,30 @@ impl Provider {
 
     /// Sets a header on every request to this provider, in place of the caller's. The last value
     /// set for a name counts. Credentials do not belong here, and neither do `host` and the headers
-    /// that frame a message.
+    /// that frame a message. What is no header name or value is an error of `build()`.
     ///
     /// ```
     /// # use reqwest_failover::Provider;
-    /// Provider::openai("openai-key").header("openai-project", "proj-1");
+    /// use reqwest::header::{HeaderValue, USER_AGENT};
+    ///
+    /// Provider::openai("openai-key")
+    ///     .header("openai-project", "proj-1")
+    ///     .header(USER_AGENT, HeaderValue::from_static("my-service/1.0"));
     /// ```
-    pub fn header(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
-        self.headers.push((name.into(), value.into()));
+    pub fn header<N, V>(mut self, name: N, value: V) -> Self
+    where
+        N: TryInto<HeaderName>,
+        V: TryInto<HeaderValue>,
+    {
+        // Neither is repeated: a user who mixes up name and value put a key where the name belongs.
+        let header = match (name.try_into(), value.try_into()) {
+            (Err(_), _) => Err("the name must be a header name: letters, digits, `-`".into()),
+            (Ok(name), Err(_)) => {
+                Err(format!("the value of `{name}` must hold no control characters").into())
+            }
+            (Ok(name), Ok(value)) => Ok((name, value)),
+        };
+        self.headers.push(header);
         self
     }
 
@@ -246,7 +302,20 @@ impl Provider {
     /// Provider::openai("openai-key").remove_header("x-internal-user");
     /// ```
     pub fn remove_header(mut self, header: impl Into<String>) -> Self {
-        self.strip.push(header.into());
+        self.remove_headers.push(header.into());
+        self
+    }
+
+    /// Lets one of the caller's headers through to this provider, though its name looks as if it
+    /// carried a key, or its value is marked sensitive. A name that any provider of the chain uses
+    /// for its own credential is an error: what the caller sends there never reaches another.
+    ///
+    /// ```
+    /// # use reqwest_failover::Provider;
+    /// Provider::openai("openai-key").keep_header("x-partition-key");
+    /// ```
+    pub fn keep_header(mut self, header: impl Into<String>) -> Self {
+        self.keep_headers.push(header.into());
         self
     }
 
@@ -344,18 +413,28 @@ impl Provider {
 impl fmt::Debug for Provider {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let credentials: Vec<_> = self.credentials.iter().map(Credential::kind).collect();
+        let valid = self.headers.iter().map(Result::as_ref);
+        let headers: Vec<_> =
+            valid.map(|header| header.map_or("<invalid>", |(name, _)| name.as_str())).collect();
+        let queries: Vec<_> = self.queries.iter().map(|(name, _)| name.as_str()).collect();
         let mut shown = f.debug_struct("Provider");
         shown.field("name", &self.name);
         // As typed, it may hold a password.
-        match Base::parse(&self.base_url) {
+        let key = |credential: &Credential| matches!(credential, Credential::Path(_));
+        let base = match self.credentials.iter().any(key) {
+            true => Base::parse_with_key(&self.base_url, "key"),
+            false => Base::parse(&self.base_url),
+        };
+        match base {
             Ok(base) => shown.field("base_url", &base),
             Err(_) => shown.field("base_url", &format_args!("<invalid>")),
         };
         shown
             .field("credentials", &credentials)
-            .field("headers", &names(&self.headers))
-            .field("queries", &names(&self.queries))
-            .field("remove_header", &self.strip)
+            .field("headers", &headers)
+            .field("queries", &queries)
+            .field("remove_header", &self.remove_headers)
+            .field("keep_header", &self.keep_headers)
             .field("attempt_timeout", &self.attempt_timeout)
             .field("map_request", &self.map_request.is_some())
             .field("forward_caller_auth", &self.forward_caller_auth)
@@ -379,6 +458,7 @@ enum Credential {
     Basic(String, String),
     Header(String, String),
     Query(String, String),
+    Path(String),
     Source(TokenSource),
 }
 
@@ -390,11 +470,8 @@ impl Credential {
             Self::Basic(..) => "basic_auth",
             Self::Header(..) => "api_key_header",
             Self::Query(..) => "api_key_query",
+            Self::Path(_) => "api_key_path",
             Self::Source(_) => "bearer_auth_with",
         }
     }
-}
-
-fn names(pairs: &[(String, String)]) -> Vec<&str> {
-    pairs.iter().map(|(name, _)| name.as_str()).collect()
 }

@@ -1,35 +1,91 @@
 //! Makes a request the provider's own: which URLs may be touched at all, what a URL becomes under
-//! another base, and which of the caller's headers and query keys stay behind.
+//! another base, and which of the caller's headers and query pairs are removed.
 //!
 //! One promise rules this file: a key never leaves home. So nothing here edits a URL in place. A
 //! target is written out as text (origin, prefix, the caller's suffix, the query), parsed once, and
 //! thrown away unless the parser read exactly what was meant.
 
-use std::borrow::Cow;
+mod credentials;
+mod names;
+mod query;
+mod strip;
+
 use std::fmt;
 use std::net::IpAddr;
+use std::ops::Range;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD as BASE64;
-use http::header::{AUTHORIZATION, COOKIE, HOST, PROXY_AUTHORIZATION};
-use http::{HeaderMap, HeaderName};
-use percent_encoding::{
-    AsciiSet, NON_ALPHANUMERIC, percent_decode, percent_decode_str, utf8_percent_encode,
-};
-use reqwest::{Request, Url};
+use http::Method;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode, utf8_percent_encode};
+use reqwest::Url;
+
+pub(crate) use self::credentials::{secrets_in, secrets_in_pair};
+pub(crate) use self::names::{is_key_header, is_key_query};
+pub(crate) use self::query::{QueryPair, QueryRewrite};
+pub(crate) use self::strip::{HeaderRules, KeptHeaders, StripList};
 
 /// A checked base URL: an origin and a path prefix without a trailing slash.
 #[derive(Clone)]
 pub(crate) struct Base {
+    /// Without the key of its path.
     url: Url,
     origin: String,
     prefix: String,
+    /// Where in the prefix the key is, if it holds one.
+    key: Option<Range<usize>>,
 }
 
 impl Base {
     /// Parses `https://host[:port][/prefix]`. The error says what would be right and never repeats
     /// the text, which may hold a password.
     pub(crate) fn parse(text: &str) -> Result<Self, &'static str> {
+        if text.contains(PLACEHOLDER) {
+            return Err("holds `{key}`: set the key with .api_key_path(..)");
+        }
+        Self::parse_url(text)
+    }
+
+    /// Parses a base whose path holds `{key}`, and puts the key there.
+    pub(crate) fn parse_with_key(text: &str, key: &str) -> Result<Self, &'static str> {
+        // The parser leaves this as it is, wherever it moves it to.
+        const MARK: &str = "reqwest-failover-key";
+        const ONCE: &str =
+            "must hold `{key}` once in its path, where .api_key_path(..) puts the key";
+        /// What a path segment may hold as it is.
+        const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
+            .remove(b'-')
+            .remove(b'.')
+            .remove(b'_')
+            .remove(b'~')
+            .remove(b':')
+            .remove(b'=')
+            .remove(b'@')
+            .remove(b'+')
+            .remove(b',')
+            .remove(b'!')
+            .remove(b'$')
+            .remove(b'*');
+
+        if text.matches(PLACEHOLDER).count() != 1 {
+            return Err(ONCE);
+        }
+        let mut base = Self::parse_url(&text.replace(PLACEHOLDER, MARK))?;
+        let begin = base.prefix.find(MARK).ok_or(ONCE)?;
+        if base.prefix.matches(MARK).count() > 1 {
+            return Err(ONCE);
+        }
+        base.url.set_path(&base.prefix.replace(MARK, PLACEHOLDER));
+        let key = utf8_percent_encode(key, ENCODED).to_string();
+        base.prefix = base.prefix.replace(MARK, &key);
+        // The key may be a dot segment, or a part of one.
+        let target = Url::parse(&[&*base.origin, &base.prefix].concat()).map_err(|_| ONCE)?;
+        if target.path() != base.prefix || hides_dot_segment(&base.prefix) {
+            return Err("must not hold a `.` or `..` segment");
+        }
+        base.key = Some(begin..begin + key.len());
+        Ok(base)
+    }
+
+    fn parse_url(text: &str) -> Result<Self, &'static str> {
         const SHAPE: &str = "must be an absolute URL such as https://api.example.com/v1";
 
         let text = text.trim();
@@ -60,7 +116,7 @@ impl Base {
             return Err("must not hold an encoded `.` or `..` segment");
         }
         let origin = url.origin().ascii_serialization();
-        Ok(Self { url, origin, prefix })
+        Ok(Self { url, origin, prefix, key: None })
     }
 
     pub(crate) fn is_plaintext(&self) -> bool {
@@ -73,8 +129,44 @@ impl Base {
         host == "localhost" || host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback())
     }
 
+    /// The URL as it may be shown: with `{key}` in place of a key.
     pub(crate) fn url(&self) -> &Url {
         &self.url
+    }
+
+    /// Whether the path holds a key.
+    pub(crate) fn has_key(&self) -> bool {
+        self.key.is_some()
+    }
+
+    /// The base as it was typed, with `{key}`: callers may address requests below it.
+    pub(crate) fn template(&self) -> Option<Self> {
+        self.has_key().then(|| Self {
+            prefix: self.url.path().trim_end_matches('/').to_owned(),
+            key: None,
+            ..self.clone()
+        })
+    }
+
+    /// Puts `{key}` in place of the key, in the path of a URL that is handed out.
+    pub(crate) fn clean_path(&self, url: &mut Url) {
+        let Some(range) = &self.key else { return };
+        let key = &self.prefix[range.clone()];
+        let (begin, end) = (&self.prefix[..range.start], &self.prefix[range.end..]);
+        let mut path = match url.path().strip_prefix(&self.prefix) {
+            Some(rest) => [begin, PLACEHOLDER, end, rest].concat(),
+            None => url.path().to_owned(),
+        };
+        // A redirect may have put it anywhere. A short one is a part of any path.
+        if key.len() >= 8 {
+            path = path.replace(key, PLACEHOLDER);
+            let decoded =
+                |text: &str| percent_decode(text.as_bytes()).decode_utf8_lossy().into_owned();
+            if decoded(&path).contains(&decoded(key)) {
+                path.clear();
+            }
+        }
+        url.set_path(&path);
     }
 
     pub(crate) fn host_str(&self) -> &str {
@@ -107,9 +199,18 @@ impl PartialEq for Base {
 
 impl fmt::Debug for Base {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}{}", self.origin, self.prefix)
+        match &self.key {
+            Some(key) => {
+                let (begin, end) = (&self.prefix[..key.start], &self.prefix[key.end..]);
+                write!(f, "{}{begin}{PLACEHOLDER}{end}", self.origin)
+            }
+            None => write!(f, "{}{}", self.origin, self.prefix),
+        }
     }
 }
+
+/// Where a base's path holds its key, as it is typed and shown.
+const PLACEHOLDER: &str = "{key}";
 
 /// Every base below which a request is the chain's business.
 pub(crate) struct Scope {
@@ -157,132 +258,6 @@ impl Claim {
     /// URL that this claim was not made for.
     pub(crate) fn suffix<'u>(&self, url: &'u Url) -> Option<&'u str> {
         url.path().get(self.suffix_at..).filter(|suffix| is_whole(suffix))
-    }
-}
-
-/// What remove behind when a request is readdressed, whoever it goes to: the names that are known to
-/// carry keys, and those that any entry of the chain uses for its own.
-pub(crate) struct StripList {
-    pub(crate) headers: Vec<HeaderName>,
-    /// Their lengths, a bit for each.
-    lengths: u64,
-    /// Decoded, compared without ASCII case.
-    pub(crate) queries: Vec<String>,
-}
-
-impl StripList {
-    pub(crate) fn new(
-        headers: impl IntoIterator<Item = HeaderName>,
-        queries: impl IntoIterator<Item = String>,
-    ) -> Self {
-        let mut list = Self {
-            headers: [&CREDENTIAL_HEADERS[..], &CALLERS_HEADERS[..]].concat(),
-            lengths: 0,
-            queries: CREDENTIAL_QUERIES.map(str::to_owned).into(),
-        };
-        for header in headers {
-            if !list.headers.contains(&header) {
-                list.headers.push(header);
-            }
-        }
-        for query in queries {
-            if !list.queries.iter().any(|known| known.eq_ignore_ascii_case(&query)) {
-                list.queries.push(query);
-            }
-        }
-        list.lengths = list.headers.iter().fold(0, |lengths, name| lengths | length_bit(name));
-        list
-    }
-
-    /// Whether this header remove behind.
-    fn holds(&self, name: &HeaderName) -> bool {
-        self.has_one_as_long_as(name) && self.headers.contains(name)
-    }
-
-    /// This tells most others apart, and saves comparing each header of each request with every name
-    /// in the list: a tenth of this layer's cost.
-    fn has_one_as_long_as(&self, name: &HeaderName) -> bool {
-        self.lengths & length_bit(name) != 0
-    }
-
-    /// What a provider that is given the caller's own credentials could echo.
-    pub(crate) fn secrets_of(&self, request: &Request) -> Vec<String> {
-        let mut secrets = Vec::new();
-        for (name, value) in request.headers() {
-            let value = if value.is_sensitive() || self.holds(name) { value } else { continue };
-            let Ok(value) = value.to_str() else { continue };
-            let bare = value.rsplit(' ').next().unwrap_or_default();
-            secrets.extend([value, bare].map(str::to_owned));
-            secrets.extend(value.strip_prefix("Basic ").and_then(password));
-            if name == COOKIE {
-                let values = value.split(';').filter_map(|pair| pair.split_once('='));
-                secrets.extend(values.map(|(_, value)| value.trim().to_owned()));
-            }
-        }
-        for (name, value) in request.url().query_pairs() {
-            if self.queries.iter().any(|known| known.eq_ignore_ascii_case(&name)) {
-                secrets.push(value.into_owned());
-            }
-        }
-        secrets
-    }
-}
-
-/// A pair that a provider sets in the query.
-pub(crate) struct QueryPair {
-    pub(crate) name: String,
-    /// `name=value`, form-encoded.
-    encoded: String,
-    /// Whether the value is a credential.
-    pub(crate) secret: bool,
-}
-
-impl QueryPair {
-    pub(crate) fn new(name: &str, value: &str, secret: bool) -> Self {
-        let encoded = format!("{}={}", form_encoded(name), form_encoded(value));
-        Self { name: name.to_owned(), encoded, secret }
-    }
-}
-
-/// What a provider does to the caller's query. The pairs that are left keep their bytes and order.
-pub(crate) struct QueryRewrite<'a> {
-    /// Names whose pairs are removed.
-    pub(crate) strip: &'a [String],
-    /// Pairs that replace the caller's of the same name, and are appended in this order.
-    pub(crate) set: &'a [QueryPair],
-}
-
-impl QueryRewrite<'_> {
-    fn append_to(&self, text: &mut String, query: Option<&str>) {
-        let mut kept = String::new();
-        let mut untouched = self.set.is_empty();
-        for pair in query.into_iter().flat_map(|query| query.split('&')) {
-            if self.drops(pair) {
-                untouched = false;
-                continue;
-            }
-            if !kept.is_empty() {
-                kept.push('&');
-            }
-            kept.push_str(pair);
-        }
-        for pair in self.set {
-            if !kept.is_empty() {
-                kept.push('&');
-            }
-            kept.push_str(&pair.encoded);
-        }
-        match query {
-            Some(query) if untouched => text.extend(["?", query]),
-            _ if !kept.is_empty() => text.extend(["?", &kept]),
-            _ => {}
-        }
-    }
-
-    fn drops(&self, pair: &str) -> bool {
-        let name = form_decoded(pair.split('=').next().unwrap_or_default());
-        let same = |other: &str| name.eq_ignore_ascii_case(other.as_bytes());
-        self.strip.iter().any(|other| same(other)) || self.set.iter().any(|set| same(&set.name))
     }
 }
 
@@ -341,80 +316,19 @@ pub(crate) fn hides_dot_segment(suffix: &str) -> bool {
     has_dot_segment(&once) || has_dot_segment(&twice)
 }
 
-/// A bit that tells the length; all long names share one.
-fn length_bit(name: &HeaderName) -> u64 {
-    1 << name.as_str().len().min(63)
-}
-
-/// Removes from a copy what must not travel: headers in `strip` or `own`, sensitive values, `host`.
-/// With `keep_caller_auth` only `own` and `host`. Allocates only if there is something to remove.
-pub(crate) fn strip_headers(
-    headers: &mut HeaderMap,
-    strip: &StripList,
-    own: &[HeaderName],
-    keep_caller_auth: bool,
-) {
-    let mut to_remove = Vec::new();
-    for (name, value) in headers.iter() {
-        let remove = match keep_caller_auth {
-            true => name == HOST,
-            // The host's header is in the list, too.
-            false => value.is_sensitive() || strip.holds(name),
-        };
-        if remove || own.contains(name) {
-            to_remove.push(name.clone());
-        }
+/// Whether an answer came from another place than the one that was asked: a redirect was followed
+/// below this layer, which may turn a POST into a GET and answer 200.
+///
+/// Origin and path are compared. A query that changed is no redirect, since a layer below may sign
+/// the URL there. A GET or HEAD may be led elsewhere below the provider's own base.
+pub(crate) fn is_redirected(asked: &Url, answered: &Url, method: &Method, base: &Base) -> bool {
+    let same_origin = asked.scheme() == answered.scheme()
+        && asked.host_str() == answered.host_str()
+        && asked.port_or_known_default() == answered.port_or_known_default();
+    if same_origin && asked.path() == answered.path() {
+        return false;
     }
-    for name in to_remove {
-        headers.remove(name);
-    }
-}
-
-/// Drops a URL's query and fragment, for URLs that are handed out and may hold a key.
-pub(crate) fn clean_url(url: &mut Url) {
-    url.set_query(None);
-    url.set_fragment(None);
-}
-
-/// Whether the header is known to carry keys.
-pub(crate) fn is_credential_header(name: &HeaderName) -> bool {
-    CREDENTIAL_HEADERS.contains(name)
-}
-
-/// Whether the query key is known to carry keys.
-pub(crate) fn is_credential_query(name: &str) -> bool {
-    CREDENTIAL_QUERIES.iter().any(|known| known.eq_ignore_ascii_case(name))
-}
-
-/// `text` as `application/x-www-form-urlencoded` writes it.
-pub(crate) fn form_encoded(text: &str) -> String {
-    const ENCODED: &AsciiSet =
-        &NON_ALPHANUMERIC.remove(b'*').remove(b'-').remove(b'.').remove(b'_').remove(b' ');
-    utf8_percent_encode(text, ENCODED).to_string().replace(' ', "+")
-}
-
-static CREDENTIAL_HEADERS: [HeaderName; 6] = [
-    AUTHORIZATION,
-    PROXY_AUTHORIZATION,
-    COOKIE,
-    HeaderName::from_static("x-api-key"),
-    HeaderName::from_static("api-key"),
-    HeaderName::from_static("x-goog-api-key"),
-];
-
-/// Not keys, but true of the caller's own provider only.
-static CALLERS_HEADERS: [HeaderName; 3] = [
-    HOST,
-    HeaderName::from_static("openai-organization"),
-    HeaderName::from_static("openai-project"),
-];
-
-const CREDENTIAL_QUERIES: [&str; 4] = ["key", "api_key", "api-key", "access_token"];
-
-/// The password in a basic credential.
-fn password(encoded: &str) -> Option<String> {
-    let decoded = String::from_utf8(BASE64.decode(encoded.trim()).ok()?).ok()?;
-    Some(decoded.split_once(':')?.1.to_owned()).filter(|password| !password.is_empty())
+    !(matches!(*method, Method::GET | Method::HEAD) && still_inside(base, answered))
 }
 
 fn is_whole(suffix: &str) -> bool {
@@ -430,17 +344,9 @@ fn has_dot_segment(path: &[u8]) -> bool {
         .any(|segment| matches!(segment, b"." | b".."))
 }
 
-fn form_decoded(name: &str) -> Cow<'_, [u8]> {
-    if !name.contains('+') {
-        return percent_decode_str(name).into();
-    }
-    percent_decode_str(&name.replace('+', " ")).collect::<Vec<_>>().into()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use http::HeaderValue;
 
     fn url(text: &str) -> Url {
         Url::parse(text).unwrap()
@@ -456,14 +362,14 @@ mod tests {
 
     /// The caller's URL, claimed below `from`, at `to`.
     fn readdressed(from: &str, to: &str, caller: &str) -> Option<String> {
-        with_query(from, to, caller, &StripList::new([], []).queries, &[])
+        with_query(from, to, caller, Some(&StripList::new([], [])), &[])
     }
 
     fn with_query(
         from: &str,
         to: &str,
         caller: &str,
-        strip: &[String],
+        strip: Option<&StripList>,
         set: &[QueryPair],
     ) -> Option<String> {
         let caller = url(caller);
@@ -669,7 +575,7 @@ mod tests {
     fn a_claim_is_of_no_use_for_another_url() {
         let caller = url("https://h/v1/chat");
         let claim = scope(&["https://h/v1"]).claim(&caller).unwrap();
-        let rewrite = QueryRewrite { strip: &[], set: &[] };
+        let rewrite = QueryRewrite { strip: None, set: &[] };
         for other in ["https://h/", "https://h/v1é", "https://h/evil"] {
             assert!(target_url(&base("https://t"), &url(other), &claim, &rewrite).is_none());
         }
@@ -736,7 +642,7 @@ mod tests {
         let strip = StripList::new([], ["My Key".to_owned()]);
         for (query, left) in table {
             let caller = format!("https://h/v1/x{query}");
-            let target = with_query("https://h/v1", "https://t", &caller, &strip.queries, &[]);
+            let target = with_query("https://h/v1", "https://t", &caller, Some(&strip), &[]);
             assert_eq!(target, Some(format!("https://t/x{left}")), "{query}");
         }
     }
@@ -758,7 +664,7 @@ mod tests {
         ];
         for (query, left) in table {
             let caller = format!("https://h/x{query}");
-            for strip in [&StripList::new([], []).queries[..], &[]] {
+            for strip in [Some(&StripList::new([], [])), None] {
                 let target = with_query("https://h", "https://t/v1", &caller, strip, &set);
                 assert_eq!(target, Some(format!("https://t/v1/x?{left}{appended}")), "{query}");
             }
@@ -786,125 +692,89 @@ mod tests {
         }
     }
 
-    fn callers_headers() -> HeaderMap {
-        let mut headers = HeaderMap::new();
-        for name in [
-            "host",
-            "authorization",
-            "Proxy-Authorization",
-            "cookie",
-            "X-API-Key",
-            "api-key",
-            "x-goog-api-key",
-            "openai-organization",
-            "openai-project",
-            "x-vendor-key",
-            "content-type",
-            "x-own",
+    const KEYED: &str = "https://t/v2/{key}/rpc";
+
+    #[test]
+    fn a_key_in_a_path_is_put_in_its_place_and_not_shown() {
+        for (text, key, prefix, shown) in [
+            (KEYED, "s3cr3t", "/v2/s3cr3t/rpc", "https://t/v2/{key}/rpc"),
+            ("https://t/bot{key}/", "12:AA-b_c", "/bot12:AA-b_c", "https://t/bot{key}"),
+            ("https://t/{key}", "a/b?c#d%", "/a%2Fb%3Fc%23d%25", "https://t/{key}"),
         ] {
-            let name = HeaderName::from_bytes(name.as_bytes()).unwrap();
-            headers.append(name, HeaderValue::from_static("canary"));
+            let base = Base::parse_with_key(text, key).unwrap();
+            assert_eq!((&*base.prefix, format!("{base:?}")), (prefix, shown.to_owned()), "{text}");
+            assert!(!base.url().as_str().contains(key), "{text}");
+            let target = Url::parse(&format!("https://t{prefix}/x")).unwrap();
+            assert!(still_inside(&base, &target));
         }
-        let mut sensitive = HeaderValue::from_static("canary");
-        sensitive.set_sensitive(true);
-        headers.append("x-mixed", HeaderValue::from_static("plain"));
-        headers.append("x-mixed", sensitive);
-        headers
-    }
-
-    fn left(own: &[HeaderName], keep_caller_auth: bool) -> Vec<String> {
-        let strip = StripList::new([HeaderName::from_static("x-vendor-key")], []);
-        let mut headers = callers_headers();
-        strip_headers(&mut headers, &strip, own, keep_caller_auth);
-        let mut names: Vec<_> = headers.keys().map(ToString::to_string).collect();
-        names.sort();
-        names
-    }
-
-    #[test]
-    fn headers_that_may_carry_a_key_are_removed() {
-        assert_eq!(left(&[], false), ["content-type", "x-own"]);
-        assert_eq!(left(&[HeaderName::from_static("x-own")], false), ["content-type"]);
-    }
-
-    #[test]
-    fn kept_caller_auth_loses_only_host_and_what_the_provider_strips() {
-        let kept = left(&[HeaderName::from_static("x-own")], true);
-        assert_eq!(kept.len(), callers_headers().keys_len() - 2);
-        assert!(!kept.iter().any(|name| name == "host" || name == "x-own"));
-        assert!(kept.iter().any(|name| name == "authorization"));
-    }
-
-    #[test]
-    fn what_the_caller_hands_over_is_found_whole_and_in_parts() {
-        let address = url("https://h/v1?KEY=in%20query&token=in+query+too&plain=visible");
-        let mut request = Request::new(http::Method::GET, address);
-        let mut sensitive = HeaderValue::from_static("marked");
-        sensitive.set_sensitive(true);
-        let headers = [
-            (AUTHORIZATION, HeaderValue::from_static("Bearer bare")),
-            (PROXY_AUTHORIZATION, HeaderValue::from_static("Basic dXNlcjpwYXNz")),
-            (COOKIE, HeaderValue::from_static("a=one; b=two=2")),
-            (HeaderName::from_static("x-marked"), sensitive),
-            (HeaderName::from_static("x-plain"), HeaderValue::from_static("visible=visible")),
-        ];
-        request.headers_mut().extend(headers);
-
-        let mut found = StripList::new([], ["token".to_owned()]).secrets_of(&request);
-
-        let mut expected = [
-            &["Bearer bare", "bare"][..],
-            &["Basic dXNlcjpwYXNz", "dXNlcjpwYXNz", "pass"],
-            &["a=one; b=two=2", "b=two=2", "one", "two=2"],
-            &["marked", "marked"],
-            &["in query", "in query too"],
-        ]
-        .concat();
-        found.sort();
-        expected.sort();
-        assert_eq!(found, expected);
-    }
-
-    #[test]
-    fn a_password_is_what_follows_the_user_if_it_is_anything() {
-        assert_eq!(password(" dXNlcjpwYTpzcw== ").as_deref(), Some("pa:ss"));
-        for none in ["dXNlcjo=", "dXNlcg==", "", "no base64", "/////w=="] {
-            assert_eq!(password(none), None, "{none}");
+        for (text, key) in [
+            ("https://t/v2", "canary"),
+            ("https://t/{key}/{key}", "canary"),
+            ("https://{key}.t/v2", "canary"),
+            ("https://t/v2?key={key}", "canary"),
+            ("https://t/{key}", ".."),
+            ("https://t/{key}/x", "."),
+            ("https://t/%2e{key}", "%2e"),
+        ] {
+            let problem = Base::parse_with_key(text, key).unwrap_err();
+            assert!(!problem.contains("canary"), "{text}: {problem}");
         }
+        assert!(Base::parse(KEYED).unwrap_err().contains("api_key_path"));
     }
 
     #[test]
-    fn the_strip_list_is_the_union_without_repeats() {
-        let plain = StripList::new([], []);
-        let list = StripList::new(
-            [AUTHORIZATION, HeaderName::from_static("x-a"), HeaderName::from_static("x-a")],
-            ["KEY", "token", "Token"].map(str::to_owned),
-        );
-        assert_eq!(list.headers.len(), plain.headers.len() + 1);
-        assert_eq!(list.queries, ["key", "api_key", "api-key", "access_token", "token"]);
+    fn a_request_may_be_addressed_below_a_base_as_it_was_typed() {
+        let keyed = Base::parse_with_key(KEYED, "s3cr3t").unwrap();
+        let scope = Scope::new([keyed.clone(), keyed.template().unwrap()]);
+        let caller = url("https://t/v2/{key}/rpc/x?a=1");
+        let claim = scope.claim(&caller).unwrap();
+        let rewrite = QueryRewrite { strip: None, set: &[] };
+        let target = target_url(&keyed, &caller, &claim, &rewrite).unwrap();
+        assert_eq!(target.as_str(), "https://t/v2/s3cr3t/rpc/x?a=1");
+        assert!(base("https://t/v2").template().is_none());
     }
 
     #[test]
-    fn a_header_of_a_length_that_no_name_in_the_list_has_is_told_apart_by_that() {
-        let list = StripList::new([HeaderName::from_static("x-a")], []);
-        for (name, as_long) in [("x-b", true), ("host", true), ("te", false), ("accept-x", false)] {
-            let name = HeaderName::from_static(name);
-            assert_eq!(list.has_one_as_long_as(&name), as_long, "{name}");
+    fn a_cleaned_path_holds_no_key() {
+        let keyed = Base::parse_with_key(KEYED, "s3cr3t-7").unwrap();
+        for (handed_out, cleaned) in [
+            ("https://t/v2/s3cr3t-7/rpc/x?a=1", "https://t/v2/%7Bkey%7D/rpc/x?a=1"),
+            ("https://t/v2/s3cr3t-7/rpc", "https://t/v2/%7Bkey%7D/rpc"),
+            ("https://u/login/s3cr3t-7", "https://u/login/%7Bkey%7D"),
+            ("https://u/login/s3cr3t%2D7", "https://u/"),
+            ("https://u/plain", "https://u/plain"),
+        ] {
+            let mut url = url(handed_out);
+            keyed.clean_path(&mut url);
+            assert_eq!(url.as_str(), cleaned, "{handed_out}");
         }
-        let long = HeaderName::try_from("x".repeat(63)).unwrap();
-        let longer = HeaderName::try_from("x".repeat(200)).unwrap();
-        assert!(!list.has_one_as_long_as(&longer));
-        assert!(
-            StripList::new([long], []).has_one_as_long_as(&longer),
-            "all long ones share a bit"
-        );
-        assert!(StripList::new([longer.clone()], []).holds(&longer));
+        let short = Base::parse_with_key("https://t/{key}/v1", "v1").unwrap();
+        let mut short_url = url("https://t/v1/v1/v1");
+        short.clean_path(&mut short_url);
+        assert_eq!(short_url.as_str(), "https://t/%7Bkey%7D/v1/v1");
     }
 
     #[test]
-    fn a_cleaned_url_has_neither_query_nor_fragment() {
-        let mut cleaned = url("https://t/v1/x?key=canary#frag");
-        clean_url(&mut cleaned);
-        assert_eq!(cleaned.as_str(), "https://t/v1/x");
+    fn an_answer_from_another_place_is_redirected() {
+        let base = base("https://t/v1");
+        let asked = "https://t/v1/x?a=1";
+        // Of a POST, and of a GET.
+        for (answered, post, get) in [
+            (asked, false, false),
+            ("https://t/v1/x", false, false),
+            ("https://t:443/v1/x?sig=2#frag", false, false),
+            ("https://t/v1/y", true, false),
+            ("https://t/v1/x/", true, false),
+            ("https://t/elsewhere", true, true),
+            ("https://t/v10/x", true, true),
+            ("https://t/v1/..%2fx", true, true),
+            ("http://t/v1/x", true, true),
+            ("https://t:8443/v1/x", true, true),
+            ("https://evil.example/v1/x", true, true),
+        ] {
+            let is = |method| is_redirected(&url(asked), &url(answered), &method, &base);
+            assert_eq!((is(Method::POST), is(Method::GET)), (post, get), "{answered}");
+            assert_eq!(is(Method::HEAD), get, "{answered}");
+        }
     }
 }

@@ -96,12 +96,13 @@ fn slot(url: &str) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::provider::{Checked, Provider, check};
+    use crate::provider::{ChainHeaders, Checked, Provider, check};
 
     #[test]
     fn a_remembered_address_is_that_of_its_own_url() {
         let providers = vec![Provider::cometapi("key-a"), Provider::openai("key-b")];
-        let Checked { entries, scope, strip } = check(providers, Vec::new()).unwrap();
+        let Checked { entries, scope, strip } =
+            check(providers, Vec::new(), ChainHeaders::default()).unwrap();
         let addresses = Addresses::new();
         for _ in 0..3 {
             for path in (0..200).map(|at| format!("/v1/files/{at}")) {
@@ -121,7 +122,7 @@ mod tests {
     #[test]
     fn a_long_url_is_not_remembered() {
         let Checked { entries, scope, .. } =
-            check(vec![Provider::openai("key")], Vec::new()).unwrap();
+            check(vec![Provider::openai("key")], Vec::new(), ChainHeaders::default()).unwrap();
         let addresses = Addresses::new();
         let long = format!("https://api.openai.com/v1/{}", "x".repeat(LONGEST));
         assert!(addresses.find(&Url::parse(&long).unwrap(), &scope, entries.len()).is_some());

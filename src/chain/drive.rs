@@ -59,7 +59,8 @@ pub(super) async fn drive<'a>(
         let attempt = Attempt { chain, provider: order.provider, address: &address };
         let (sent, own) = match trace.within(|| attempt.readdress(&mut request)) {
             Err(unsent) => (Sent::Unsent(unsent), Extensions::new()),
-            Ok(departure) => {
+            Ok(mut departure) => {
+                call.hide(std::mem::take(&mut departure.secrets));
                 let own = Own::lend(extensions);
                 let answer = {
                     let answer = trace.within(|| next.clone().run(request, &mut *own.extensions));

@@ -101,7 +101,7 @@ impl Sent {
         elapsed: Duration,
     ) -> Option<Outcome<'a>> {
         let answered = |status, headers| {
-            Outcome::answered(provider, status, headers, upgrade_asked, elapsed, wall_clock)
+            Outcome::answered(provider, status, headers, upgrade_asked, None, elapsed, wall_clock)
         };
         Some(match self {
             Self::Response(response) => answered(response.status(), response.headers()),
@@ -113,7 +113,7 @@ impl Sent {
                     _ => Reason::ErrorInSuccess,
                 };
                 let (status, headers) = (response.status(), response.headers());
-                Outcome::flawed(provider, reason, status, headers, elapsed)
+                Outcome::flawed(provider, reason, status, headers, None, elapsed, wall_clock)
             }
             Self::Failed(error) if find_reqwest(error).is_some_and(reqwest::Error::is_builder) => {
                 Outcome::unsent(provider, Reason::Other, error, elapsed)

@@ -5,6 +5,7 @@
 #[cfg(target_family = "wasm")]
 compile_error!("reqwest-failover needs tokio's timers, which wasm32 does not have");
 
+mod cause;
 mod chain;
 mod error;
 mod health;

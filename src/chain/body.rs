@@ -1,10 +1,6 @@
 //! Bodies on their way out and on their way in: what is needed to send a request twice, and what is
 //! read of an answer that failed.
 
-<<<<<<< HEAD
-=======
-use std::collections::VecDeque;
->>>>>>> wt-keys
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,33 +8,21 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-<<<<<<< HEAD
 use http::header::CONTENT_LENGTH;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Version};
-=======
-use http::header::{CONTENT_ENCODING, CONTENT_LENGTH};
-use http::{HeaderMap, Method, Version};
->>>>>>> wt-keys
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use reqwest::{Body, Request, Response, Url};
 use tokio::time::timeout_at;
 
-<<<<<<< HEAD
 use super::shared::now;
 use crate::inspect::{Arrival, Head, PrefixedBody};
-=======
-use super::now;
-use crate::health::after;
-use crate::message::{self, Secrets};
-use crate::readdress::KeptHeaders;
-use crate::report::Report;
->>>>>>> wt-keys
 
 /// The caller's request as it came, without its URL, for the attempts after the first.
 #[derive(Clone)]
 pub(super) struct KeptRequest {
     method: Method,
-    headers: KeptHeaders,
+    /// A list, since a map takes two allocations where this takes one.
+    headers: Vec<(HeaderName, HeaderValue)>,
     body: Option<Bytes>,
     version: Version,
 }
@@ -51,11 +35,7 @@ impl KeptRequest {
         let headers = request.headers().iter();
         Self {
             method: request.method().clone(),
-<<<<<<< HEAD
             headers: headers.map(|(name, value)| (name.clone(), value.clone())).collect(),
-=======
-            headers: KeptHeaders::of(request.headers()),
->>>>>>> wt-keys
             body,
             version: request.version(),
         }
@@ -65,7 +45,6 @@ impl KeptRequest {
     /// be set.
     pub(super) fn into_request(self, url: Url, timeout: Option<Duration>, room: usize) -> Request {
         let mut request = Request::new(self.method, url);
-<<<<<<< HEAD
         // Too many to make room for at once are still not too many to be there.
         let capacity = self.headers.len() + room;
         let mut headers = HeaderMap::try_with_capacity(capacity).unwrap_or_default();
@@ -73,9 +52,6 @@ impl KeptRequest {
             headers.append(name, value);
         }
         *request.headers_mut() = headers;
-=======
-        *request.headers_mut() = self.headers.into_map();
->>>>>>> wt-keys
         *request.body_mut() = self.body.map(Body::from);
         *request.version_mut() = self.version;
         if timeout.is_some() {
@@ -255,87 +231,9 @@ pub(super) struct Read {
     pub(super) complete: bool,
 }
 
-<<<<<<< HEAD
 /// Reads the body of a failed answer until then, at most 64 KiB, so that it can be looked at and so
 /// that its connection returns to the pool.
 pub(super) async fn read_answer(response: Response, until: Instant) -> Read {
-=======
-impl Drains {
-    pub(super) fn is_empty(&self) -> bool {
-        self.active.is_empty()
-    }
-
-    /// Begins to read the body of the attempt with this index.
-    pub(super) fn begin(&mut self, attempt: usize, response: Response) {
-        // A key inside a compressed body would not be found, so such a body has no message.
-        let encoded = response.headers().get(CONTENT_ENCODING);
-        // Nor would be a key of a chain that is stacked inside this one.
-        let legible = encoded.is_none_or(|encoding| encoding == "identity")
-            && Report::of(&response).is_none();
-        self.active.push(Drain {
-            attempt,
-            body: response.into(),
-            read: Vec::new(),
-            legible,
-            until: after(now(), Drain::LONGEST),
-            timer: None,
-        });
-    }
-
-    /// Reads what has arrived; tells each body that was read to its end or its limit to `landed`.
-    pub(super) fn poll(&mut self, context: &mut Context<'_>, mut landed: impl FnMut(Drained)) {
-        self.active.retain_mut(|drain| match drain.poll(context) {
-            Poll::Ready(complete) => {
-                landed(drain.take(complete));
-                false
-            }
-            Poll::Pending => true,
-        });
-    }
-
-    /// Gives up on what has not arrived.
-    pub(super) fn give_up(&mut self, landed: impl FnMut(Drained)) {
-        self.active.drain(..).map(|mut drain| drain.take(false)).for_each(landed);
-    }
-}
-
-/// As much of a failed response's body as was read.
-pub(super) struct Drained {
-    pub(super) attempt: usize,
-    read: Vec<u8>,
-    complete: bool,
-    legible: bool,
-}
-
-impl Drained {
-    pub(super) fn message(&self, secrets: impl FnOnce() -> Secrets) -> Option<Box<str>> {
-        let says_something = self.legible && !self.read.is_empty();
-        says_something.then(|| message::of_body(&self.read, self.complete, &secrets())).flatten()
-    }
-}
-
-/// Polls a timer that is made when it is first needed: what is ready at once needs none.
-pub(super) fn poll_timer(
-    timer: &mut Option<Pin<Box<Sleep>>>,
-    until: Option<Instant>,
-    context: &mut Context<'_>,
-) -> Poll<()> {
-    let Some(until) = until else { return Poll::Pending };
-    timer.get_or_insert_with(|| Box::pin(sleep_until(until.into()))).as_mut().poll(context)
-}
-
-struct Drain {
-    attempt: usize,
-    body: Body,
-    read: Vec<u8>,
-    legible: bool,
-    until: Instant,
-    timer: Option<Pin<Box<Sleep>>>,
-}
-
-impl Drain {
-    const LONGEST: Duration = Duration::from_millis(250);
->>>>>>> wt-keys
     const LARGEST: usize = 64 * 1024;
     let (head, body) = Head::cut_off(response);
     let mut body = PrefixedBody::of(body);

@@ -21,12 +21,7 @@ use crate::error::{Cause, Exhausted};
 use crate::inspect::Asked;
 use crate::observe::Ending;
 use crate::route::Route;
-<<<<<<< HEAD
 use crate::run::{Settled, Step};
-=======
-use crate::run::Settled;
-use crate::verdict::Reason;
->>>>>>> wt-core
 
 /// Sends a claimed request to one provider after the other until one serves it.
 pub(super) async fn drive<'a>(
@@ -34,137 +29,11 @@ pub(super) async fn drive<'a>(
     address: Arc<Address>,
     mut request: Request,
     extensions: &'a mut Extensions,
-<<<<<<< HEAD
     next: Next<'a>,
 ) -> reqwest_middleware::Result<Response> {
     let mut state = RequestState::begin(shared, &request, extensions);
     if address.is_refused() {
         return Err(state.fail(Cause::PathRefused, extensions));
-=======
-    next: Rest<'a>,
-) -> Answer<'a> {
-    if !chain.is_plain || !is_replayable(&request) {
-        return Box::pin(drive_any(chain, address, request, extensions, next));
-    }
-    // An `async` block and no `async fn`, which would hold all that it was given twice.
-    Box::pin(async move {
-        let mut call = Call::begin(chain, &request, extensions);
-        if let Err(cause) = call.admit(&address, &request, extensions) {
-            return Err(call.fail(cause, extensions));
-        }
-        let upgrade_asked = request.headers().contains_key(UPGRADE);
-        let Next::Send(order) = call.next() else { return Err(call.fail_unasked(extensions)) };
-        let pristine = (!order.last).then(|| Pristine::of(&mut request));
-        let trace = call.take_off(&order, &address, &request);
-        let attempt = Attempt { chain, provider: order.provider, address: &address };
-        let (sent, own) = match trace.within(|| attempt.readdress(&mut request)) {
-            Err(unsent) => (Sent::Unsent(unsent), Extensions::new()),
-            Ok(mut departure) => {
-                call.hide(std::mem::take(&mut departure.secrets));
-                let own = Own::lend(extensions);
-                let answer = {
-                    let answer = trace.within(|| next.clone().run(request, &mut *own.extensions));
-                    in_time(answer, &trace, order.until.at).await
-                };
-                let own = own.take_back();
-                match answer {
-                    Some(result) => (attempt.receive(&departure, result), own),
-                    None => (Sent::TimedOut { departed: true }, own),
-                }
-            }
-        };
-        let flight = order.flight;
-        let Verdicted { index, settled, next: following } = {
-            // The attempt's span ends here, and not with those that follow.
-            let span = trace;
-            call.record_outcome(flight, &sent, &span, upgrade_asked)
-        };
-        if settled == Settled::Serve {
-            return serve(&mut call, sent, own, flight, extensions);
-        }
-        let race = Race {
-            chain,
-            address,
-            next,
-            extensions: extensions.clone(),
-            upgrade_asked,
-            stream_failed: None,
-            request: None,
-            pristine,
-        };
-        let landed = Landed { index, flight, sent, own };
-        finish(call, race, Some(landed), following, extensions).await
-    })
-}
-
-/// What a middleware returns.
-pub(super) type Answer<'a> =
-    Pin<Box<dyn Future<Output = reqwest_middleware::Result<Response>> + Send + 'a>>;
-
-/// Waits for an answer within its attempt's span; `None` if there is none by then.
-fn in_time<'a>(
-    mut answer: Answer<'a>,
-    trace: &'a Trace,
-    until: Instant,
-) -> impl Future<Output = Option<reqwest_middleware::Result<Response>>> + 'a {
-    let mut timer = None;
-    std::future::poll_fn(move |context| {
-        if let Poll::Ready(answer) = trace.within(|| answer.as_mut().poll(context)) {
-            return Poll::Ready(Some(answer));
-        }
-        poll_timer(&mut timer, Some(until), context).map(|()| None)
-    })
-}
-
-/// An attempt that landed, while it may still be the last.
-pub(super) struct Landed {
-    pub(super) index: usize,
-    pub(super) flight: usize,
-    pub(super) sent: Sent,
-    pub(super) own: Extensions,
-}
-
-/// The caller's extensions, lent to an attempt as its own. They are as before when it is over, also
-/// when it is dropped.
-struct Own<'a> {
-    extensions: &'a mut Extensions,
-    before: Option<Extensions>,
-}
-
-impl<'a> Own<'a> {
-    fn lend(extensions: &'a mut Extensions) -> Self {
-        let before = Some(extensions.clone());
-        // It is for this chain, and names that another one does not know.
-        extensions.remove::<Route>();
-        Self { extensions, before }
-    }
-
-    /// What the attempt has made of them.
-    fn take_back(mut self) -> Extensions {
-        std::mem::replace(self.extensions, self.before.take().unwrap_or_default())
-    }
-}
-
-impl Drop for Own<'_> {
-    fn drop(&mut self) {
-        if let Some(before) = self.before.take() {
-            *self.extensions = before;
-        }
-    }
-}
-
-/// As [`drive`], for requests and chains that may have more to wait for than an answer.
-async fn drive_any<'a>(
-    chain: &'a Arc<Inner>,
-    address: Arc<Address>,
-    mut request: Request,
-    extensions: &'a mut Extensions,
-    next: Rest<'a>,
-) -> reqwest_middleware::Result<Response> {
-    let mut call = Call::begin(chain, &request, extensions);
-    if let Err(cause) = call.admit(&address, &request, extensions) {
-        return Err(call.fail(cause, extensions));
->>>>>>> wt-core
     }
     if let Err(cause) = state.take_route(&request, extensions) {
         return Err(state.fail(cause, extensions));

@@ -12,8 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub(crate) use self::judgement::{Judgement, Settled, Unserved};
-use self::limits::Deadline;
-pub(crate) use self::limits::{Bound, Limits, Until};
+pub(crate) use self::limits::{Deadline, Limits, Until};
 pub(crate) use self::replay::is_idempotent;
 pub use self::replay::{Ambiguous, Replay};
 use crate::health::{Admission, Changes, HealthSignal, HealthTable, Permit, after};
@@ -102,8 +101,13 @@ impl Run {
         self.order.first().copied()
     }
 
-    pub(crate) fn deadline(&self) -> Instant {
-        self.deadline.at
+    pub(crate) fn deadline(&self) -> Deadline {
+        self.deadline
+    }
+
+    /// When the attempt in flight is to be hedged, if that is all that the run waits for.
+    pub(crate) fn hedge_at(&self) -> Option<Instant> {
+        self.hedge_at
     }
 
     /// Takes another order than the chain's.
@@ -235,13 +239,6 @@ impl Run {
         record_latency(health, permit, now);
         let report = health.record_answer(permit.provider, status, time_to_headers);
         [health.commit(permit, now), report]
-    }
-
-    /// The caller's own body was pending for this long, in which no clock runs against the provider.
-    /// Returns until when the attempt may go on.
-    pub(crate) fn extend(&self, permit: &mut Permit, until: Until, pending: Duration) -> Until {
-        permit.exclude(pending);
-        self.deadline.extend(until, pending)
     }
 
     /// How a run ends that served no answer.

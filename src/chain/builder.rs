@@ -16,7 +16,7 @@ use crate::inspect::Inspect;
 use crate::message::Secrets;
 use crate::observe::rate::{RateLimits, SwitchRate};
 use crate::observe::{Closure, Event, Observer, RequestCounts};
-use crate::provider::{Checked, Entry, MAX_PROVIDERS, Provider, check};
+use crate::provider::{ChainHeaders, Checked, Entry, MAX_PROVIDERS, Provider, check};
 use crate::route::Route;
 use crate::run::{Ambiguous, Limits};
 use crate::verdict::{Outcome, Verdict};
@@ -47,6 +47,7 @@ use crate::verdict::{Outcome, Verdict};
 pub struct ProviderChainBuilder {
     providers: Vec<Provider>,
     claims: Vec<String>,
+    headers: ChainHeaders,
     classify: Option<Classify>,
     route: Option<RouteFor>,
     attempt_timeout: Option<Duration>,
@@ -69,6 +70,7 @@ impl ProviderChainBuilder {
         Self {
             providers: providers.into_iter().collect(),
             claims: Vec::new(),
+            headers: ChainHeaders::default(),
             classify: None,
             route: None,
             attempt_timeout: None,
@@ -90,6 +92,29 @@ impl ProviderChainBuilder {
     /// Also claims requests below this base URL, which is no provider's own.
     pub fn claim(mut self, base_url: impl Into<String>) -> Self {
         self.claims.push(base_url.into());
+        self
+    }
+
+    /// Removes one of the caller's headers from every provider's requests. Those that are known to carry
+    /// keys need no mention.
+    ///
+    /// ```
+    /// # use reqwest_failover::{Provider, ProviderChain};
+    /// let chain = ProviderChain::builder([Provider::openai("key")])
+    ///     .remove_header("x-internal-user")
+    ///     .keep_header("x-trace-token")
+    ///     .build()?;
+    /// # Ok::<(), reqwest_failover::ConfigError>(())
+    /// ```
+    pub fn remove_header(mut self, name: impl Into<String>) -> Self {
+        self.headers.remove.push(name.into());
+        self
+    }
+
+    /// Lets one of the caller's headers reach every provider, although its name may carry a key. A
+    /// header that any provider uses for its own credential cannot be kept.
+    pub fn keep_header(mut self, name: impl Into<String>) -> Self {
+        self.headers.keep.push(name.into());
         self
     }
 
@@ -234,7 +259,7 @@ impl ProviderChainBuilder {
     /// If there is no provider, two have the same name, one of them is misconfigured (see
     /// [`Provider`]), or a setting is out of its range. The error names the provider and the field.
     pub fn build(self) -> Result<ProviderChain, ConfigError> {
-        let Checked { entries, scope, strip } = check(self.providers, self.claims)?;
+        let Checked { entries, scope, strip } = check(self.providers, self.claims, self.headers)?;
         let settings = Settings { total: self.total_timeout, attempt: self.attempt_timeout };
         if self.max_attempts == Some(0) {
             return Err(ConfigError::new(None, "max_attempts", "must be at least 1"));

@@ -51,7 +51,7 @@ pub(super) async fn drive<'a>(
     }
     let sender = Sender {
         asked: shared.inspect.as_ref().map(|_| Asked::of(&request)),
-        whole: state.run.whole(),
+        deadline: state.run.deadline(),
         shared,
         address,
         next,
@@ -159,7 +159,7 @@ impl Attempts<'_> {
         };
         let Shared { entries, scope, strip, .. } = &**sender.shared;
         if entries[provider].keeps_caller_auth(sender.address.claimed(scope)) {
-            state.secrets.extend(strip.secrets_of(&request));
+            state.secrets.extend(strip.secrets_of(request.headers(), request.url()));
         }
         let mut own = self.extensions.clone();
         // It is for this chain, and has names that another one does not know.
@@ -214,7 +214,7 @@ impl<'a, F: Future<Output = Answer>> Flights<'_, 'a, F> {
 
     fn emit_hedged(&self, to: usize) {
         let first = self.first.as_ref().get_ref().as_ref();
-        let silent = first.or(self.second.as_deref().map(|second| &*second));
+        let silent = first.or(self.second.as_deref());
         if let Some(silent) = silent.and_then(Flight::state) {
             self.state.emit_hedged(silent, to);
         }
@@ -253,7 +253,7 @@ async fn make_replayable(
 ) -> Result<Option<Arc<Upload>>, Unread> {
     let Some(body) = request.body_mut().take() else { return Ok(None) };
     let read = read_stream(body, request.headers(), state.replay_limit());
-    let streamed = timeout_at(state.run.deadline().into(), read).await;
+    let streamed = timeout_at(state.run.deadline().at.into(), read).await;
     state.refresh_now();
     let (body, upload) = match streamed.map_err(|_| Unread::NoTime)?.map_err(Unread::Failed)? {
         Streamed::Whole(bytes) => (Body::from(bytes), None),

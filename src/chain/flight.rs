@@ -24,13 +24,13 @@ use crate::inspect::Asked;
 use crate::observe::{Event, Trace, catch_panic};
 use crate::provider::{BoxError, Entry, TokenSource, bearer_value, checked_key};
 use crate::readdress::still_inside;
-use crate::run::Until;
+use crate::run::{Deadline, Until};
 use crate::verdict::Reason;
 
 type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// What the rest of the middleware stack returns, and what it made of the attempt's extensions.
-type Answer = (reqwest_middleware::Result<Response>, Extensions);
+pub(super) type Answer = (reqwest_middleware::Result<Response>, Extensions);
 
 /// Runs the rest of the middleware stack.
 pub(super) async fn send(next: Next<'_>, request: Request, mut own: Extensions) -> Answer {
@@ -48,7 +48,7 @@ pub(super) struct Sender<'a> {
     /// How the caller's own stream is doing, if the body is one.
     pub(super) upload: Option<Arc<Upload>>,
     /// When the request as a whole is given up.
-    pub(super) whole: Until,
+    pub(super) deadline: Deadline,
 }
 
 /// A permit that is given back when it is dropped.
@@ -98,7 +98,26 @@ pub(super) struct AttemptState<'a> {
     pub(super) secrets: Vec<String>,
 }
 
-impl AttemptState<'_> {
+impl<'a> AttemptState<'a> {
+    pub(super) fn new(
+        permit: Guard<'a>,
+        provider: usize,
+        trace: Trace,
+        started: Instant,
+        until: Until,
+    ) -> Self {
+        Self {
+            permit,
+            provider,
+            trace,
+            started,
+            until,
+            is_sent: false,
+            upload_pending: false,
+            secrets: Vec::new(),
+        }
+    }
+
     /// How long the provider has had the request.
     pub(super) fn quiet_for(&mut self, now: Instant) -> Duration {
         match self.permit.get_mut() {
@@ -250,7 +269,7 @@ impl<'a> Sender<'a> {
                 let problem = "`map_request` moved the URL away from the provider's base URL";
                 return Err(Unsent::new(problem));
             }
-            secrets.extend(self.shared.strip.secrets_of(request));
+            secrets.extend(self.shared.strip.secrets_of(request.headers(), request.url()));
             url = Some(Box::new(request.url().clone()));
         }
         Ok(SentAs { method: request.method().clone(), url })
@@ -326,7 +345,7 @@ impl<'a, F: Future<Output = Answer>> Flight<'a, F> {
                         return Poll::Ready((AttemptResult::Response(response, None), own));
                     }
                     // What follows is no part of the attempt's time, which ends with the headers.
-                    let read = read(sender.shared, response, sender.asked, now(), sender.whole.at);
+                    let read = read(sender.shared, response, sender.asked, now(), sender.deadline.at);
                     this.stage.set(Stage::Reading { read: Box::pin(read), own });
                 }
             }
@@ -383,7 +402,7 @@ impl<'a, F: Future<Output = Answer>> Flight<'a, F> {
             let before = state.until.at;
             if let (Some(permit), false) = (state.permit.get_mut(), more.is_zero()) {
                 permit.exclude(more);
-                state.until = state.until.extend(more, sender.whole);
+                state.until = sender.deadline.extend(state.until, more);
                 *this.excluded = pending;
             }
             state.upload_pending = is_pending;
@@ -395,6 +414,9 @@ impl<'a, F: Future<Output = Answer>> Flight<'a, F> {
         }
     }
 
+}
+
+impl<'a, F> Flight<'a, F> {
     /// What is known of the attempt, which is over.
     pub(super) fn end(self: Pin<&mut Self>) -> Option<AttemptState<'a>> {
         self.project().state.take()

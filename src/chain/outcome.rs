@@ -2,19 +2,23 @@
 //! report.
 
 use std::error::Error as StdError;
+use std::time::{Duration, Instant};
 
 use http::header::CONTENT_ENCODING;
 use http::{Method, StatusCode};
-use reqwest::{Response, Url};
+use reqwest::{Response, ResponseBuilderExt, Url};
 use reqwest_middleware::Error;
 
 use super::body::{Read, read_answer};
 use super::shared::{Classify, Shared, wall_clock};
 use crate::cause::Cause;
 use crate::error::FailoverError;
-use crate::inspect::{Asked, CommittedStream, Flaw, Inspected, inspect};
+use crate::health::after;
+use crate::inspect::{Asked, CommittedStream, Flaw, FlawKind, Inspected, inspect};
 use crate::message::{self, Secrets};
-use crate::provider::BoxError;
+use crate::observe::Event;
+use crate::provider::{BoxError, Entry};
+use crate::readdress::{Base, is_redirected};
 use crate::report::{Attempt, Report};
 use crate::run::{Judgement, Until};
 use crate::verdict::{Fault, Outcome, Reason, Verdict};
@@ -66,9 +70,9 @@ pub(super) struct Circumstances {
     pub(super) is_replayable: bool,
     pub(super) until: Until,
     /// From the attempt's start.
-    pub(super) elapsed: std::time::Duration,
+    pub(super) elapsed: Duration,
     /// How long the provider has had the request; for no time while the caller's body was pending.
-    pub(super) quiet_for: std::time::Duration,
+    pub(super) quiet_for: Duration,
 }
 
 /// Reads as much of an answer as its verdict needs: the body of a failed one, and that of a
@@ -77,13 +81,16 @@ pub(super) async fn read(
     shared: &Shared,
     response: Response,
     asked: Option<Asked>,
-    since: std::time::Instant,
-    deadline: std::time::Instant,
+    since: Instant,
+    deadline: Instant,
 ) -> AttemptResult {
     if let (true, Some(settings), Some(asked)) =
         (response.status().is_success(), &shared.inspect, asked)
     {
-        return match inspect(response, asked, settings, since, deadline).await {
+        let panicked = || {
+            shared.observer.emit(&Event::CallbackPanicked { callback: "also" });
+        };
+        return match inspect(response, asked, settings, since, deadline, &panicked).await {
             Inspected::Pass(response) => AttemptResult::Response(response, None),
             Inspected::Stream(stream) => AttemptResult::Stream(stream),
             Inspected::Failed(response, flaw) => AttemptResult::Flawed(response, flaw),
@@ -94,20 +101,11 @@ pub(super) async fn read(
     let encoding = response.headers().get(CONTENT_ENCODING);
     let is_legible = encoding.is_none_or(|encoding| encoding == "identity")
         && Report::of(&response).is_none();
-    let until = crate::health::after(since, shared.error_body_timeout).min(deadline);
+    let until = after(since, shared.error_body_timeout).min(deadline);
     let Read { response, body, complete } = read_answer(response, until).await;
     let said = (is_legible && !body.is_empty())
         .then(|| Box::new(Said { cause: Cause::read(&body), complete }));
     AttemptResult::Response(response, said)
-}
-
-/// Whether anything of the answer is to be read before its verdict.
-pub(super) fn is_worth_reading(shared: &Shared, status: StatusCode) -> bool {
-    match status.as_u16() {
-        200..=299 => shared.inspect.is_some(),
-        100..=199 | 304 => false,
-        _ => !shared.error_body_timeout.is_zero(),
-    }
 }
 
 impl AttemptResult {
@@ -216,7 +214,7 @@ impl AttemptResult {
         provider: &'a str,
         upgrade_asked: bool,
         cause: Option<&'a Cause>,
-        elapsed: std::time::Duration,
+        elapsed: Duration,
     ) -> Option<Outcome<'a>> {
         let answered = |status, headers| {
             Outcome::answered(
@@ -234,7 +232,7 @@ impl AttemptResult {
             Self::Stream(stream) => answered(stream.status(), stream.headers()),
             Self::Flawed(response, flaw) => Outcome::flawed(
                 provider,
-                flaw.reason(),
+                reason_of_flaw(flaw.kind()),
                 response.status(),
                 response.headers(),
                 cause,
@@ -257,18 +255,18 @@ impl AttemptResult {
 
     /// What the answer says went wrong, without any secret.
     fn safe_cause(&mut self, secrets: &impl Fn() -> Secrets) -> Option<Cause> {
-        let (cause, complete) = match self {
-            Self::Response(_, said) => {
-                let said = said.take()?;
-                (said.cause, said.complete)
-            }
+        let Said { mut cause, complete } = match self {
+            Self::Response(_, said) => *said.take()?,
             Self::Flawed(response, flaw) if Report::of(response).is_none() => {
-                (flaw.take_cause()?, true)
+                Said { cause: std::mem::take(flaw.cause_mut()?), complete: true }
             }
             _ => return None,
         };
         let secrets = secrets();
-        Some(cause.map_texts(|text| message::make_safe(text, complete, &secrets)))
+        let safe = |text: Box<str>| message::make_safe(&text, complete, &secrets);
+        cause.message = cause.message.take().and_then(safe);
+        cause.code = cause.code.take().and_then(safe);
+        Some(cause)
     }
 
     /// What went wrong where the provider's answer does not say it.
@@ -276,7 +274,7 @@ impl AttemptResult {
         let error: &(dyn StdError + 'static) = match self {
             Self::Failed(error) | Self::CallerFailed(error) => held_by(error),
             Self::Unsent(unsent) => &*unsent.error,
-            Self::Flawed(_, flaw) => return Some(flaw.description().into()),
+            Self::Flawed(_, flaw) => return Some(flaw.kind().description().into()),
             _ => return None,
         };
         shared.observer.catch_panic("display", || message::of_error(error, &secrets()))
@@ -285,21 +283,29 @@ impl AttemptResult {
 
 /// Whether a response came from elsewhere: a redirect was followed below this layer, which may turn
 /// a POST into a GET and answer 200.
-pub(super) fn is_redirected(asked: &Url, method: &Method, response: &Response) -> bool {
+pub(super) fn is_elsewhere(
+    asked: &Url,
+    method: &Method,
+    response: &Response,
+    base: &Base,
+) -> bool {
     let answered = response.url();
-    if answered == asked || Report::of(response).is_some() || is_unknown(answered) {
-        return false;
+    answered != asked
+        && Report::of(response).is_none()
+        && !is_unknown(answered)
+        && is_redirected(asked, answered, method, base)
+}
+
+fn reason_of_flaw(kind: FlawKind) -> Reason {
+    match kind {
+        FlawKind::Broken => Reason::Reset,
+        FlawKind::Silent => Reason::Timeout,
+        _ => Reason::ErrorInSuccess,
     }
-    let (mut asked, mut answered) = (asked.clone(), answered.clone());
-    asked.set_fragment(None);
-    answered.set_fragment(None);
-    let harmless =
-        matches!(*method, Method::GET | Method::HEAD) && asked.origin() == answered.origin();
-    asked != answered && !harmless
 }
 
 /// What reqwest gives a response that was made without a URL.
-pub(super) fn is_unknown(url: &Url) -> bool {
+fn is_unknown(url: &Url) -> bool {
     url.as_str() == "http://no.url.provided.local/"
 }
 
@@ -341,4 +347,27 @@ fn find_reqwest(error: &Error) -> Option<&reqwest::Error> {
             Error::Middleware(_) => None,
         })
     })
+}
+
+/// Removes a key from a response's URL, for providers that carry one there.
+pub(super) fn clean_response(response: Response, entry: &Entry) -> Response {
+    if !entry.has_url_key() || is_unknown(response.url()) {
+        return response;
+    }
+    let mut url = response.url().clone();
+    entry.clean_url(&mut url);
+    let mut response = http::Response::<reqwest::Body>::from(response);
+    let marked = http::Response::builder().url(url).body(()).map(|marked| marked.into_parts().0);
+    if let Ok(marked) = marked {
+        response.extensions_mut().extend(marked.extensions);
+    }
+    response.into()
+}
+
+/// Removes a key from an error's URL.
+pub(super) fn clean_error(mut error: Error, entry: &Entry) -> Error {
+    if let Some(url) = error.url_mut().filter(|_| entry.has_url_key()) {
+        entry.clean_url(url);
+    }
+    error
 }

@@ -43,6 +43,8 @@ pub(super) struct RequestState<'a> {
     pub(super) upgrade_asked: bool,
     /// Set once the request is counted.
     counted: Option<Counted>,
+    /// Whether the request has a timeout of its own.
+    has_timeout: bool,
     is_finished: bool,
 }
 
@@ -105,6 +107,7 @@ impl<'a> RequestState<'a> {
             is_replayable: true,
             upgrade_asked: request.headers().contains_key(http::header::UPGRADE),
             counted: None,
+            has_timeout: request.timeout().is_some(),
             is_finished: false,
         }
     }
@@ -139,6 +142,16 @@ impl<'a> RequestState<'a> {
     pub(super) fn replay_limit(&self) -> u64 {
         let may_fail_over = self.run.may_fail_over(&self.shared.lock().health, self.now);
         if may_fail_over { self.shared.replay_buffer } else { 0 }
+    }
+
+    pub(super) fn shared(&self) -> &'a Arc<Shared> {
+        self.shared
+    }
+
+    /// What is left of the request's own timeout, if it has one.
+    pub(super) fn time_left(&self) -> Option<Duration> {
+        let deadline = self.run.deadline().at;
+        self.has_timeout.then(|| deadline.saturating_duration_since(self.now))
     }
 
     pub(super) fn forbid_replay(&mut self) {
@@ -318,7 +331,7 @@ impl<'a> RequestState<'a> {
 
     /// Ends a request for which no provider was asked.
     pub(super) fn fail_unasked(&mut self, extensions: &mut Extensions) -> Error {
-        let is_late = self.now >= self.run.deadline();
+        let is_late = self.now >= self.run.deadline().at;
         self.fail(if is_late { Cause::NoTime } else { Cause::NobodyToAsk }, extensions)
     }
 

@@ -6,11 +6,12 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
+use http::StatusCode;
 use reqwest::Request;
 
 use super::address::Addresses;
 use crate::error::{ConfigError, Exhausted};
-use crate::health::{Change, Changes, HealthTable, Permit};
+use crate::health::{Change, Changes, HealthSignal, HealthTable, Permit};
 use crate::inspect::{Inspect, StreamEnd};
 use crate::message::Secrets;
 use crate::observe::rate::SwitchRate;
@@ -74,7 +75,23 @@ impl Shared {
         let provider = permit.provider;
         let now = now();
         let mut table = self.lock();
-        let (is_broken, changes) = table.health.end_stream(permit, end, now);
+        let health = &mut table.health;
+        let (is_broken, changes) = match end {
+            StreamEnd::Complete => {
+                (false, health.record_outcome(permit, HealthSignal::Success, now))
+            }
+            StreamEnd::Silent { quiet_for } if !health.is_silence(provider, quiet_for) => {
+                health.cancel(&permit);
+                (false, Changes::default())
+            }
+            StreamEnd::Broken | StreamEnd::Silent { .. } => {
+                (true, health.record_outcome(permit, HealthSignal::Failure, now))
+            }
+            StreamEnd::Dropped => {
+                health.cancel(&permit);
+                (false, Changes::default())
+            }
+        };
         let state = table.health.state(provider, now);
         drop(table);
         self.observer.set_state_gauge(provider, state);
@@ -112,6 +129,15 @@ impl Shared {
 
     pub(super) fn names(&self) -> String {
         self.entries.iter().map(|entry| &*entry.name).collect::<Vec<_>>().join(", ")
+    }
+
+    /// Whether anything of an answer with this status is read before its verdict.
+    pub(super) fn reads(&self, status: StatusCode) -> bool {
+        match status.as_u16() {
+            200..=299 => self.inspect.is_some(),
+            100..=199 | 304 => false,
+            _ => !self.error_body_timeout.is_zero(),
+        }
     }
 
     /// Every secret that the chain knows, and these.

@@ -90,14 +90,14 @@ pub(crate) enum Bound {
 
 /// When a run ends, and whose limit that is.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Deadline {
-    pub(super) at: Instant,
+pub(crate) struct Deadline {
+    pub(crate) at: Instant,
     bound: Bound,
 }
 
 impl Deadline {
     /// Moves the end of an attempt whose caller's own body was pending for so long.
-    pub(super) fn extend(&self, until: Until, pending: Duration) -> Until {
+    pub(crate) fn extend(&self, until: Until, pending: Duration) -> Until {
         let at = after(until.at, pending);
         match until.bound {
             Bound::Attempt if at <= self.at => Until { at, ..until },

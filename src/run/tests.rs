@@ -1714,15 +1714,15 @@ fn a_pending_upload_is_not_the_providers_time() {
     let Step::Send { mut permit, until, .. } = harness.raw_step(&mut run) else { panic!() };
     let began = harness.now;
     harness.now += SECOND * 8;
-    let until = run.extend(&mut permit, until, SECOND * 7);
+    let until = run.deadline().extend(until, SECOND * 7);
     assert_eq!(permit.elapsed(harness.now), SECOND);
     assert_eq!(until.at, began + SECOND * 17);
     assert_eq!((until.bound, until.is_failure), (Bound::Attempt, true));
     // No further than the total.
     let end = Until { at: began + SECOND * 60, bound: Bound::Total, is_failure: false };
-    assert_eq!(run.extend(&mut permit, until, SECOND * 44), end);
-    assert_eq!(run.extend(&mut permit, end, SECOND), end);
-    assert_eq!(run.extend(&mut permit, end, Duration::MAX), end);
+    assert_eq!(run.deadline().extend(until, SECOND * 44), end);
+    assert_eq!(run.deadline().extend(end, SECOND), end);
+    assert_eq!(run.deadline().extend(end, Duration::MAX), end);
 }
 
 #[test]

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub(crate) use self::judgement::{Judgement, Settled, Unserved};
-pub(crate) use self::limits::{Deadline, Limits, Until};
+pub(crate) use self::limits::{Bound, Deadline, Limits, Until};
 pub(crate) use self::replay::is_idempotent;
 pub use self::replay::{Ambiguous, Replay};
 use crate::health::{Admission, Changes, HealthSignal, HealthTable, Permit, after};

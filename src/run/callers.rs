@@ -275,7 +275,8 @@ impl Callers {
             if flight.until.at <= self.now && flight.began < flight.uploaded {
                 // As long as its own upload takes, no limit of the attempt ends it.
                 let pending = flight.uploaded.min(self.now) - flight.began;
-                flight.until = run.extend(&mut flight.permit, flight.until, pending);
+                flight.permit.exclude(pending);
+                flight.until = run.deadline().extend(flight.until, pending);
                 flight.began = flight.uploaded.min(self.now);
             }
             let quiet_for = flight.quiet_for(self.now);

@@ -184,7 +184,7 @@ fn waits_while_an_attempt_is_in_flight() {
             Step::Wait(None)
         ));
     }
-    harness.now = run.deadline() + SECOND;
+    harness.now = run.deadline().at + SECOND;
     assert!(matches!(
         run.step(&harness.limits, &mut harness.health, harness.now),
         Step::Wait(None)
@@ -519,13 +519,13 @@ fn asks_no_provider_once_its_time_is_up() {
         let mut harness = Harness::of(2);
         harness.limits.total = SECOND * 10;
         let mut run = harness.run();
-        assert_eq!(run.deadline(), harness.now + SECOND * 10);
+        assert_eq!(run.deadline().at, harness.now + SECOND * 10);
         let sent = harness.send(&mut run);
         harness.now += passed;
         harness.record_outcome(&mut run, sent, FAILED);
         let next = harness.step(&mut run);
         assert_eq!(next.is_some(), asked, "{passed:?}");
-        assert!(next.is_none_or(|sent| sent.until == run.deadline()));
+        assert!(next.is_none_or(|sent| sent.until == run.deadline().at));
     }
 }
 
@@ -533,7 +533,7 @@ fn asks_no_provider_once_its_time_is_up() {
 fn a_run_that_begins_when_its_time_is_up_asks_no_provider() {
     let mut harness = Harness::of(2);
     let run = harness.run();
-    harness.now = run.deadline();
+    harness.now = run.deadline().at;
     assert!(harness.asked_by(run, SERVED).is_empty());
     assert_eq!(harness.counts(0), Counts::default());
 }
@@ -546,7 +546,7 @@ fn the_default_attempt_timeout_binds_all_but_the_last_available_attempt() {
     let mut run = harness.run();
     for bound in [true, true, false] {
         let sent = harness.send(&mut run);
-        let until = if bound { harness.now + SECOND * 120 } else { run.deadline() };
+        let until = if bound { harness.now + SECOND * 120 } else { run.deadline().at };
         assert_eq!(sent.until, until);
         harness.now += SECOND;
         harness.record_outcome(&mut run, sent, FAILED);
@@ -590,7 +590,7 @@ fn the_default_does_not_bind_an_attempt_that_is_the_last_for_another_reason() {
     let unbound = |mut run: Run, harness: &mut Harness| {
         let sent = harness.send(&mut run);
         assert!(sent.last);
-        assert_eq!(sent.until, run.deadline());
+        assert_eq!(sent.until, run.deadline().at);
     };
     let mut harness = Harness::of(3);
     unbound(harness.run_once(), &mut harness);
@@ -616,7 +616,7 @@ fn no_attempt_outlasts_the_total() {
     // Half of it, all of it, and what is left of it.
     for share in [2, 1, 1] {
         let sent = harness.send(&mut run);
-        assert_eq!(sent.until, harness.now + (run.deadline() - harness.now) / share);
+        assert_eq!(sent.until, harness.now + (run.deadline().at - harness.now) / share);
         harness.now += SECOND;
         harness.record_outcome(&mut run, sent, FAILED);
     }
@@ -852,7 +852,7 @@ fn no_limit_is_too_short_or_too_long() {
             for _ in 0..3 {
                 let mut run = harness.run();
                 while let Some(sent) = harness.step(&mut run) {
-                    assert!(harness.now <= sent.until && sent.until <= run.deadline());
+                    assert!(harness.now <= sent.until && sent.until <= run.deadline().at);
                     harness.record_outcome(&mut run, sent, FAILED);
                 }
                 harness.now += SECOND * 100;
@@ -1101,7 +1101,7 @@ impl PairHarness {
         prop_assert_eq!(Some((provider, sent.until, sent.last)), due);
         prop_assert_eq!(sent.permit.is_probe(), probe_due == Some(Admission::ProbeDue));
         prop_assert!(!request.asked.contains(&provider), "asked twice");
-        prop_assert!(sent.until <= request.run.deadline(), "beyond the deadline");
+        prop_assert!(sent.until <= request.run.deadline().at, "beyond the deadline");
         if sent.permit.is_probe() {
             let held = self.leases[provider].filter(|until| *until > self.harness.now);
             prop_assert_eq!(held, None, "one probe for each lease");
@@ -1407,7 +1407,7 @@ fn never_hedges_beyond_the_attempts_or_the_allowance_or_the_deadline() {
     let mut harness = Harness::hedging(3, 5);
     let mut run = harness.run();
     harness.send(&mut run);
-    harness.now = run.deadline();
+    harness.now = run.deadline().at;
     harness.assert_never_hedges(&mut run);
 }
 
@@ -1701,7 +1701,7 @@ fn a_first_attempt_that_has_the_whole_total_fails_by_it() {
     {
         let mut run = Run::new(Arc::from([0]), &harness.limits, false, timeout, harness.now);
         let Step::Send { until, .. } = harness.raw_step(&mut run) else { panic!() };
-        assert_eq!(until, Until { at: run.deadline(), bound, is_failure });
+        assert_eq!(until, Until { at: run.deadline().at, bound, is_failure });
     }
 }
 
@@ -1714,6 +1714,7 @@ fn a_pending_upload_is_not_the_providers_time() {
     let Step::Send { mut permit, until, .. } = harness.raw_step(&mut run) else { panic!() };
     let began = harness.now;
     harness.now += SECOND * 8;
+    permit.exclude(SECOND * 7);
     let until = run.deadline().extend(until, SECOND * 7);
     assert_eq!(permit.elapsed(harness.now), SECOND);
     assert_eq!(until.at, began + SECOND * 17);

@@ -10,7 +10,7 @@ use http::Extensions;
 use reqwest::{Method, Request, Response};
 use reqwest_failover::{
     Ambiguous, Exhausted, FailoverError, Fault, Provider, ProviderChain, ProviderChainBuilder,
-    Reason, Report, Route, Verdict,
+    Reason, Replay, Report, Route, Verdict,
 };
 use reqwest_middleware::{ClientBuilder, ClientWithMiddleware, Error, Middleware, Next, Result};
 
@@ -431,7 +431,8 @@ async fn a_route_without_an_opinion_leaves_the_order() {
 
 #[tokio::test]
 async fn classify_sees_every_outcome() {
-    let nobody = Refusing::start();
+    // Each has a port of its own: what is said of a host that refuses is said of all of its entries.
+    let [nobody, unasked, tokens] = [(); 3].map(|()| Refusing::start());
     let scripts = [
         ("limits", Answer::error(429, "slow down").header("retry-after-ms", "1500").into()),
         ("stalls", Answer::stall().into()),
@@ -445,9 +446,9 @@ async fn classify_sees_every_outcome() {
         Provider::new("refuses", nobody.base_url("/v1")).bearer_auth(harness.secret("refuses"));
     providers.insert(0, refuses.clone());
     let unprepared =
-        Provider::new("unprepared", nobody.base_url("/v2")).map_request(|_| Err("not now"));
+        Provider::new("unprepared", unasked.base_url("/v2")).map_request(|_| Err("not now"));
     providers.insert(1, unprepared);
-    let tokenless = Provider::new("tokenless", nobody.base_url("/v3"))
+    let tokenless = Provider::new("tokenless", tokens.base_url("/v3"))
         .bearer_auth_with(|| async { Err::<String, _>("no token") });
     providers.insert(2, tokenless);
     providers[4] = harness.actors[1].provider().attempt_timeout(ms(80));
@@ -611,10 +612,11 @@ async fn an_idempotent_request_that_may_have_been_processed_is_sent_again() {
 }
 
 #[tokio::test]
-async fn a_post_with_an_idempotency_key_that_may_have_been_processed_is_sent_again() {
+async fn a_post_that_may_have_been_processed_is_sent_again_where_its_caller_allows_it() {
     for first in ambiguous_answers() {
         let harness = WireHarness::two(first, Answer::ok()).await;
-        let request = harness.post(&cautious(&harness)).header("Idempotency-Key", "once");
+        let request = harness.post(&cautious(&harness)).with_extension(Replay::allowed());
+        let request = request.header("Idempotency-Key", "once");
         assert_eq!(served_by(&request.send().await.unwrap()), Some("openai"));
         harness.assert_asked(&[1, 1]);
         assert_eq!(harness.requests(1)[0].header("idempotency-key"), Some("once"));

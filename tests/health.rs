@@ -78,10 +78,10 @@ async fn the_default_attempt_timeout_binds_all_but_the_last_admissible_provider(
     assert_eq!(report.attempts()[0].elapsed(), secs(120));
     assert!(report.attempts()[0].maybe_processed() && !report.attempts()[2].maybe_processed());
 
-    // The last admissible one is not the last of the list where the others are out.
+    // The last that may be asked is not the last of the list where the others are out.
     harness.tell("first", slow);
     harness.chain.isolate("second").unwrap();
-    harness.break_it("third").await;
+    harness.chain.isolate("third").unwrap();
     let started = now();
     assert_eq!(harness.ask().await, "first");
     assert_eq!(now() - started, secs(300));
@@ -147,7 +147,7 @@ async fn the_total_timeout_is_exact() {
 async fn nobody_is_asked_at_the_very_moment_when_time_is_up() {
     let harness =
         Harness::with([("first", Script::status(500).after(secs(5))), ("second", ok())], |chain| {
-            chain.total_timeout(secs(5))
+            chain.total_timeout(secs(5)).attempt_timeout(secs(5))
         });
     let response = harness.post().send().await.unwrap();
     assert_eq!(response.status(), 500, "the last outcome");

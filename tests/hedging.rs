@@ -10,7 +10,7 @@ use http::Extensions;
 use reqwest::{Body, Request, Response};
 use reqwest_failover::{
     Ambiguous, Breaker, FailoverError, Hedge, Provider, ProviderChain, ProviderChainBuilder,
-    Reason, Report, Route, State, Verdict,
+    Reason, Replay, Report, Route, State, Verdict,
 };
 use reqwest_middleware::{ClientBuilder, Middleware, Next, Result};
 use terminal::{Harness, Script, Told, keyless, lock, ms, provider, secs, sleep_until};
@@ -198,6 +198,8 @@ async fn only_idempotent_requests_are_hedged_under_idempotent_only() {
     let response = harness.client.get(terminal::URL).send().await.unwrap();
     assert_eq!(Report::of(&response).unwrap().served_by(), Some("b"));
     let response = harness.post().header("idempotency-key", "1").send().await.unwrap();
+    assert_eq!(Report::of(&response).unwrap().served_by(), Some("a"));
+    let response = harness.post().with_extension(Replay::allowed()).send().await.unwrap();
     assert_eq!(Report::of(&response).unwrap().served_by(), Some("b"));
 }
 

@@ -575,7 +575,7 @@ proptest! {
             callers.wait_for(patient(*number));
             callers.now += MS * gap;
         }
-        prop_assert_eq!(callers.asked[0][0], 5, "but for its probes");
+        prop_assert_eq!(callers.asked[0][0], 5, "apart from its probes");
         prop_assert_eq!(callers.opened(1), []);
         for (got, _) in callers.got().skip(5) {
             // A probe may be what its caller gives up.

@@ -3,9 +3,8 @@
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use http::Extensions;
 use reqwest::Response;
-use reqwest_failover::{Event, FailoverError, ProviderChain, Report, Route, Snapshot};
+use reqwest_failover::{Event, FailoverError, ProviderChain, Replay, Report, Route, Snapshot};
 use reqwest_middleware::{ClientWithMiddleware, RequestBuilder};
 
 use crate::cell::{Cell, Harness, Setup};
@@ -74,7 +73,7 @@ impl Caller<'_> {
             .header("cookie", format!("session={cookie}"))
             .body(self.body.clone());
         match self.cell.setup {
-            Setup::CarefulWithKey => request.header("idempotency-key", "once"),
+            Setup::CarefulWithReplay => request.with_extension(Replay::allowed()),
             _ => request,
         }
     }
@@ -91,8 +90,9 @@ impl Caller<'_> {
     pub(crate) async fn exchange(&self) -> Exchange {
         let harness = self.harness;
         let before = harness.wire();
-        let mut extensions = Extensions::new();
-        let request = self.request().build().expect("a request");
+        let mut request = self.request();
+        let mut extensions = request.extensions().clone();
+        let request = request.build().expect("a request");
         let started = Instant::now();
         let result = self.client.execute_with_extensions(request, &mut extensions).await;
         let took = started.elapsed();

@@ -56,8 +56,8 @@ pub(crate) enum Setup {
     Standard,
     /// `Ambiguous::IdempotentOnly`.
     Careful,
-    /// The same, and the request has an `Idempotency-Key`.
-    CarefulWithKey,
+    /// The same, and the request has the extension `Replay::allowed()`.
+    CarefulWithReplay,
     /// `Exhausted::Error`.
     ToldAsError,
 }
@@ -209,7 +209,9 @@ impl Harness {
             });
         let chain = match cell.setup {
             Setup::Standard => chain,
-            Setup::Careful | Setup::CarefulWithKey => chain.on_ambiguous(Ambiguous::IdempotentOnly),
+            Setup::Careful | Setup::CarefulWithReplay => {
+                chain.on_ambiguous(Ambiguous::IdempotentOnly)
+            }
             Setup::ToldAsError => chain.on_exhausted(Exhausted::Error),
         };
         let inspect = Inspect::errors_in_success().time_limit(HOLD).first_content_timeout(HOLD);

@@ -58,7 +58,7 @@ fn cells() -> Vec<Cell> {
             if ambiguous {
                 add(Setup::Careful);
                 if position == Position::First {
-                    add(Setup::CarefulWithKey);
+                    add(Setup::CarefulWithReplay);
                 }
             }
             if position == Position::All {

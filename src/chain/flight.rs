@@ -19,13 +19,16 @@ use super::address::Address;
 use super::body::Upload;
 use super::outcome::{AttemptResult, Unsent, clean_error, clean_response, is_elsewhere, read};
 use super::shared::{Shared, now};
-use crate::health::Permit;
+use crate::health::{Permit, after};
 use crate::inspect::Asked;
 use crate::observe::{Event, Trace, catch_panic};
 use crate::provider::{BoxError, Entry, TokenSource, bearer_value, checked_key};
 use crate::readdress::still_inside;
-use crate::run::{Deadline, Until};
+use crate::run::{Bound, Deadline, Until};
 use crate::verdict::Reason;
+
+/// How much longer than the request's own timeout an attempt is waited for.
+const CLIENTS_TIMEOUT_FIRST: Duration = Duration::from_millis(5);
 
 type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
@@ -389,7 +392,12 @@ impl<'a, F: Future<Output = Answer>> Flight<'a, F> {
             return Poll::Pending;
         };
         loop {
-            let until = state.until.at.into();
+            // The client below has the request's own timeout, too, and the better error for it.
+            let grace = match state.until.bound {
+                Bound::Request => CLIENTS_TIMEOUT_FIRST,
+                Bound::Attempt | Bound::Total => Duration::ZERO,
+            };
+            let until = after(state.until.at, grace).into();
             let timer = this.timer.get_or_insert_with(|| Box::pin(sleep_until(until)));
             if timer.as_mut().poll(context).is_pending() {
                 return Poll::Pending;
@@ -410,7 +418,7 @@ impl<'a, F: Future<Output = Answer>> Flight<'a, F> {
                 let result = AttemptResult::TimedOut { sent: state.is_sent };
                 return Poll::Ready((result, Extensions::new()));
             }
-            timer.as_mut().reset(state.until.at.into());
+            timer.as_mut().reset(after(state.until.at, grace).into());
         }
     }
 

@@ -18,6 +18,8 @@ use reqwest::{Request, Response};
 use reqwest_middleware::{Middleware, Next};
 
 pub use self::builder::ProviderChainBuilder;
+use self::body::Requests;
+use self::drive::drive;
 use self::shared::{Shared, now};
 use crate::error::ConfigError;
 use crate::observe::{Event, ProviderSnapshot, Snapshot};
@@ -157,7 +159,7 @@ impl Middleware for ProviderChain {
         let Shared { addresses, scope, entries, observer, .. } = &*self.shared;
         match addresses.find(request.url(), scope, entries.len()) {
             Some(address) => {
-                drive::drive(&self.shared, address, request, extensions, next).await
+                drive(&self.shared, address, Requests::new(request, extensions), next).await
             }
             None => {
                 let host = request.url().host_str().unwrap_or_default();

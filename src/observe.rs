@@ -14,7 +14,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use reqwest::{Request, Url};
+use http::Method;
+use reqwest::Url;
 
 use crate::health::{Counts, State};
 use crate::report::{Attempt, Report};
@@ -460,10 +461,10 @@ pub(crate) struct Trace {
 
 #[cfg_attr(not(feature = "tracing"), expect(unused_variables, reason = "only spans use them"))]
 impl Trace {
-    pub(crate) fn request(request: &Request) -> Self {
+    pub(crate) fn request(method: Option<&Method>) -> Self {
         Self {
             #[cfg(feature = "tracing")]
-            span: log::is_heard().then(|| Box::new(log::request_span(request))),
+            span: log::is_heard().then(|| Box::new(log::request_span(method))),
         }
     }
 

@@ -91,7 +91,12 @@ impl Report {
     }
 
     /// Adds an attempt and returns its index.
+    #[inline]
     pub(crate) fn push(&mut self, attempt: Attempt) -> usize {
+        if self.attempts().is_empty() {
+            self.attempts = Attempts::One(attempt);
+            return 0;
+        }
         self.attempts = match std::mem::replace(&mut self.attempts, Attempts::Many(Vec::new())) {
             Attempts::Many(attempts) if attempts.is_empty() => Attempts::One(attempt),
             Attempts::One(first) => Attempts::Many(vec![first, attempt]),

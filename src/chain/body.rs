@@ -9,17 +9,18 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use http::header::CONTENT_LENGTH;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Version};
+use http::{Extensions, HeaderMap, HeaderName, HeaderValue, Method, Version};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use reqwest::{Body, Request, Response, Url};
 use tokio::time::timeout_at;
 
 use super::shared::now;
 use crate::inspect::{Arrival, Head, PrefixedBody};
+use crate::route::Route;
 
 /// The caller's request as it came, without its URL, for the attempts after the first.
 #[derive(Clone)]
-pub(super) struct KeptRequest {
+struct KeptRequest {
     method: Method,
     /// A list, since a map takes two allocations where this takes one.
     headers: Vec<(HeaderName, HeaderValue)>,
@@ -29,7 +30,7 @@ pub(super) struct KeptRequest {
 
 impl KeptRequest {
     /// Keeps a copy. The body must be one that [`is_replayable`]; its bytes are shared.
-    pub(super) fn of(request: &mut Request) -> Self {
+    fn of(request: &mut Request) -> Self {
         let body = request.body_mut().take().map(take_bytes);
         *request.body_mut() = body.clone().map(Body::from);
         let headers = request.headers().iter();
@@ -41,12 +42,13 @@ impl KeptRequest {
         }
     }
 
-    /// A request to this URL that is otherwise as it came. `room` is for the headers that are still to
-    /// be set.
-    pub(super) fn into_request(self, url: Url, timeout: Option<Duration>, room: usize) -> Request {
+    /// A request to this URL that is otherwise as it came.
+    fn into_request(self, url: Url, timeout: Option<Duration>) -> Request {
+        /// For the headers that the provider sets: else the map grows, and is hashed anew.
+        const ROOM: usize = 2;
         let mut request = Request::new(self.method, url);
         // Too many to make room for at once are still not too many to be there.
-        let capacity = self.headers.len() + room;
+        let capacity = self.headers.len() + ROOM;
         let mut headers = HeaderMap::try_with_capacity(capacity).unwrap_or_default();
         for (name, value) in self.headers {
             headers.append(name, value);
@@ -58,6 +60,55 @@ impl KeptRequest {
             *request.timeout_mut() = timeout;
         }
         request
+    }
+}
+
+/// What every attempt is made of.
+pub(super) struct Requests<'e> {
+    /// The caller's request; `None` once it was sent.
+    pub(super) request: Option<Request>,
+    /// The copy that is kept for another attempt.
+    kept: Option<KeptRequest>,
+    /// The caller's own: each attempt gets a copy.
+    pub(super) extensions: &'e mut Extensions,
+}
+
+impl<'e> Requests<'e> {
+    pub(super) fn new(request: Request, extensions: &'e mut Extensions) -> Self {
+        Self { request: Some(request), kept: None, extensions }
+    }
+
+    /// The request of the next attempt, as its caller made it, and its extensions. A copy is made with
+    /// `url`, which is the provider's in the end: a URL takes long to copy twice.
+    pub(super) fn next<'u>(
+        &mut self,
+        url: impl FnOnce() -> &'u Url,
+        timeout: Option<Duration>,
+        is_last: bool,
+    ) -> Option<(Request, Extensions)> {
+        let request = match self.request.take() {
+            Some(mut request) => {
+                self.kept = (!is_last).then(|| KeptRequest::of(&mut request));
+                request
+            }
+            None => {
+                let kept = if is_last { self.kept.take()? } else { self.kept.clone()? };
+                kept.into_request(url().clone(), timeout)
+            }
+        };
+        let mut own = self.extensions.clone();
+        // It is for this chain, and has names that another one does not know.
+        own.remove::<Route>();
+        Some((request, own))
+    }
+
+    /// Gives the caller the extensions of the attempt that counts.
+    pub(super) fn hand_back(&mut self, own: Extensions) {
+        let route = self.extensions.remove::<Route>();
+        *self.extensions = own;
+        if let Some(route) = route {
+            self.extensions.insert(route);
+        }
     }
 }
 

@@ -133,8 +133,7 @@ impl<'a> AttemptState<'a> {
 pin_project! {
     /// An attempt in flight.
     pub(super) struct Flight<'a, F> {
-        // Taken when the attempt is over.
-        state: Option<AttemptState<'a>>,
+        state: AttemptState<'a>,
         send: fn(Next<'a>, Request, Extensions) -> F,
         sent: Option<SentAs>,
         timer: Option<Pin<Box<Sleep>>>,
@@ -148,7 +147,7 @@ pin_project! {
 pin_project! {
     #[project = StageProjection]
     enum Stage<'a, F> {
-        // The request was not sent.
+        // The request was not sent, or the attempt is over.
         Unsent { unsent: Option<Unsent> },
         // The credential source is asked for a token.
         Token {
@@ -201,6 +200,17 @@ impl<F: Future<Output = Answer>> Stage<'_, F> {
 }
 
 impl<'a> Sender<'a> {
+    pub(super) fn new(
+        shared: &'a Arc<Shared>,
+        address: Arc<Address>,
+        next: Next<'a>,
+        request: Option<&Request>,
+        deadline: Deadline,
+    ) -> Self {
+        let asked = request.zip(shared.inspect.as_ref()).map(|(request, _)| Asked::of(request));
+        Self { shared, address, next, asked, upload: None, deadline }
+    }
+
     /// Begins an attempt: makes the request the provider's own, and has it sent when it is polled.
     pub(super) fn start<F>(
         &self,
@@ -229,7 +239,6 @@ impl<'a> Sender<'a> {
                 Stage::Sent { answer: send(self.next.clone(), request, own) }
             }
         };
-        let state = Some(state);
         Flight { state, send, sent, timer: None, excluded: Duration::ZERO, stage }
     }
 
@@ -305,6 +314,19 @@ impl<'a> Sender<'a> {
         }
     }
 
+    /// Adds what a provider could show that is given the caller's own credentials.
+    pub(super) fn learn_caller_auth(
+        &self,
+        provider: usize,
+        request: &Request,
+        secrets: &mut Vec<String>,
+    ) {
+        let Shared { scope, strip, .. } = &**self.shared;
+        if self.entry(provider).keeps_caller_auth(self.address.claimed(scope)) {
+            secrets.extend(strip.secrets_of(request.headers(), request.url()));
+        }
+    }
+
     /// The URL at a provider, if there is a safe one.
     pub(super) fn target(&self, provider: usize) -> Option<&Url> {
         let Shared { scope, strip, .. } = &**self.shared;
@@ -325,11 +347,14 @@ impl<'a, F: Future<Output = Answer>> Flight<'a, F> {
     ) -> Poll<(AttemptResult, Extensions)> {
         loop {
             let mut this = self.as_mut().project();
-            let Some(state) = this.state else { return Poll::Pending };
+            let state = this.state;
             let progress = state.trace.within(|| this.stage.as_mut().poll(context));
             match progress {
                 Poll::Pending => return self.poll_time(sender, context),
-                Poll::Ready(Progress::Over(result, own)) => return Poll::Ready((result, own)),
+                Poll::Ready(Progress::Over(result, own)) => {
+                    self.stop();
+                    return Poll::Ready((result, own));
+                }
                 Poll::Ready(Progress::Token(token, request, own)) => {
                     let stage = match self.as_mut().use_token(sender, token, request) {
                         Ok(request) => Stage::Sent {
@@ -341,12 +366,17 @@ impl<'a, F: Future<Output = Answer>> Flight<'a, F> {
                 }
                 Poll::Ready(Progress::Answer((result, own))) => {
                     let result = sender.receive(state.provider, this.sent.as_ref(), result);
-                    let AttemptResult::Response(response, _) = result else {
-                        return Poll::Ready((result, own));
+                    let response = match result {
+                        AttemptResult::Response(response, _)
+                            if sender.shared.reads(response.status()) =>
+                        {
+                            response
+                        }
+                        result => {
+                            self.stop();
+                            return Poll::Ready((result, own));
+                        }
                     };
-                    if !sender.shared.reads(response.status()) {
-                        return Poll::Ready((AttemptResult::Response(response, None), own));
-                    }
                     // What follows is no part of the attempt's time, which ends with the headers.
                     let read = read(sender.shared, response, sender.asked, now(), sender.deadline.at);
                     this.stage.set(Stage::Reading { read: Box::pin(read), own });
@@ -363,7 +393,7 @@ impl<'a, F: Future<Output = Answer>> Flight<'a, F> {
         mut request: Request,
     ) -> Result<Request, Unsent> {
         let this = self.project();
-        let Some(state) = this.state else { return Ok(request) };
+        let state = this.state;
         let token = token?;
         let shown = token.to_str().unwrap_or_default();
         state.secrets.push(shown.strip_prefix("Bearer ").unwrap_or(shown).to_owned());
@@ -386,11 +416,11 @@ impl<'a, F: Future<Output = Answer>> Flight<'a, F> {
         sender: &Sender<'a>,
         context: &mut Context<'_>,
     ) -> Poll<(AttemptResult, Extensions)> {
-        let this = self.project();
-        let (Some(state), false) = (this.state, matches!(*this.stage, Stage::Reading { .. }))
-        else {
+        let mut this = self.project();
+        let state = this.state;
+        if matches!(*this.stage, Stage::Reading { .. }) {
             return Poll::Pending;
-        };
+        }
         loop {
             // The client below has the request's own timeout, too, and the better error for it.
             let grace = match state.until.bound {
@@ -416,6 +446,7 @@ impl<'a, F: Future<Output = Answer>> Flight<'a, F> {
             state.upload_pending = is_pending;
             if state.until.at <= before {
                 let result = AttemptResult::TimedOut { sent: state.is_sent };
+                this.stage.as_mut().set(Stage::Unsent { unsent: None });
                 return Poll::Ready((result, Extensions::new()));
             }
             timer.as_mut().reset(after(state.until.at, grace).into());
@@ -425,13 +456,17 @@ impl<'a, F: Future<Output = Answer>> Flight<'a, F> {
 }
 
 impl<'a, F> Flight<'a, F> {
-    /// What is known of the attempt, which is over.
-    pub(super) fn end(self: Pin<&mut Self>) -> Option<AttemptState<'a>> {
-        self.project().state.take()
+    /// Drops what the attempt holds.
+    pub(super) fn stop(self: Pin<&mut Self>) {
+        self.project().stage.set(Stage::Unsent { unsent: None });
     }
 
-    pub(super) fn state(&self) -> Option<&AttemptState<'a>> {
-        self.state.as_ref()
+    pub(super) fn state(&self) -> &AttemptState<'a> {
+        &self.state
+    }
+
+    pub(super) fn state_mut<'s>(self: Pin<&'s mut Self>) -> &'s mut AttemptState<'a> {
+        self.project().state
     }
 }
 

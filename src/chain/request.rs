@@ -4,14 +4,17 @@ use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
 use http::Extensions;
+use http::header::UPGRADE;
 use reqwest::Request;
 use reqwest_middleware::Error;
 
+use super::address::Address;
+use super::body::{Requests, is_replayable};
 use super::flight::AttemptState;
 use super::outcome::{AttemptResult, Circumstances};
 use super::shared::{Shared, Table, now};
 use crate::error::{Cause, FailoverError};
-use crate::health::Changes;
+use crate::health::{Changes, Permit};
 use crate::message::{self, Secrets};
 use crate::observe::rate::Crossing;
 use crate::observe::{Ending, Event, Observer, Trace};
@@ -65,6 +68,10 @@ pub(super) struct Settlement {
     pub(super) step: Step,
     /// Its line in the report.
     pub(super) line: Attempt,
+    pub(super) provider: usize,
+    pub(super) started: Instant,
+    /// That of a committed stream, which ends with it.
+    pub(super) permit: Option<Permit>,
 }
 
 /// What counting the request said about the switch rate.
@@ -74,26 +81,29 @@ struct Counted {
 }
 
 impl<'a> RequestState<'a> {
+    /// Begins a request, and takes its first step where nothing has to be read for it: one lock.
     pub(super) fn begin(
         shared: &'a Arc<Shared>,
-        request: &Request,
-        extensions: &Extensions,
-    ) -> Self {
+        address: &Address,
+        requests: &Requests<'_>,
+    ) -> (Self, Result<Option<Step>, Cause>) {
+        let Requests { request, extensions, .. } = requests;
+        let request = request.as_ref();
         let started = now();
-        let trace = Trace::request(request);
+        let trace = Trace::request(request.map(Request::method));
+        let timeout = request.and_then(Request::timeout).copied();
         let idempotent = shared.limits.ambiguous == Ambiguous::FailOver
-            || is_idempotent(request.method())
+            || request.is_some_and(|request| is_idempotent(request.method()))
             || extensions.get::<Replay>().is_some();
-        let order = shared.lock().order.clone();
-        Self {
+        let route = match address.is_refused() {
+            true => Err(Cause::PathRefused),
+            false => Ok(request.and_then(|request| Self::route(shared, request, extensions))),
+        };
+        let mut table = shared.lock();
+        let run = Run::new(table.order.clone(), &shared.limits, idempotent, timeout, started);
+        let mut state = Self {
             shared,
-            run: Run::new(
-                order,
-                &shared.limits,
-                idempotent,
-                request.timeout().copied(),
-                started,
-            ),
+            run,
             report: Report::new(),
             is_watched: shared.observer.is_watched(&trace),
             trace,
@@ -105,25 +115,31 @@ impl<'a> RequestState<'a> {
             served_sent: None,
             secrets: Vec::new(),
             is_replayable: true,
-            upgrade_asked: request.headers().contains_key(http::header::UPGRADE),
+            upgrade_asked: request.is_some_and(|request| request.headers().contains_key(UPGRADE)),
             counted: None,
-            has_timeout: request.timeout().is_some(),
+            has_timeout: timeout.is_some(),
             is_finished: false,
-        }
+        };
+        let step = route.and_then(|route| {
+            if let Some(route) = route {
+                state.apply(&route)?;
+            }
+            let can_start = request.is_none_or(is_replayable);
+            Ok(can_start.then(|| state.run.step(&shared.limits, &mut table.health, started)))
+        });
+        (state, step)
     }
 
-    /// Applies the request's own route: the extension, else the closure's.
-    pub(super) fn take_route(
-        &mut self,
-        request: &Request,
-        extensions: &Extensions,
-    ) -> Result<(), Cause> {
-        let shared = self.shared;
-        let asked = || {
+    /// The request's own route: the extension, else the closure's.
+    fn route(shared: &Shared, request: &Request, extensions: &Extensions) -> Option<Route> {
+        extensions.get::<Route>().cloned().or_else(|| {
             let route = shared.route.as_ref()?;
             shared.observer.catch_panic("route", || route(request)).flatten()
-        };
-        let Some(route) = extensions.get::<Route>().cloned().or_else(asked) else { return Ok(()) };
+        })
+    }
+
+    fn apply(&mut self, route: &Route) -> Result<(), Cause> {
+        let shared = self.shared;
         self.run
             .reorder(|order| route.resolve(order, |name| shared.find(name), || shared.names()))?;
         if route.forbids_failover() {
@@ -206,6 +222,7 @@ impl<'a> RequestState<'a> {
         // The user's closures have run: nothing between here and the end of the lock can panic.
         let mut table = shared.lock();
         let health = &mut table.health;
+        let mut streaming = None;
         let (settled, changes) = match (&*result, attempt.permit.take()) {
             (AttemptResult::Stream(stream), Some(mut permit))
                 if judgement.verdict == Verdict::Accept =>
@@ -213,7 +230,7 @@ impl<'a> RequestState<'a> {
                 let status = stream.status().as_u16();
                 let elapsed = circumstances.elapsed;
                 let changes = self.run.commit(&mut permit, status, elapsed, health, now);
-                attempt.permit.put_back(permit);
+                streaming = Some(permit);
                 (Settled::Serve, changes)
             }
             (_, Some(permit)) => {
@@ -230,7 +247,8 @@ impl<'a> RequestState<'a> {
             self.count_served(&mut table, provider, attempt.started);
         }
         self.release(table, provider, changes);
-        Settlement { settled, step, line }
+        let started = attempt.started;
+        Settlement { settled, step, line, provider, started, permit: streaming }
     }
 
     /// Counts the attempt whose answer was kept as the one that served.
@@ -240,7 +258,7 @@ impl<'a> RequestState<'a> {
     }
 
     /// Drops an attempt that is still in flight.
-    pub(super) fn drop_attempt(&mut self, mut attempt: AttemptState<'_>, why: Dropped) {
+    pub(super) fn drop_attempt(&mut self, attempt: &mut AttemptState<'_>, why: Dropped) {
         let shared = self.shared;
         let provider = attempt.provider;
         let now = self.refresh_now();

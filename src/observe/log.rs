@@ -1,6 +1,7 @@
 //! Spans and log lines, named as OpenTelemetry names things.
 
-use reqwest::{Request, Url};
+use http::Method;
+use reqwest::Url;
 use tracing::field::Empty;
 use tracing::level_filters::LevelFilter;
 use tracing::{Span, debug, error, info, info_span, trace, warn};
@@ -10,10 +11,10 @@ use crate::report::Attempt;
 use crate::verdict::Reason;
 
 /// The span of a claimed request.
-pub(super) fn request_span(request: &Request) -> Span {
+pub(super) fn request_span(method: Option<&Method>) -> Span {
     info_span!(
         "failover.request",
-        http.request.method = request.method().as_str(),
+        http.request.method = method.map(Method::as_str),
         gen_ai.provider.name = Empty,
         http.response.status_code = Empty,
         http.request.resend_count = Empty,

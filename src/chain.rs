@@ -17,8 +17,8 @@ use http::Extensions;
 use reqwest::{Request, Response};
 use reqwest_middleware::{Middleware, Next};
 
-pub use self::builder::ProviderChainBuilder;
 use self::body::Requests;
+pub use self::builder::ProviderChainBuilder;
 use self::drive::drive;
 use self::shared::{Shared, now};
 use crate::error::ConfigError;
@@ -177,4 +177,3 @@ impl fmt::Debug for ProviderChain {
             .finish_non_exhaustive()
     }
 }
-

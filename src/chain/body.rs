@@ -173,10 +173,13 @@ fn concat(body: &PrefixedBody) -> Bytes {
     match (held.next(), held.next()) {
         (None, _) => Bytes::new(),
         (Some(only), None) => only.clone(),
-        _ => body.held().fold(BytesMut::new(), |mut all, data| {
-            all.extend_from_slice(data);
-            all
-        }).freeze(),
+        _ => body
+            .held()
+            .fold(BytesMut::new(), |mut all, data| {
+                all.extend_from_slice(data);
+                all
+            })
+            .freeze(),
     }
 }
 

@@ -342,9 +342,7 @@ impl Settings {
         let too_long =
             |entry: &&Entry| entry.attempt_timeout.is_some_and(|limit| limit > self.total);
         match entries.iter().find(too_long) {
-            Some(entry) => {
-                Err(ConfigError::new(Some(&entry.name), "attempt_timeout", TOO_LONG))
-            }
+            Some(entry) => Err(ConfigError::new(Some(&entry.name), "attempt_timeout", TOO_LONG)),
             None => Ok(()),
         }
     }

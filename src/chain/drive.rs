@@ -23,91 +23,99 @@ use crate::observe::Ending;
 use crate::run::{Settled, Step};
 
 /// Sends a claimed request to one provider after the other until one serves it.
-pub(super) async fn drive<'a>(
+pub(super) fn drive<'a>(
     shared: &'a Arc<Shared>,
     address: Arc<Address>,
     mut requests: Requests<'a>,
     next: Next<'a>,
-) -> reqwest_middleware::Result<Response> {
-    let (mut state, begun) = RequestState::begin(shared, &address, &requests);
-    let mut sender = Sender::new(shared, address, next, requests.request.as_ref(), state.run.deadline());
-    let mut step = match begun {
-        Ok(Some(step)) => step,
-        Ok(None) => {
-            match Box::pin(make_replayable(&mut state, &mut sender, &mut requests)).await {
+) -> impl Future<Output = reqwest_middleware::Result<Response>> + Send + 'a {
+    // An `async fn` would hold twice what it is given.
+    async move {
+        let (mut state, begun) = RequestState::begin(shared, &address, &requests);
+        let mut sender =
+            Sender::new(shared, address, next, requests.request.as_ref(), state.run.deadline());
+        let begun = match begun {
+            Ok(step) => step,
+            Err(cause) => return Err(state.fail(cause, requests.extensions)),
+        };
+        let mut step = match begun {
+            Some(step) => step,
+            None => match Box::pin(make_replayable(&mut state, &mut sender, &mut requests)).await {
                 Ok(()) => state.next_step(),
                 Err(Unread::NoTime) => return Err(state.fail(Cause::NoTime, requests.extensions)),
                 Err(Unread::Failed(error)) => {
                     state.finish(Ending::NoNews, requests.extensions);
                     return Err(Error::Reqwest(error));
                 }
-            }
-        }
-        Err(cause) => return Err(state.fail(cause, requests.extensions)),
-    };
-    let mut flights = Flights { state: &mut state, first: pin!(None), second: None };
-    let mut last: Option<Box<Ended>> = None;
-    let mut kept: Option<Box<Ended>> = None;
-    loop {
-        let until = match step {
-            Step::Send { permit, until, last: is_last, hedge } => {
-                let provider = permit.provider;
-                if hedge {
-                    flights.emit_hedged(provider);
-                } else if last.take().is_some() {
-                    flights.state.emit_failed_over(provider);
+            },
+        };
+        let mut flights = Flights { state: &mut state, first: pin!(None), second: None };
+        let mut last: Option<Box<Ended>> = None;
+        let mut kept: Option<Box<Ended>> = None;
+        loop {
+            let until = match step {
+                Step::Send { permit, until, last: is_last, hedge } => {
+                    let provider = permit.provider;
+                    if hedge {
+                        flights.emit_hedged(provider);
+                    } else if last.take().is_some() {
+                        flights.state.emit_failed_over(provider);
+                    }
+                    let is_probe = permit.is_probe();
+                    let permit = Guard::new(shared, permit);
+                    let trace = flights.state.start_attempt(provider, is_probe);
+                    let attempt =
+                        AttemptState::new(permit, provider, trace, flights.state.now, until);
+                    let url = || sender.target(provider).unwrap_or_else(|| sender.address.caller());
+                    let next = requests.next(url, flights.state.time_left(), is_last);
+                    let Some((request, own)) = next else {
+                        return Err(flights.state.fail_unasked(requests.extensions));
+                    };
+                    sender.learn_caller_auth(provider, &request, &mut flights.state.secrets);
+                    flights.add(|| sender.start(attempt, request, own, send));
+                    flights.state.run.hedge_at()
                 }
-                let is_probe = permit.is_probe();
-                let permit = Guard::new(shared, permit);
-                let trace = flights.state.start_attempt(provider, is_probe);
-                let attempt = AttemptState::new(permit, provider, trace, flights.state.now, until);
-                let url = || sender.target(provider).unwrap_or_else(|| sender.address.caller());
-                let next = requests.next(url, flights.state.time_left(), is_last);
-                let Some((request, own)) = next else {
-                    return Err(flights.state.fail_unasked(requests.extensions));
-                };
-                sender.learn_caller_auth(provider, &request, &mut flights.state.secrets);
-                flights.add(|| sender.start(attempt, request, own, send));
-                flights.state.run.hedge_at()
+                Step::Wait(until) => until,
+                Step::Done => break,
+            };
+            let Some((slot, mut result, own)) = flights.wait(&sender, until).await else {
+                flights.state.refresh_now();
+                step = flights.state.next_step();
+                continue;
+            };
+            if let AttemptResult::CallerFailed(error) = result {
+                flights.drop_all(Dropped::CallerFailed);
+                flights.state.finish(Ending::NoNews, requests.extensions);
+                return Err(error);
             }
-            Step::Wait(until) => until,
-            Step::Done => break,
-        };
-        let Some((slot, mut result, own)) = flights.wait(&sender, until).await else {
-            flights.state.refresh_now();
-            step = flights.state.next_step();
-            continue;
-        };
-        if let AttemptResult::CallerFailed(error) = result {
-            flights.drop_all(Dropped::CallerFailed);
-            flights.state.finish(Ending::NoNews, requests.extensions);
-            return Err(error);
-        }
-        let Some(Settlement { settled, step: following, line, provider, started, permit }) =
-            flights.settle(slot, &mut result)
-        else {
-            break;
-        };
-        if settled == Settled::Serve {
-            flights.drop_all(Dropped::Loser);
-        }
-        flights.state.record(line);
-        match settled {
-            Settled::Serve => {
-                return serve(flights.state, result, own, permit, &mut requests);
+            let Some(Settlement { settled, step: following, line, provider, started, permit }) =
+                flights.settle(slot, &mut result)
+            else {
+                break;
+            };
+            if settled == Settled::Serve {
+                flights.drop_all(Dropped::Loser);
             }
-            Settled::Keep => kept = Some(Box::new(Ended { provider, started, result, own })),
-            Settled::FailOver => last = Some(Box::new(Ended { provider, started, result, own })),
-            Settled::ServeKept => {
-                let Some(kept) = kept else { break };
-                let Ended { provider, started, result, own } = *kept;
-                flights.state.serve_kept(provider, started);
-                return serve(flights.state, result, own, None, &mut requests);
+            flights.state.record(line);
+            match settled {
+                Settled::Serve => {
+                    return serve(flights.state, result, own, permit, &mut requests);
+                }
+                Settled::Keep => kept = Some(Box::new(Ended { provider, started, result, own })),
+                Settled::FailOver => {
+                    last = Some(Box::new(Ended { provider, started, result, own }))
+                }
+                Settled::ServeKept => {
+                    let Some(kept) = kept else { break };
+                    let Ended { provider, started, result, own } = *kept;
+                    flights.state.serve_kept(provider, started);
+                    return serve(flights.state, result, own, None, &mut requests);
+                }
             }
+            step = following;
         }
-        step = following;
+        exhaust(flights.state, last, &mut requests)
     }
-    exhaust(flights.state, last, &mut requests)
 }
 
 /// An attempt that is over, while it may still be the answer.
@@ -286,7 +294,9 @@ fn exhaust(
         Exhausted::LastOutcome => result.into_result().filter(|result| !is_shown(result)),
         Exhausted::Error => None,
     };
-    let Some(outcome) = outcome else { return Err(state.fail(Cause::Exhausted, requests.extensions)) };
+    let Some(outcome) = outcome else {
+        return Err(state.fail(Cause::Exhausted, requests.extensions));
+    };
     requests.hand_back(own);
     let report = state.finish(state.unserved(), requests.extensions);
     outcome.map(|mut response| {

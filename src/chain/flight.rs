@@ -69,10 +69,6 @@ impl<'a> Guard<'a> {
         self.permit.as_mut()
     }
 
-    pub(super) fn put_back(&mut self, permit: Permit) {
-        self.permit = Some(permit);
-    }
-
     /// The permit, for the health table to take back.
     pub(super) fn take(&mut self) -> Option<Permit> {
         self.permit.take()
@@ -162,7 +158,8 @@ pin_project! {
 
 /// What the answer is compared with, to find out whether a redirect was followed.
 struct SentAs {
-    method: Method,
+    /// Whether it may be led elsewhere below the provider's base: a GET or HEAD.
+    may_move: bool,
     /// The URL, if `map_request` may have changed it.
     url: Option<Box<Url>>,
 }
@@ -284,7 +281,8 @@ impl<'a> Sender<'a> {
             secrets.extend(self.shared.strip.secrets_of(request.headers(), request.url()));
             url = Some(Box::new(request.url().clone()));
         }
-        Ok(SentAs { method: request.method().clone(), url })
+        let may_move = matches!(*request.method(), Method::GET | Method::HEAD);
+        Ok(SentAs { may_move, url })
     }
 
     /// Makes a result of what came back, without reading it.
@@ -300,7 +298,7 @@ impl<'a> Sender<'a> {
                 let asked = sent.and_then(|sent| sent.url.as_deref());
                 let asked = asked.or_else(|| self.target(provider));
                 let is_elsewhere = asked.zip(sent).is_some_and(|(asked, sent)| {
-                    is_elsewhere(asked, &sent.method, &response, &entry.base)
+                    is_elsewhere(asked, sent.may_move, &response, &entry.base)
                 });
                 match is_elsewhere {
                     true => AttemptResult::Redirected(response.status()),
@@ -357,9 +355,9 @@ impl<'a, F: Future<Output = Answer>> Flight<'a, F> {
                 }
                 Poll::Ready(Progress::Token(token, request, own)) => {
                     let stage = match self.as_mut().use_token(sender, token, request) {
-                        Ok(request) => Stage::Sent {
-                            answer: (self.send)(sender.next.clone(), request, own),
-                        },
+                        Ok(request) => {
+                            Stage::Sent { answer: (self.send)(sender.next.clone(), request, own) }
+                        }
                         Err(unsent) => Stage::Unsent { unsent: Some(unsent) },
                     };
                     self.as_mut().project().stage.set(stage);
@@ -378,7 +376,8 @@ impl<'a, F: Future<Output = Answer>> Flight<'a, F> {
                         }
                     };
                     // What follows is no part of the attempt's time, which ends with the headers.
-                    let read = read(sender.shared, response, sender.asked, now(), sender.deadline.at);
+                    let read =
+                        read(sender.shared, response, sender.asked, now(), sender.deadline.at);
                     this.stage.set(Stage::Reading { read: Box::pin(read), own });
                 }
             }
@@ -399,9 +398,8 @@ impl<'a, F: Future<Output = Answer>> Flight<'a, F> {
         state.secrets.push(shown.strip_prefix("Bearer ").unwrap_or(shown).to_owned());
         request.headers_mut().insert(AUTHORIZATION, token);
         let entry = sender.entry(state.provider);
-        let sent = state
-            .trace
-            .within(|| sender.map_request(entry, &mut request, &mut state.secrets))?;
+        let sent =
+            state.trace.within(|| sender.map_request(entry, &mut request, &mut state.secrets))?;
         *this.sent = Some(sent);
         state.is_sent = true;
         if let Some(permit) = state.permit.get_mut() {
@@ -452,7 +450,6 @@ impl<'a, F: Future<Output = Answer>> Flight<'a, F> {
             timer.as_mut().reset(after(state.until.at, grace).into());
         }
     }
-
 }
 
 impl<'a, F> Flight<'a, F> {

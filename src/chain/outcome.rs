@@ -4,8 +4,8 @@
 use std::error::Error as StdError;
 use std::time::{Duration, Instant};
 
+use http::StatusCode;
 use http::header::CONTENT_ENCODING;
-use http::{Method, StatusCode};
 use reqwest::{Response, ResponseBuilderExt, Url};
 use reqwest_middleware::Error;
 
@@ -99,8 +99,8 @@ pub(super) async fn read(
     // A key inside a compressed body would not be found, nor would be one of a chain that is stacked
     // inside this one.
     let encoding = response.headers().get(CONTENT_ENCODING);
-    let is_legible = encoding.is_none_or(|encoding| encoding == "identity")
-        && Report::of(&response).is_none();
+    let is_legible =
+        encoding.is_none_or(|encoding| encoding == "identity") && Report::of(&response).is_none();
     let until = after(since, shared.error_body_timeout).min(deadline);
     let Read { response, body, complete } = read_answer(response, until).await;
     let said = (is_legible && !body.is_empty())
@@ -161,9 +161,8 @@ impl AttemptResult {
             is_replayable,
         };
         if let Some(outcome) = self.outcome(name, upgrade_asked, cause, elapsed) {
-            let judge = |judge: &Classify| {
-                shared.observer.catch_panic("classify", || judge(&outcome))
-            };
+            let judge =
+                |judge: &Classify| shared.observer.catch_panic("classify", || judge(&outcome));
             let opinion = shared.classify.as_ref().and_then(judge);
             judgement.verdict = opinion.unwrap_or_else(|| Verdict::standard(&outcome));
             judgement.ambiguous = outcome.maybe_processed();
@@ -217,15 +216,7 @@ impl AttemptResult {
         elapsed: Duration,
     ) -> Option<Outcome<'a>> {
         let answered = |status, headers| {
-            Outcome::answered(
-                provider,
-                status,
-                headers,
-                upgrade_asked,
-                cause,
-                elapsed,
-                wall_clock,
-            )
+            Outcome::answered(provider, status, headers, upgrade_asked, cause, elapsed, wall_clock)
         };
         Some(match self {
             Self::Response(response, _) => answered(response.status(), response.headers()),
@@ -283,17 +274,12 @@ impl AttemptResult {
 
 /// Whether a response came from elsewhere: a redirect was followed below this layer, which may turn
 /// a POST into a GET and answer 200.
-pub(super) fn is_elsewhere(
-    asked: &Url,
-    method: &Method,
-    response: &Response,
-    base: &Base,
-) -> bool {
+pub(super) fn is_elsewhere(asked: &Url, may_move: bool, response: &Response, base: &Base) -> bool {
     let answered = response.url();
     answered != asked
         && Report::of(response).is_none()
         && !is_unknown(answered)
-        && is_redirected(asked, answered, method, base)
+        && is_redirected(asked, answered, may_move, base)
 }
 
 fn reason_of_flaw(kind: FlawKind) -> Reason {

@@ -153,7 +153,8 @@ mod tests {
         let url = "https://g.example/v1beta/models/m:streamGenerateContent?alt=sse";
         let mut request = Request::new(Method::POST, Url::parse(url).unwrap());
         assert!(Asked::of(&request).stream);
-        *request.url_mut() = Url::parse("https://g.example/v1beta/models/m:generateContent").unwrap();
+        *request.url_mut() =
+            Url::parse("https://g.example/v1beta/models/m:generateContent").unwrap();
         assert!(!Asked::of(&request).stream);
     }
 

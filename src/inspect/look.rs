@@ -142,8 +142,7 @@ impl Look<'_> {
     }
 
     fn peek(&self) -> Peek {
-        let mut peek =
-            Peek::new(self.settings.max_bytes, self.settings.max_events, self.rules());
+        let mut peek = Peek::new(self.settings.max_bytes, self.settings.max_events, self.rules());
         peek.push(&self.read);
         if self.whole {
             peek.end();
@@ -212,9 +211,7 @@ impl Look<'_> {
         loop {
             match first_of(text_of(self.seen())) {
                 First::NoObject => return self.text().await,
-                First::Whole(first)
-                    if !self.settings.json_rpc && self.settings.check.is_none() =>
-                {
+                First::Whole(first) if !self.settings.json_rpc && self.settings.check.is_none() => {
                     let object = Object::of(first.get().as_bytes(), false);
                     let flaw = object.and_then(|object| self.judge(&object));
                     return self.end(flaw);
@@ -370,8 +367,11 @@ impl Declared {
             "application/json" | "text/json" | "text/plain" | "application/octet-stream" => {
                 Self::Json
             }
-            "application/x-ndjson" | "application/ndjson" | "application/jsonl"
-            | "application/x-jsonlines" | "application/stream+json" => Self::Lines,
+            "application/x-ndjson"
+            | "application/ndjson"
+            | "application/jsonl"
+            | "application/x-jsonlines"
+            | "application/stream+json" => Self::Lines,
             other if other.ends_with("+json") => Self::Json,
             _ => Self::Other,
         }

@@ -19,9 +19,15 @@ pub(super) enum Meaning {
     Content,
     /// The end of a choice: whether there is content in the same event, whether the end is a good one,
     /// and whether nothing more has to come.
-    Finish { speaks: bool, good: bool, last: bool },
+    Finish {
+        speaks: bool,
+        good: bool,
+        last: bool,
+    },
     /// A last event that repeats the whole answer, and whether that is without content.
-    Answer { empty: bool },
+    Answer {
+        empty: bool,
+    },
     /// A last event that holds nothing.
     End,
     Error(Vec<u8>),
@@ -63,15 +69,15 @@ impl Meaning {
                 let said = object.response_error().map(|said| said.as_bytes().to_vec());
                 Self::Error(said.unwrap_or_else(|| data.to_vec()))
             }
-            "response.completed" | "response.incomplete" | "response.cancelled"
+            "response.completed"
+            | "response.incomplete"
+            | "response.cancelled"
             | "response.failed" => {
                 Self::Answer { empty: kind == "response.completed" && object.has_empty_response() }
             }
             "message_stop" => Self::End,
             "message_delta" => match object.delta_stop() {
-                Some(stop) => {
-                    Self::Finish { speaks: false, good: is_good_end(&stop), last: false }
-                }
+                Some(stop) => Self::Finish { speaks: false, good: is_good_end(&stop), last: false },
                 None if object.delta.is_some() => Self::Preamble,
                 None => Self::Content,
             },

@@ -120,11 +120,14 @@ impl<'a> Object<'a> {
         if let Some(errors) = self.errors.filter(|errors| alone && says_something(errors, 0)) {
             return Some(self.said(errors));
         }
-        let named = self.kind.as_deref() == Some("error") || self.object.as_deref() == Some("error");
+        let named =
+            self.kind.as_deref() == Some("error") || self.object.as_deref() == Some("error");
         if named && (alone || !rules.resource) {
             return Some(self.text);
         }
-        let refused = self.base_resp.is_some_and(|resp| field(resp, "status_code").is_some_and(says_a_number));
+        let refused = self
+            .base_resp
+            .is_some_and(|resp| field(resp, "status_code").is_some_and(says_a_number));
         if refused || alone && self.message && self.code.is_some_and(is_failed_status) {
             return Some(self.text);
         }
@@ -227,7 +230,8 @@ impl<'a> Choice<'a> {
         // DeepSeek: the request was interrupted for want of resources
         // <https://api-docs.deepseek.com/api/create-chat-completion>. OpenRouter says `error`
         // <https://openrouter.ai/docs/api-reference/errors>.
-        let ends_badly = matches!(self.end.as_deref(), Some("error" | "insufficient_system_resource"));
+        let ends_badly =
+            matches!(self.end.as_deref(), Some("error" | "insufficient_system_resource"));
         ends_badly || self.error.is_some_and(|error| says_something(error, 0))
     }
 
@@ -317,7 +321,8 @@ fn says_something(value: &RawValue, depth: usize) -> bool {
         b'"' => !is_blank_text(value.get(), true),
         b'{' => {
             let mut says = false;
-            let read = for_each_entry(value.get(), |_, value| says |= says_something(value, depth + 1));
+            let read =
+                for_each_entry(value.get(), |_, value| says |= says_something(value, depth + 1));
             read.is_err() || says
         }
         b'[' => list(value).into_iter().any(|value| says_something(value, depth + 1)),

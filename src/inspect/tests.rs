@@ -228,11 +228,13 @@ async fn html_and_emptiness_fail_only_who_did_not_ask_for_them() {
     ] {
         let asked = asked(headers);
         let (settings, until) = (Inspect::errors_in_success(), now() + Duration::from_secs(9));
-        let seen = inspect(response(200, &[HTML], page.clone()), asked, &settings, now(), until, &|| ());
+        let seen =
+            inspect(response(200, &[HTML], page.clone()), asked, &settings, now(), until, &|| ());
         assert_eq!(flaw(&seen.await) != Some(FlawKind::Html), html, "{headers:?}");
         for kind in [&[][..], &[JSON]] {
             for steps in [&[][..], &[data(" \n")]] {
-                let seen = inspect(response(200, kind, steps), asked, &settings, now(), until, &|| ());
+                let seen =
+                    inspect(response(200, kind, steps), asked, &settings, now(), until, &|| ());
                 assert_eq!(flaw(&seen.await) != Some(FlawKind::Empty), nothing, "{headers:?}");
             }
         }
@@ -412,10 +414,12 @@ async fn a_stream_without_content_fails_or_passes_by_the_limit_it_reaches() {
     // With no time left for another provider, the stream is passed on.
     let settings = defaults().first_content_timeout(millis(1000));
     let stalled = response(200, &[SSE], [Step::Stall]);
-    let inspected = inspect(stalled, asked(&[]), &settings, now(), now() + millis(400), &|| ()).await;
+    let inspected =
+        inspect(stalled, asked(&[]), &settings, now(), now() + millis(400), &|| ()).await;
     assert_eq!(flaw(&inspected), None);
     let stalled = response(200, &[SSE], [Step::Stall]);
-    let inspected = inspect(stalled, asked(&[]), &settings, now(), now() + millis(1000), &|| ()).await;
+    let inspected =
+        inspect(stalled, asked(&[]), &settings, now(), now() + millis(1000), &|| ()).await;
     assert_eq!(flaw(&inspected), None, "both end at once");
 }
 

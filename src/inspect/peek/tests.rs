@@ -233,12 +233,20 @@ fn hears_the_last_word_of_an_event_that_is_too_long_to_keep() {
 #[test]
 fn what_is_empty_is_preamble() {
     for events in [
-        &[r#"{"choices":[{"delta":{"content":"","reasoning_encrypted":false,"role":"assistant"}}]}"#][..],
+        &[
+            r#"{"choices":[{"delta":{"content":"","reasoning_encrypted":false,"role":"assistant"}}]}"#,
+        ][..],
         &[r#"{"choices":[{"delta":{"role":"assistant","audio":{"id":null,"data":""}}}]}"#],
         &[r#"{"choices":[{"delta":{"role":"assistant","audio":{"id":"audio_1"}}}]}"#],
-        &[r#"{"choices":[{"delta":{"tool_calls":[{"index":0,"id":"c","type":"function","function":{"name":"","arguments":""}}]}}]}"#],
-        &[r#"{"choices":[{"delta":{"role":"assistant","reasoning_content":"\n","content":null}}]}"#],
-        &[r#"{"choices":[{"delta":{"reasoning":" ","reasoning_details":[{"type":"reasoning.text","text":"\n\n","format":"f","index":0}]}}]}"#],
+        &[
+            r#"{"choices":[{"delta":{"tool_calls":[{"index":0,"id":"c","type":"function","function":{"name":"","arguments":""}}]}}]}"#,
+        ],
+        &[
+            r#"{"choices":[{"delta":{"role":"assistant","reasoning_content":"\n","content":null}}]}"#,
+        ],
+        &[
+            r#"{"choices":[{"delta":{"reasoning":" ","reasoning_details":[{"type":"reasoning.text","text":"\n\n","format":"f","index":0}]}}]}"#,
+        ],
         &[r#"{"choices":[{"delta":{"thinking_blocks":[{"type":"thinking","thinking":""}]}}]}"#],
     ] {
         let error = r#"{"error":{"message":"no"}}"#;
@@ -253,21 +261,36 @@ fn what_is_empty_is_preamble() {
         ][..],
         &[
             ("message_start", ""),
-            ("content_block_start", r#","content_block":{"type":"thinking","thinking":"","signature":""}"#),
+            (
+                "content_block_start",
+                r#","content_block":{"type":"thinking","thinking":"","signature":""}"#,
+            ),
             ("content_block_delta", r#","delta":{"type":"thinking_delta","thinking":"\n"}"#),
             ("content_block_delta", r#","delta":{"type":"text_delta","text":""}"#),
             ("content_block_stop", ""),
         ],
         &[
             ("response.created", r#","response":{"status":"in_progress"}"#),
-            ("response.output_item.added", r#","item":{"id":"rs_1","type":"reasoning","summary":[],"encrypted_content":null}"#),
+            (
+                "response.output_item.added",
+                r#","item":{"id":"rs_1","type":"reasoning","summary":[],"encrypted_content":null}"#,
+            ),
         ],
         &[
             ("response.created", ""),
-            ("response.output_item.added", r#","item":{"id":"m","type":"message","status":"in_progress","content":[],"role":"assistant"}"#),
-            ("response.content_part.added", r#","part":{"type":"output_text","annotations":[],"logprobs":[],"text":""}"#),
+            (
+                "response.output_item.added",
+                r#","item":{"id":"m","type":"message","status":"in_progress","content":[],"role":"assistant"}"#,
+            ),
+            (
+                "response.content_part.added",
+                r#","part":{"type":"output_text","annotations":[],"logprobs":[],"text":""}"#,
+            ),
             ("response.output_text.delta", r#","delta":"""#),
-            ("response.reasoning_summary_part.added", r#","part":{"type":"summary_text","text":""}"#),
+            (
+                "response.reasoning_summary_part.added",
+                r#","part":{"type":"summary_text","text":""}"#,
+            ),
             ("response.reasoning_summary_text.delta", r#","delta":"\n\n""#),
         ],
     ] {
@@ -331,11 +354,13 @@ fn an_error_below_the_top_is_one() {
         assert_eq!(phases(&data(&[HELLO, event, "[DONE]"])), "cBBB", "{event}");
     }
     // One choice of several is left.
-    let one = r#"{"choices":[{"index":0,"delta":{"content":"a"}},{"index":1,"error":{"message":"x"}}]}"#;
+    let one =
+        r#"{"choices":[{"index":0,"delta":{"content":"a"}},{"index":1,"error":{"message":"x"}}]}"#;
     assert_eq!(phases(&data(&[one])), "cB");
     // `stop` and `length` without content are good ends.
     for end in ["stop", "length", "content_filter", "tool_calls"] {
-        let end = format!(r#"{{"choices":[{{"delta":{{"content":null}},"finish_reason":"{end}"}}]}}"#);
+        let end =
+            format!(r#"{{"choices":[{{"delta":{{"content":null}},"finish_reason":"{end}"}}]}}"#);
         assert_eq!(phases(&data(&[ROLE, &end])), "pcC", "{end}");
     }
 }
@@ -410,7 +435,9 @@ fn errors_of_json_rpc_are_told_apart() {
     for (code, message, refused) in
         [(3, "execution reverted", false), (-32602, "x", false), (-32005, "x", true)]
     {
-        let error = format!(r#"{{"jsonrpc":"2.0","id":1,"error":{{"code":{code},"message":"{message}"}}}}"#);
+        let error = format!(
+            r#"{{"jsonrpc":"2.0","id":1,"error":{{"code":{code},"message":"{message}"}}}}"#
+        );
         let expected = if refused { "RR" } else { "cC" };
         assert_eq!(phases_under(rules, &data(&[&error])), expected, "{code}");
         assert_eq!(phases(&data(&[&error])), "RR", "{code}");

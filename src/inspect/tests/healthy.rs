@@ -4,7 +4,8 @@
 use super::*;
 
 /// A name, the kind it is said to be, the events before the first content, and the others.
-type Shape = (&'static str, (&'static str, &'static str), &'static [&'static str], &'static [&'static str]);
+type Shape =
+    (&'static str, (&'static str, &'static str), &'static [&'static str], &'static [&'static str]);
 
 const LINES: (&str, &str) = ("content-type", "application/x-ndjson");
 const PLAIN: (&str, &str) = ("content-type", "text/plain; charset=utf-8");

@@ -51,6 +51,13 @@ const DEFAULT_HEADERS: Scenario = Scenario::new(
     [true, true, false, false],
 );
 
+/// A proxy reads what is not encrypted on its way, to loopback as well.
+const PROXIED: Scenario = Scenario::new(
+    "a proxy of the client's, over http",
+    [Serves, Serves, Serves],
+    [false, false, false, true],
+);
+
 pub(crate) async fn table() -> Table {
     let mut table = Table::default();
     for form in Form::EACH {
@@ -58,6 +65,7 @@ pub(crate) async fn table() -> Table {
             table.add(followed(form, scenario, *from, *to).await);
         }
         table.add(default_headers(form).await);
+        table.add(proxied(form).await);
     }
     table
 }
@@ -66,7 +74,9 @@ pub(crate) async fn table() -> Table {
 /// and leaves any other header; and it sends the URL on, with its query, as the `Referer`.
 fn carried_along(form: Form, from: usize) -> Option<String> {
     match form {
-        Form::HeaderKey | Form::QueryKey => Some(format!("the {}'s", PLACES[from])),
+        Form::HeaderKey | Form::QueryKey | Form::SubProtocol | Form::MapRequest => {
+            Some(format!("the {}'s", PLACES[from]))
+        }
         // Its `x-api-key` and its query.
         Form::Forwarded if from == 2 => Some("the caller's".to_owned()),
         _ => None,
@@ -90,6 +100,22 @@ async fn followed(form: Form, scenario: &Scenario, from: usize, to: usize) -> Ro
         }
     }
     row.wrong.retain(|wrong| !expected.contains(wrong));
+    row
+}
+
+async fn proxied(form: Form) -> Row {
+    let harness = Harness::of(form, &PROXIED).await;
+    let proxy = reqwest::Proxy::http(harness.servers[BYSTANDER].base_url("")).expect("a proxy");
+    let http = reqwest_failover::harden(reqwest::Client::builder()).proxy(proxy);
+    let http = http.no_gzip().tls_certs_only([]).build().expect("a client");
+    let client = ClientBuilder::new(http).with(built(harness.chain())).build();
+    send(&harness, harness.post(&client, 2, "/v1/chat/completions")).await;
+    let mut row = harness.into_row(form.name(), &PROXIED);
+    let expected = "bystander was sent the first's";
+    if !row.wrong.iter().any(|wrong| wrong == expected) {
+        row.wrong.push(format!("no longer so: {expected}"));
+    }
+    row.wrong.retain(|wrong| wrong != expected);
     row
 }
 

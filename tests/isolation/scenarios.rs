@@ -25,6 +25,8 @@ pub(crate) enum Behaviour {
     Resets,
     LeadsAway,
     LeadsToTheThird,
+    /// And fails.
+    SetsCookie,
 }
 
 pub(crate) struct Scenario {

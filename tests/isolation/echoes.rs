@@ -115,10 +115,13 @@ fn ways(credential: &Credential) -> Vec<(&'static str, Vec<String>)> {
     ]
 }
 
+/// A way, how many messages there were, and how many show a part of the key.
+type Count = (&'static str, usize, usize);
+
 /// How many messages there were of each form and way, and how many show a part of a key.
 #[derive(Default)]
 pub(crate) struct Echoes {
-    rows: Vec<(&'static str, Vec<(&'static str, usize, usize)>)>,
+    rows: Vec<(&'static str, Vec<Count>)>,
     pub(crate) shown: Vec<String>,
 }
 

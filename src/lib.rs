@@ -48,7 +48,7 @@ pub use verdict::{Fault, Outcome, Reason, Verdict};
 ///
 /// Proxies, cookie stores and `default_headers` are left as they are, and work below every layer. A
 /// proxy reads what is sent over `http://`, also to loopback: `reqwest` takes `HTTP_PROXY` from the
-/// environment and makes no exception of loopback, and lets no one else make it. So with a provider
+/// environment and makes no exception of loopback, and offers no way to make one. So with a provider
 /// on loopback call `.no_proxy()` on the builder, or set `NO_PROXY=localhost,127.0.0.1,::1`.
 ///
 /// ```

@@ -29,7 +29,7 @@ pub(crate) use self::entry::Entry;
 pub(crate) use self::keyring::{bearer_value, checked_key};
 use crate::readdress::Base;
 
-/// One API provider: a name, a base URL, and what a request needs to be welcome there.
+/// One API provider: a name, a base URL, and what a request needs there.
 ///
 /// Nothing is checked before the chain's `build()`; what is wrong then is a
 /// [`ConfigError`](crate::ConfigError) that names the provider and the method, and never a key.

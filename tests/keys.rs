@@ -335,7 +335,7 @@ async fn a_base_with_a_host_in_capitals_is_the_same() {
 // What the caller put on the request.
 
 #[tokio::test]
-async fn the_callers_credentials_reach_nobody() {
+async fn the_callers_credentials_reach_no_provider() {
     let harness = WireHarness::two(failing(), Answer::ok()).await;
     let client = harness.client();
     let mut headers = HeaderMap::new();
@@ -502,7 +502,7 @@ async fn a_header_that_is_kept_reaches_the_provider_that_keeps_it_and_no_other()
 }
 
 #[tokio::test]
-async fn a_name_and_password_in_the_url_reach_nobody() {
+async fn a_name_and_password_in_the_url_reach_no_provider() {
     let harness = WireHarness::two(failing(), Answer::ok()).await;
     let client = harness.client();
     let (user, password) = ("me", harness.secret("password"));

@@ -1,4 +1,4 @@
-//! What SECURITY.md says beside what other tests hold: that these exist, and where this layer ends.
+//! What SECURITY.md says in addition to what other tests hold: that these exist, and where this layer ends.
 
 mod support;
 

@@ -97,7 +97,7 @@ async fn followed(form: Form, scenario: &Scenario, from: usize, to: usize) -> Ro
     let client = ClientBuilder::new(http).with(built(harness.chain())).build();
     send(&harness, harness.post(&client, 2, "/v1/chat/completions")).await;
     let mut row = harness.into_row(form.name(), scenario);
-    // Whoever it led to was asked by `reqwest`, not by the chain: it has no key of its own.
+    // The server that it led to was asked by `reqwest`, not by the chain: it has no key of its own.
     let place = PLACES[to];
     let keyless = (to < 3).then(|| format!("{place} was sent its own key: false"));
     let carried = carried_along(form, from).map(|whose| format!("{place} was sent {whose}"));

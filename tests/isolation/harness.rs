@@ -90,7 +90,7 @@ impl Harness {
         *lock(&self.said) += &text;
     }
 
-    /// What arrived where, beside what should have.
+    /// What arrived where, and whether that is what should have.
     pub(crate) fn into_row(self, form: &'static str, scenario: &Scenario) -> Row {
         let arrived = [0, 1, 2, 3].map(|at| self.arrived(at, scenario));
         let mut wrong = Vec::new();

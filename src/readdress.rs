@@ -322,6 +322,10 @@ pub(crate) fn hides_dot_segment(suffix: &str) -> bool {
 /// Origin and path are compared. A query that changed is no redirect, since a layer below may sign
 /// the URL there. A GET or HEAD may be led elsewhere below the provider's own base.
 pub(crate) fn is_redirected(asked: &Url, answered: &Url, method: &Method, base: &Base) -> bool {
+    // As nearly every answer's.
+    if asked == answered {
+        return false;
+    }
     let same_origin = asked.scheme() == answered.scheme()
         && asked.host_str() == answered.host_str()
         && asked.port_or_known_default() == answered.port_or_known_default();

@@ -41,11 +41,16 @@ pub use verdict::{Fault, Outcome, Reason, Verdict};
 /// and what it holds, to a host that nobody chose, and turn a POST into a GET on the way. Retries
 /// below this layer would send a request again that no report tells of.
 ///
-/// With another client a response from an unexpected URL counts as a failure, but by then the redirect
-/// was followed: `reqwest` takes `authorization` and cookies off on the way to another host, and no
+/// With another client a response from another origin or path counts as a failure (a GET or HEAD may
+/// be led elsewhere below the provider's own base URL), but by then the redirect was followed: `reqwest` takes `authorization` and cookies off on the way to another host, and no
 /// other header, so that a [`api_key_header`](Provider::api_key_header) would be handed over; and it sends the
 /// URL on as the `Referer`, so that a [`api_key_query`](Provider::api_key_query) would be, too. And a POST that
 /// is redirected to its own URL comes back as the answer to a GET, which nothing tells apart.
+///
+/// Proxies, cookie stores and `default_headers` are left as they are, and work below every layer. A
+/// proxy reads what is sent over `http://`, also to loopback: `reqwest` takes `HTTP_PROXY` from the
+/// environment and makes no exception of loopback, and offers no way to make one. So with a provider
+/// on loopback call `.no_proxy()` on the builder, or set `NO_PROXY=localhost,127.0.0.1,::1`.
 ///
 /// ```
 /// let client = reqwest_failover::harden(reqwest::Client::builder()).build()?;

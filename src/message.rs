@@ -385,7 +385,8 @@ mod tests {
         }
         secrets.push(WORDY.to_owned());
         let secrets = Secrets::new(secrets);
-        for line in prose.lines() {
+        // The page on security names the key itself.
+        for line in prose.lines().filter(|line| !line.contains(WORDY)) {
             assert_eq!(secrets.redact(line, true), line);
         }
     }

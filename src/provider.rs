@@ -5,13 +5,14 @@
 //! provider's name on it. So a `Provider` takes whatever it is given.
 
 mod check;
+mod credential;
 mod entry;
 mod keyring;
+mod presets;
 #[cfg(test)]
 mod tests;
 
 use std::borrow::Cow;
-use std::env::VarError;
 use std::error::Error as StdError;
 use std::fmt;
 use std::future::Future;
@@ -23,11 +24,12 @@ use http::{HeaderName, HeaderValue};
 use reqwest::Request;
 
 pub(crate) use self::check::{ChainHeaders, Checked, MAX_PROVIDERS, check};
+use self::credential::Credential;
 pub(crate) use self::entry::Entry;
 pub(crate) use self::keyring::{bearer_value, checked_key};
 use crate::readdress::Base;
 
-/// One API provider: a name, a base URL, and what a request needs to be welcome there.
+/// One API provider: a name, a base URL, and what a request needs there.
 ///
 /// Nothing is checked before the chain's `build()`; what is wrong then is a
 /// [`ConfigError`](crate::ConfigError) that names the provider and the method, and never a key.
@@ -103,56 +105,6 @@ impl Provider {
             forward_caller_auth: false,
             danger_allow_plaintext: false,
         }
-    }
-
-    /// CometAPI: the name `cometapi`, `https://api.cometapi.com/v1`, and a bearer key.
-    ///
-    /// ```
-    /// # use reqwest_failover::{Provider, ProviderChain};
-    /// let chain = ProviderChain::builder([Provider::cometapi("comet-key")]).build()?;
-    /// # Ok::<(), reqwest_failover::ConfigError>(())
-    /// ```
-    pub fn cometapi(key: impl Into<String>) -> Self {
-        Self::new("cometapi", COMETAPI).bearer_auth(key)
-    }
-
-    /// [`cometapi`](Self::cometapi) with the key from the environment variable `COMETAPI_KEY`, read
-    /// now. If it is missing, `build()` fails and says so.
-    ///
-    /// ```
-    /// # use reqwest_failover::{Provider, ProviderChain};
-    /// let built = ProviderChain::builder([Provider::cometapi_from_env()]).build();
-    /// if let Err(error) = built {
-    ///     assert!(error.to_string().contains("COMETAPI_KEY"));
-    /// }
-    /// ```
-    pub fn cometapi_from_env() -> Self {
-        Self::new("cometapi", COMETAPI).bearer_env("COMETAPI_KEY")
-    }
-
-    /// OpenAI: the name `openai`, `https://api.openai.com/v1`, and a bearer key.
-    ///
-    /// ```
-    /// # use reqwest_failover::{Provider, ProviderChain};
-    /// let chain = ProviderChain::builder([Provider::openai("openai-key")]).build()?;
-    /// # Ok::<(), reqwest_failover::ConfigError>(())
-    /// ```
-    pub fn openai(key: impl Into<String>) -> Self {
-        Self::new("openai", OPENAI).bearer_auth(key)
-    }
-
-    /// [`openai`](Self::openai) with the key from the environment variable `OPENAI_API_KEY`, read
-    /// now. If it is missing, `build()` fails and says so.
-    ///
-    /// ```
-    /// # use reqwest_failover::{Provider, ProviderChain};
-    /// let built = ProviderChain::builder([Provider::openai_from_env()]).build();
-    /// if let Err(error) = built {
-    ///     assert!(error.to_string().contains("OPENAI_API_KEY"));
-    /// }
-    /// ```
-    pub fn openai_from_env() -> Self {
-        Self::new("openai", OPENAI).bearer_env("OPENAI_API_KEY")
     }
 
     /// Sends `Authorization: Bearer <key>`.
@@ -395,14 +347,6 @@ impl Provider {
         self
     }
 
-    fn bearer_env(self, variable: &'static str) -> Self {
-        let key = std::env::var(variable).map_err(|error| match error {
-            VarError::NotPresent => "is not set in the environment: set it to the key",
-            VarError::NotUnicode(_) => "is not Unicode: set it to the key",
-        });
-        self.credential(Credential::Env(variable, key))
-    }
-
     fn credential(mut self, credential: Credential) -> Self {
         self.credentials.push(credential);
         self
@@ -447,31 +391,3 @@ pub(crate) type BoxError = Box<dyn StdError + Send + Sync>;
 pub(crate) type TokenFuture = Pin<Box<dyn Future<Output = Result<String, BoxError>> + Send>>;
 pub(crate) type TokenSource = Arc<dyn Fn() -> TokenFuture + Send + Sync>;
 pub(crate) type MapRequest = Arc<dyn Fn(&mut Request) -> Result<(), BoxError> + Send + Sync>;
-
-const COMETAPI: &str = "https://api.cometapi.com/v1";
-const OPENAI: &str = "https://api.openai.com/v1";
-
-#[derive(Clone)]
-enum Credential {
-    Bearer(String),
-    Env(&'static str, Result<String, &'static str>),
-    Basic(String, String),
-    Header(String, String),
-    Query(String, String),
-    Path(String),
-    Source(TokenSource),
-}
-
-impl Credential {
-    fn kind(&self) -> &'static str {
-        match self {
-            Self::Bearer(_) => "bearer_auth",
-            Self::Env(variable, _) => variable,
-            Self::Basic(..) => "basic_auth",
-            Self::Header(..) => "api_key_header",
-            Self::Query(..) => "api_key_query",
-            Self::Path(_) => "api_key_path",
-            Self::Source(_) => "bearer_auth_with",
-        }
-    }
-}

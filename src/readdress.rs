@@ -1,8 +1,8 @@
 //! Makes a request the provider's own: which URLs may be touched at all, what a URL becomes under
 //! another base, and which of the caller's headers and query pairs are removed.
 //!
-//! One promise rules this file: a key never leaves home. So nothing here edits a URL in place. A
-//! target is written out as text (origin, prefix, the caller's suffix, the query), parsed once, and
+//! One promise rules this file: a key is sent to its own provider only. So nothing here edits a URL
+//! in place. A target is written out as text (origin, prefix, the caller's suffix, the query), parsed once, and
 //! thrown away unless the parser read exactly what was meant.
 
 mod credentials;

@@ -198,6 +198,55 @@ fn an_empty_or_malformed_key_is_refused_and_not_shown() {
 }
 
 #[test]
+fn a_placeholder_or_a_key_with_a_space_is_refused() {
+    let key = canary("spaced");
+    let spaced = format!("{key} {key}");
+    for bad in ["${OPENAI_API_KEY}", "<your-api-key>", "{{key}}", "your-api-key", "sk-...", &spaced]
+    {
+        assert_refused(mine().bearer_auth(bad), "bearer_auth", &[&key]);
+        assert_refused(mine().api_key_header("x-api-key", bad), "api_key_header", &[&key]);
+        assert_refused(mine().api_key_query("key", bad), "api_key_query", &[&key]);
+        assert_refused(mine().api_key_path(bad), "api_key_path", &[&key]);
+        let error = refused(ProviderChain::builder([Provider::openai(bad)]));
+        assert_no_key(&format!("{error} {error:?}"), &[&key]);
+    }
+}
+
+#[test]
+fn a_key_in_the_path_needs_its_place_and_an_encrypted_connection() {
+    let key = canary("path");
+    let keyed = |base: &str| Provider::new("mine", base).api_key_path(&key);
+    for base in [
+        "https://rpc.example.com/v2",
+        "https://rpc.example.com/{key}/{key}",
+        "https://{key}.example.com/v2",
+        "https://rpc.example.com/v2?key={key}",
+        "http://rpc.example.com/v2/{key}",
+    ] {
+        assert_refused(keyed(base), "base_url", &[&key]);
+    }
+    assert_refused(Provider::new("mine", "https://rpc.example.com/{key}"), "api_key_path", &[]);
+    for base in ["https://rpc.example.com/v2/{key}", "http://localhost/bot{key}"] {
+        let chain = ProviderChain::builder([keyed(base)]).build().expect(base);
+        assert_no_key(&format!("{chain:?} {:?}", keyed(base)), &[&key]);
+    }
+}
+
+#[test]
+fn a_header_that_carries_a_credential_in_the_chain_cannot_be_kept() {
+    let other = Provider::new("other", "https://other.test").api_key_header("x-vendor", "key");
+    let error = refused(ProviderChain::builder([mine().keep_header("x-vendor"), other]));
+    assert_eq!(error.provider(), Some("mine"), "{error}");
+    assert!(error.to_string().contains("keep_header"), "{error}");
+}
+
+#[test]
+fn a_provider_is_not_named_as_metrics_name_none() {
+    let chain = ProviderChain::builder([Provider::new("None", "https://example.test")]);
+    assert_eq!(refused(chain).provider(), Some("None"));
+}
+
+#[test]
 fn whitespace_around_a_key_is_trimmed() {
     for key in ["key\n", "key\r\n", " key ", "\tkey", "\n\nkey\n\n"] {
         for provider in [
@@ -253,7 +302,7 @@ fn reserved_header_names_are_refused() {
 #[test]
 fn malformed_names_and_values_are_refused_and_not_shown() {
     let key = canary("swapped");
-    // Whoever mixes up name and value puts the key into the name.
+    // A user who mixes up name and value puts the key into the name.
     let in_name = format!("{key} ");
     assert_refused(mine().header(&in_name, "x"), "header", &[&key]);
     assert_refused(mine().api_key_header(&in_name, "api-key"), "api_key_header", &[&key]);

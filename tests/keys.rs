@@ -335,7 +335,7 @@ async fn a_base_with_a_host_in_capitals_is_the_same() {
 // What the caller put on the request.
 
 #[tokio::test]
-async fn the_callers_credentials_reach_nobody() {
+async fn the_callers_credentials_reach_no_provider() {
     let harness = WireHarness::two(failing(), Answer::ok()).await;
     let client = harness.client();
     let mut headers = HeaderMap::new();
@@ -380,8 +380,129 @@ async fn the_callers_credentials_reach_nobody() {
     }
 }
 
+/// The names of issue reports and vendors' documentation; each is tried at a foreign provider.
+const KEY_HEADERS: [&str; 27] = [
+    "authorization",
+    "proxy-authorization",
+    "cookie",
+    "api-key",
+    "apikey",
+    "x-api-key",
+    "xi-api-key",
+    "x-goog-api-key",
+    "x-goog-iam-authorization-token",
+    "x-goog-iap-jwt-assertion",
+    "ocp-apim-subscription-key",
+    "x-auth-token",
+    "x-access-token",
+    "private-token",
+    "cf-aig-authorization",
+    "helicone-auth",
+    "x-litellm-api-key",
+    "x-portkey-api-key",
+    "x-rapidapi-key",
+    "x-functions-key",
+    "x-amz-security-token",
+    "x-vault-token",
+    "dpop",
+    "signature",
+    "x-shop-signature",
+    "x-some-vendors-secret",
+    "x-some-vendors-apikey",
+];
+
+const KEY_QUERIES: [&str; 16] = [
+    "key",
+    "api_key",
+    "api-key",
+    "access_token",
+    "token",
+    "sig",
+    "apikey",
+    "subscription-key",
+    "client_secret",
+    "password",
+    "X-Amz-Signature",
+    "X-Amz-Security-Token",
+    "X-Amz-Credential",
+    "X-Goog-Signature",
+    "code",
+    "Signature",
+];
+
 #[tokio::test]
-async fn a_name_and_password_in_the_url_reach_nobody() {
+async fn no_name_that_carries_keys_reaches_a_foreign_provider() {
+    let harness = WireHarness::two(failing(), Answer::ok()).await;
+    let client = client(harness.chain().without_health());
+    let mut arrived = 0;
+    for name in KEY_HEADERS {
+        let value = harness.secret(name);
+        let response = harness.post(&client).header(name, value).send().await.unwrap();
+        assert_eq!(response.status(), 200);
+    }
+    for name in KEY_QUERIES {
+        let value = harness.secret(name).replace('+', "%2B");
+        let url = harness.actors[1].url(&format!("/models?a=1&{name}={value}&b=2"));
+        assert_eq!(client.get(url).send().await.unwrap().status(), 200);
+    }
+    let key = harness.secret("protocol");
+    let protocols = format!("realtime, openai-insecure-api-key.{key}, openai-beta.realtime-v1");
+    let request = harness.post(&client).header("sec-websocket-protocol", protocols);
+    assert_eq!(request.send().await.unwrap().status(), 200);
+    for actor in 0..2 {
+        let requests = harness.requests(actor);
+        for request in &requests {
+            let own = request.header("authorization");
+            assert_eq!(own, Some(&*format!("Bearer {}", harness.actors[actor].key)));
+            arrived +=
+                KEY_HEADERS[1..].iter().filter(|name| request.header(name).is_some()).count();
+            if request.target.contains('?') {
+                assert_eq!(request.target, "/v1/models?a=1&b=2");
+            }
+        }
+        let left = requests.last().unwrap().header("sec-websocket-protocol");
+        assert_eq!(left, Some("realtime, openai-beta.realtime-v1"));
+    }
+    assert_eq!(arrived, 0);
+    println!(
+        "{} header names and {} query names at 2 providers: {arrived} arrived",
+        KEY_HEADERS.len(),
+        KEY_QUERIES.len()
+    );
+}
+
+#[tokio::test]
+async fn what_the_protocol_needs_travels() {
+    let harness = WireHarness::two(failing(), Answer::ok()).await;
+    let names = ["idempotency-key", "sec-websocket-key", "x-request-id", "openai-beta"];
+    let mut request = harness.post(&harness.client());
+    for name in names {
+        request = request.header(name, "value");
+    }
+    let url = "/models?page_token=1&continuation-token=2&api-version=3";
+    assert_eq!(request.send().await.unwrap().status(), 200);
+    let response = harness.client().get(harness.actors[1].url(url)).send().await.unwrap();
+    assert_eq!(response.status(), 200);
+    for actor in 0..2 {
+        let requests = harness.requests(actor);
+        assert!(names.iter().all(|name| requests[0].header(name) == Some("value")));
+        assert_eq!(requests[1].target, format!("/v1{url}"));
+    }
+}
+
+#[tokio::test]
+async fn a_header_that_is_kept_reaches_the_provider_that_keeps_it_and_no_other() {
+    let harness = WireHarness::two(failing(), Answer::ok()).await;
+    let first = harness.actors[0].provider().keep_header("x-partition-key");
+    let client = client(ProviderChain::builder([first, harness.actors[1].provider()]));
+    let response = harness.post(&client).header("x-partition-key", "7").send().await.unwrap();
+    assert_eq!(response.status(), 200);
+    assert_eq!(harness.requests(0)[0].header("x-partition-key"), Some("7"));
+    assert_eq!(harness.requests(1)[0].header("x-partition-key"), None);
+}
+
+#[tokio::test]
+async fn a_name_and_password_in_the_url_reach_no_provider() {
     let harness = WireHarness::two(failing(), Answer::ok()).await;
     let client = harness.client();
     let (user, password) = ("me", harness.secret("password"));
@@ -586,6 +707,78 @@ async fn a_url_that_an_inner_layer_hides_in_its_error_shows_no_query_key() {
     }
 }
 
+// Keys in the path.
+
+fn path_keyed(harness: &WireHarness) -> Vec<Provider> {
+    let provider = |actor: &support::harness::Actor| {
+        Provider::new(actor.name, actor.server.base_url("/v2/{key}/rpc")).api_key_path(&actor.key)
+    };
+    harness.actors.iter().map(provider).collect()
+}
+
+/// What a server was asked for, with a key in its path.
+fn keyed_target(key: &str) -> String {
+    format!("/v2/{}/rpc/models?a=1", key.replace('/', "%2F"))
+}
+
+#[tokio::test]
+async fn a_key_in_the_path_arrives_and_is_in_no_url_that_is_handed_out() {
+    for (first, status, asked) in [(Answer::ok(), 200, [1, 0]), (failing(), 503, [1, 1])] {
+        let harness = WireHarness::two(first, Answer::error(503, "closed")).await;
+        let chain = ProviderChain::builder(path_keyed(&harness)).claim("http://rpc.test");
+        let client = client(chain);
+        harness.hear(format!("{client:?}"));
+        let response = client.get("http://rpc.test/models?a=1").send().await.unwrap();
+        assert_eq!(response.status(), status);
+        assert_eq!(response.url().path(), "/v2/%7Bkey%7D/rpc/models");
+        assert_eq!(response.url().query(), Some("a=1"));
+        harness.hear(format!("{response:?}"));
+        if let Err(error) = response.error_for_status() {
+            harness.hear(shown(&error));
+        }
+        for (actor, asked) in asked.into_iter().enumerate() {
+            assert_eq!(harness.requests(actor).len(), asked);
+            for request in harness.requests(actor) {
+                assert_eq!(request.target, keyed_target(&harness.actors[actor].key));
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_key_in_the_path_is_in_no_error() {
+    let echo = |request: &Received| Answer::error(401, &format!("no route {}", request.target));
+    for last in [Script::from(echo), Answer::fin().into(), Answer::reset().into()] {
+        for exhausted in [Exhausted::LastOutcome, Exhausted::Error] {
+            let harness =
+                WireHarness::of([("cometapi", echo.into()), ("openai", last.clone())]).await;
+            let chain = ProviderChain::builder(path_keyed(&harness)).claim("http://rpc.test");
+            let client = client(chain.on_exhausted(exhausted));
+            match client.get("http://rpc.test/models?a=1").send().await {
+                Ok(response) => harness.hear(format!("{response:?}")),
+                Err(error) => harness.hear(shown(&error)),
+            };
+            assert_eq!(harness.requests(1).len(), 1);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_request_may_be_addressed_to_a_base_with_its_key_left_out() {
+    let harness = WireHarness::two(failing(), Answer::ok()).await;
+    let client = client(ProviderChain::builder(path_keyed(&harness)));
+    let url = harness.actors[1].server.base_url("/v2/{key}/rpc/models?a=1");
+    let response = client.get(url).send().await.unwrap();
+    assert_eq!(Report::of(&response).unwrap().served_by(), Some("openai"));
+    // The URL that was handed out is below the base again.
+    let again = client.get(response.url().clone()).send().await.unwrap();
+    assert_eq!(Report::of(&again).unwrap().served_by(), Some("openai"));
+    for actor in &harness.actors {
+        let targets: Vec<_> = actor.server.requests().into_iter().map(|r| r.target).collect();
+        assert_eq!(targets, [keyed_target(&actor.key), keyed_target(&actor.key)]);
+    }
+}
+
 // Redirects.
 
 fn with_chain(plain: reqwest::ClientBuilder, chain: ProviderChain) -> ClientWithMiddleware {
@@ -604,7 +797,7 @@ async fn redirected(
     let script = {
         let target = target.clone();
         move |request: &Received| match request.target.as_str() {
-            "/elsewhere" => Answer::ok().header("x-from", "elsewhere"),
+            target if target.ends_with("/elsewhere") => Answer::ok().header("x-from", "elsewhere"),
             _ => Answer::status(status).header("location", &*target.lock().unwrap()),
         }
     };
@@ -657,18 +850,56 @@ async fn a_redirect_within_the_origin_is_a_failure_of_a_post() {
 }
 
 #[tokio::test]
-async fn a_redirect_within_the_origin_is_followed_for_a_get_where_the_client_follows() {
+async fn a_redirect_below_the_base_is_followed_for_a_get_where_the_client_follows() {
     for method in [Method::GET, Method::HEAD] {
         let (harness, response) =
-            redirected(false, method.clone(), 302, |_| "/elsewhere".into()).await;
+            redirected(false, method.clone(), 302, |_| "/v1/elsewhere".into()).await;
         assert_eq!(Report::of(&response).unwrap().served_by(), Some("cometapi"));
         assert_eq!(response.headers()["x-from"], "elsewhere");
         harness.assert_asked(&[2, 0]);
 
-        let (harness, response) = redirected(true, method, 302, |_| "/elsewhere".into()).await;
+        let (harness, response) = redirected(true, method, 302, |_| "/v1/elsewhere".into()).await;
         assert_eq!(Report::of(&response).unwrap().served_by(), Some("openai"));
         harness.assert_asked(&[1, 1]);
     }
+}
+
+#[tokio::test]
+async fn a_redirect_of_a_get_to_a_path_outside_the_base_is_a_failure() {
+    for method in [Method::GET, Method::HEAD] {
+        for outside in ["/elsewhere", "/v10/elsewhere"] {
+            let (harness, response) =
+                redirected(false, method.clone(), 302, |_| outside.into()).await;
+            let report = Report::of(&response).unwrap();
+            assert_eq!(report.attempts()[0].reason(), Reason::Redirected, "{outside}");
+            assert_eq!(report.served_by(), Some("openai"), "{outside}");
+            harness.assert_asked(&[2, 1]);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_query_that_a_layer_below_signs_is_no_redirect() {
+    struct Signs;
+    #[async_trait::async_trait]
+    impl reqwest_middleware::Middleware for Signs {
+        async fn handle(
+            &self,
+            mut request: Request,
+            extensions: &mut http::Extensions,
+            next: reqwest_middleware::Next<'_>,
+        ) -> reqwest_middleware::Result<reqwest::Response> {
+            request.url_mut().query_pairs_mut().append_pair("nonce", "1");
+            next.run(request, extensions).await
+        }
+    }
+    let harness = WireHarness::two(Answer::ok(), Answer::ok()).await;
+    let chain = harness.chain().build().unwrap();
+    let client = ClientBuilder::new(plain()).with(chain).with(Signs).build();
+    let response = harness.post(&client).send().await.unwrap();
+    assert_eq!(Report::of(&response).unwrap().served_by(), Some("cometapi"));
+    assert_eq!(harness.requests(0)[0].target, "/v1/chat/completions?nonce=1");
+    harness.assert_asked(&[1, 0]);
 }
 
 #[tokio::test]
@@ -886,6 +1117,40 @@ async fn what_prepare_does_is_sent_and_only_there() {
     let request = harness.actors[1].server.only_request();
     assert_eq!(request.header("x-prepared"), None);
     assert_eq!(request.target, "/v1/chat/completions");
+}
+
+#[tokio::test]
+async fn a_key_that_map_request_sets_is_shown_nowhere() {
+    let echo = |request: &Received| {
+        let values: Vec<_> = request.headers.iter().map(|(_, value)| &**value).collect();
+        Answer::error(401, &format!("no: {} {}", request.target, values.join(" ")))
+    };
+    let harness = WireHarness::two(echo, echo).await;
+    let [header, sensitive, query] = ["header", "sensitive", "query"].map(canary);
+    let keys = [header.clone(), sensitive.clone(), query.clone()];
+    let first = harness.actors[0].provider().map_request(move |request| {
+        let headers = request.headers_mut();
+        headers.insert("x-vendor-token", header.parse()?);
+        let mut value: HeaderValue = sensitive.parse()?;
+        value.set_sensitive(true);
+        headers.insert("x-plain", value);
+        request.url_mut().query_pairs_mut().append_pair("sig", &query);
+        Ok::<_, reqwest::header::InvalidHeaderValue>(())
+    });
+    for last in [false, true] {
+        let mut providers = vec![first.clone(), harness.actors[1].provider()];
+        providers.truncate(if last { 1 } else { 2 });
+        let chain = ProviderChain::builder(providers).claim("http://claimed.test");
+        let client = client(chain.on_exhausted(Exhausted::Error));
+        let error = client.get("http://claimed.test/models").send().await.unwrap_err();
+        let text = harness.hear(shown(&error));
+        assert_no_key(&text, &keys.each_ref().map(String::as_str));
+        assert!(text.contains("[redacted]"), "{text}");
+    }
+    let chain = ProviderChain::builder([first]).claim("http://claimed.test");
+    let response = client(chain).get("http://claimed.test/models").send().await.unwrap();
+    assert_eq!(response.url().query(), None);
+    assert_no_key(&logs(), &keys.each_ref().map(String::as_str));
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! What SECURITY.md says beside what other tests hold: that these exist, and where this layer ends.
+//! What SECURITY.md says in addition to what other tests hold: that these exist, and where this layer ends.
 
 mod support;
 
@@ -32,6 +32,46 @@ fn every_test_that_the_page_names_exists() {
             "{file}.rs has no test {test}"
         );
     }
+}
+
+/// `reqwest` reads `HTTP_PROXY` when a client is built, so a process of its own has it.
+#[test]
+fn a_proxy_reads_what_is_sent_over_http_to_loopback_too() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let proxy = runtime.block_on(Server::start(Answer::ok()));
+    for (no_proxy, reads) in [("", true), ("localhost,127.0.0.1,::1", false)] {
+        let before = proxy.requests().len();
+        let child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "child_asks_through_the_proxy_of_the_environment", "--ignored"])
+            .env("HTTP_PROXY", proxy.base_url(""))
+            .env("http_proxy", proxy.base_url(""))
+            .env("NO_PROXY", no_proxy)
+            .env("no_proxy", no_proxy)
+            .env_remove("REQUEST_METHOD")
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&child.stdout);
+        assert!(child.status.success() && said.contains("1 passed"), "{said}");
+        let read = &proxy.requests()[before..];
+        assert_eq!(read.len(), usize::from(reads), "NO_PROXY={no_proxy}");
+        let with_key = |request: &support::Received| {
+            request.header("authorization") == Some("Bearer sk-read-by-the-proxy")
+        };
+        assert!(read.iter().all(with_key));
+    }
+}
+
+#[tokio::test]
+#[ignore = "a child of the test above"]
+async fn child_asks_through_the_proxy_of_the_environment() {
+    let server = Server::start(Answer::ok()).await;
+    let provider =
+        Provider::new("local", server.base_url("/v1")).bearer_auth("sk-read-by-the-proxy");
+    let chain = ProviderChain::builder([provider]).build().unwrap();
+    let http = harden(reqwest::Client::builder()).tls_certs_only([]).build().unwrap();
+    let client = ClientBuilder::new(http).with(chain).build();
+    let response = client.get(server.base_url("/v1/models")).send().await.unwrap();
+    assert_eq!(response.status(), 200);
 }
 
 #[tokio::test]

@@ -219,7 +219,7 @@ impl Index {
     }
 
     fn find_runs(&self, text: &[u8], found: &mut impl FnMut(usize, usize)) {
-        let mut shared = Shared::default();
+        let mut shared = CommonRun::default();
         let mut next = 0;
         for (number, block) in text.chunks(BLOCK).enumerate() {
             if !self.may_hold_runs(block) {
@@ -232,7 +232,7 @@ impl Index {
                 let Some(wordy) = self.run(packed(run)) else { continue };
                 if !shared.goes_on(at) {
                     shared.report(found);
-                    shared = Shared::default();
+                    shared = CommonRun::default();
                 }
                 shared.add(at, wordy);
             }
@@ -307,7 +307,7 @@ impl Index {
 
 /// What a text has in common with a secret: a run, and those that begin at the next characters.
 #[derive(Default)]
-struct Shared {
+struct CommonRun {
     begin: usize,
     end: usize,
     /// Whether any of it does not read as words.
@@ -316,7 +316,7 @@ struct Shared {
     secret: u16,
 }
 
-impl Shared {
+impl CommonRun {
     fn goes_on(&self, at: usize) -> bool {
         self.end != 0 && at + RUN == self.end + 1
     }

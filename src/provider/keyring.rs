@@ -281,7 +281,7 @@ impl Keyring {
     }
 }
 
-// Neither of these repeats the name: whoever mixes up name and value put a key there.
+// Neither of these repeats the name: a user who mixes up name and value put a key there.
 
 pub(super) fn header_name(field: &'static str, name: &str) -> Result<HeaderName, Problem> {
     HeaderName::from_bytes(name.as_bytes())

@@ -203,7 +203,7 @@ fn forwarded_auth_stays_at_home() {
 }
 
 #[test]
-fn a_claimed_url_is_in_scope_and_belongs_to_nobody() {
+fn a_claimed_url_is_in_scope_and_no_providers_own() {
     let claims = vec!["https://gateway.example.com/llm/".to_owned()];
     let providers = vec![here().forward_caller_auth()];
     let Ok(chain) = check(providers, claims, ChainHeaders::default()) else {

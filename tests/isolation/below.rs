@@ -5,13 +5,13 @@ use reqwest::header::{HeaderMap, HeaderValue};
 use reqwest_middleware::ClientBuilder;
 
 use crate::forms::Form;
-use crate::harness::{BYSTANDER, Harness, PLACES, built};
+use crate::harness::{BYSTANDER, COOKIE, Harness, PLACES, built};
 use crate::scenarios::{Behaviour, Scenario, send};
 use crate::support::canary::{canary, holds_key};
 use crate::support::harness::local;
 use crate::table::{Row, Table};
 
-use Behaviour::{Fails, LeadsAway, LeadsToTheThird, Serves};
+use Behaviour::{Fails, LeadsAway, LeadsToTheThird, Serves, SetsCookie};
 
 /// A client without `harden` follows redirects: the answer is refused, and the next provider asked,
 /// but by then the request was sent on. Who redirects, and to whom.
@@ -51,6 +51,20 @@ const DEFAULT_HEADERS: Scenario = Scenario::new(
     [true, true, false, false],
 );
 
+/// A proxy reads what is not encrypted on its way, to loopback as well.
+const PROXIED: Scenario = Scenario::new(
+    "a proxy of the client's, over http",
+    [Serves, Serves, Serves],
+    [false, false, false, true],
+);
+
+/// Cookies know hosts, and no ports: all servers here are one host.
+const COOKIES: Scenario = Scenario::new(
+    "a cookie store of the client's",
+    [SetsCookie, Serves, Serves],
+    [true, true, false, false],
+);
+
 pub(crate) async fn table() -> Table {
     let mut table = Table::default();
     for form in Form::EACH {
@@ -58,6 +72,8 @@ pub(crate) async fn table() -> Table {
             table.add(followed(form, scenario, *from, *to).await);
         }
         table.add(default_headers(form).await);
+        table.add(proxied(form).await);
+        table.add(cookie_store(form).await);
     }
     table
 }
@@ -66,7 +82,9 @@ pub(crate) async fn table() -> Table {
 /// and leaves any other header; and it sends the URL on, with its query, as the `Referer`.
 fn carried_along(form: Form, from: usize) -> Option<String> {
     match form {
-        Form::HeaderKey | Form::QueryKey => Some(format!("the {}'s", PLACES[from])),
+        Form::HeaderKey | Form::QueryKey | Form::SubProtocol | Form::MapRequest => {
+            Some(format!("the {}'s", PLACES[from]))
+        }
         // Its `x-api-key` and its query.
         Form::Forwarded if from == 2 => Some("the caller's".to_owned()),
         _ => None,
@@ -79,7 +97,7 @@ async fn followed(form: Form, scenario: &Scenario, from: usize, to: usize) -> Ro
     let client = ClientBuilder::new(http).with(built(harness.chain())).build();
     send(&harness, harness.post(&client, 2, "/v1/chat/completions")).await;
     let mut row = harness.into_row(form.name(), scenario);
-    // Whoever it led to was asked by `reqwest`, not by the chain: it has no key of its own.
+    // The server that it led to was asked by `reqwest`, not by the chain: it has no key of its own.
     let place = PLACES[to];
     let keyless = (to < 3).then(|| format!("{place} was sent its own key: false"));
     let carried = carried_along(form, from).map(|whose| format!("{place} was sent {whose}"));
@@ -90,6 +108,40 @@ async fn followed(form: Form, scenario: &Scenario, from: usize, to: usize) -> Ro
         }
     }
     row.wrong.retain(|wrong| !expected.contains(wrong));
+    row
+}
+
+async fn proxied(form: Form) -> Row {
+    let harness = Harness::of(form, &PROXIED).await;
+    let proxy = reqwest::Proxy::http(harness.servers[BYSTANDER].base_url("")).expect("a proxy");
+    let http = reqwest_failover::harden(reqwest::Client::builder()).proxy(proxy);
+    let http = http.no_gzip().tls_certs_only([]).build().expect("a client");
+    let client = ClientBuilder::new(http).with(built(harness.chain())).build();
+    send(&harness, harness.post(&client, 2, "/v1/chat/completions")).await;
+    let mut row = harness.into_row(form.name(), &PROXIED);
+    let expected = "bystander was sent the first's";
+    if !row.wrong.iter().any(|wrong| wrong == expected) {
+        row.wrong.push(format!("no longer so: {expected}"));
+    }
+    row.wrong.retain(|wrong| wrong != expected);
+    row
+}
+
+async fn cookie_store(form: Form) -> Row {
+    let harness = Harness::of(form, &COOKIES).await;
+    let http = reqwest_failover::harden(reqwest::Client::builder()).cookie_store(true);
+    let client = ClientBuilder::new(local(http)).with(built(harness.chain())).build();
+    send(&harness, harness.post(&client, 2, "/v1/chat/completions")).await;
+    let raw = harness.servers[1].raw().concat();
+    let mut row = harness.into_row(form.name(), &COOKIES);
+    // A provider's own cookie is not added to.
+    let expected = form != Form::Cookie;
+    if String::from_utf8_lossy(&raw).contains(COOKIE) {
+        row.arrived[1].foreign.push("the first's cookie".to_owned());
+    }
+    if row.arrived[1].foreign.is_empty() == expected {
+        row.wrong.push("no longer so: the second was sent the first's cookie".to_owned());
+    }
     row
 }
 

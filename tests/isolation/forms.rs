@@ -2,6 +2,8 @@
 
 use std::convert::Infallible;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::header::HeaderValue;
 use reqwest_failover::Provider;
@@ -16,6 +18,15 @@ pub(crate) enum Form {
     HeaderKey,
     QueryKey,
     BearerFrom,
+    /// Basic with the key as the user and no password, as at Stripe.
+    UserKey,
+    /// `Token KEY`, `Basic b64`, a cookie and a sub-protocol in headers of `api_key_header`.
+    Token,
+    BasicHeader,
+    Cookie,
+    SubProtocol,
+    /// A header that `map_request` sets, as one that is renewed must be.
+    MapRequest,
     /// `forward_caller_auth`, at the last provider.
     Forwarded,
     CallersAuthorization,
@@ -26,12 +37,18 @@ pub(crate) enum Form {
 }
 
 impl Form {
-    pub(crate) const EACH: [Self; 11] = [
+    pub(crate) const EACH: [Self; 17] = [
         Self::Bearer,
         Self::Basic,
         Self::HeaderKey,
         Self::QueryKey,
         Self::BearerFrom,
+        Self::UserKey,
+        Self::Token,
+        Self::BasicHeader,
+        Self::Cookie,
+        Self::SubProtocol,
+        Self::MapRequest,
         Self::Forwarded,
         Self::CallersAuthorization,
         Self::CallersApiKey,
@@ -47,6 +64,12 @@ impl Form {
             Self::HeaderKey => "api_key_header",
             Self::QueryKey => "api_key_query",
             Self::BearerFrom => "bearer_auth_with",
+            Self::UserKey => "basic_auth, the user",
+            Self::Token => "header, Token KEY",
+            Self::BasicHeader => "header, Basic b64",
+            Self::Cookie => "header, a cookie",
+            Self::SubProtocol => "header, a sub-protocol",
+            Self::MapRequest => "map_request",
             Self::Forwarded => "forward_caller_auth",
             Self::CallersAuthorization => "caller's authorization",
             Self::CallersApiKey => "caller's x-api-key",
@@ -54,6 +77,19 @@ impl Form {
             Self::CallersSensitiveHeader => "caller's sensitive header",
             Self::CallersQueryKey => "caller's query key",
         }
+    }
+
+    /// Whether the credential is the caller's.
+    pub(crate) fn is_callers(self) -> bool {
+        matches!(
+            self,
+            Self::Forwarded
+                | Self::CallersAuthorization
+                | Self::CallersApiKey
+                | Self::CallersCookie
+                | Self::CallersSensitiveHeader
+                | Self::CallersQueryKey
+        )
     }
 
     /// Gives a provider its key. `last`: it is the last one of the chain.
@@ -67,6 +103,25 @@ impl Form {
                 provider.bearer_auth_with(move || {
                     let key = key.clone();
                     async move { Ok::<_, Infallible>(key) }
+                })
+            }
+            Self::UserKey => provider.basic_auth(key, ""),
+            Self::Token => provider.api_key_header("authorization", format!("Token {key}")),
+            Self::BasicHeader => {
+                let encoded = BASE64.encode(format!("me:{key}"));
+                provider.api_key_header("authorization", format!("Basic {encoded}"))
+            }
+            Self::Cookie => provider.api_key_header("cookie", format!("a=1; session={key}")),
+            Self::SubProtocol => provider.api_key_header(
+                "sec-websocket-protocol",
+                format!("realtime, openai-insecure-api-key.{key}"),
+            ),
+            Self::MapRequest => {
+                let mut value = HeaderValue::from_str(key).expect("a header's value");
+                value.set_sensitive(true);
+                provider.map_request(move |request| {
+                    request.headers_mut().insert("x-rotating", value.clone());
+                    Ok::<_, Infallible>(())
                 })
             }
             Self::Forwarded if last => provider.forward_caller_auth(),

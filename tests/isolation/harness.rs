@@ -18,6 +18,9 @@ use crate::table::{Arrived, Row};
 pub(crate) const PLACES: [&str; 4] = ["first", "second", "third", "bystander"];
 pub(crate) const BYSTANDER: usize = 3;
 
+/// What [`Behaviour::SetsCookie`] sets.
+pub(crate) const COOKIE: &str = "session=of-this-provider-only";
+
 pub(crate) struct Harness {
     pub(crate) form: Form,
     pub(crate) servers: [Server; 4],
@@ -87,7 +90,7 @@ impl Harness {
         *lock(&self.said) += &text;
     }
 
-    /// What arrived where, beside what should have.
+    /// What arrived where, and whether that is what should have.
     pub(crate) fn into_row(self, form: &'static str, scenario: &Scenario) -> Row {
         let arrived = [0, 1, 2, 3].map(|at| self.arrived(at, scenario));
         let mut wrong = Vec::new();
@@ -143,6 +146,10 @@ impl Behaviour {
                 let echo = format!("no: {} {}", request.target, values.join(" "));
                 Answer::error(401, &echo)
             }),
+            Self::SetsCookie => {
+                let cookie = format!("{COOKIE}; Path=/");
+                Answer::error(500, "broken").header("set-cookie", cookie).into()
+            }
             Self::Stalls => Answer::stall().into(),
             Self::Resets => Answer::reset().into(),
             Self::LeadsAway | Self::LeadsToTheThird => redirect.into(),

@@ -7,6 +7,7 @@
 mod support;
 
 mod below;
+mod echoes;
 mod forms;
 mod harness;
 mod scenarios;
@@ -37,16 +38,17 @@ async fn no_key_arrives_at_a_server_that_it_is_not_for() {
         }
     }
     println!("What the chain is answerable for:\n\n{table}");
-    let line = format!(
-        "{} combinations, {} keys at a foreign server",
-        table.combinations(),
-        table.foreign()
-    );
-    println!("{line}");
+    println!("{} combinations, {} keys at a foreign server", table.combinations(), table.foreign());
     let wrong = [table.wrong(), beyond.wrong()].concat();
     assert!(wrong.is_empty(), "{wrong:#?}");
     assert_eq!(table.foreign(), 0);
     assert_eq!(table.combinations(), Form::EACH.len() * SCENARIOS.len() * PLACES.len());
-    let readme = include_str!("../../README.md");
-    assert!(readme.contains(&line), "README.md should say: {line}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_key_is_shown_however_its_provider_says_it() {
+    let echoes = echoes::Echoes::of_each_form().await;
+    println!("How many messages show a part of the key that the provider said:\n\n{echoes}");
+    println!("{} messages, {} show a part of a key", echoes.said(), echoes.shown.len());
+    assert!(echoes.shown.is_empty(), "{:#?}", &echoes.shown[..echoes.shown.len().min(20)]);
 }

@@ -25,6 +25,8 @@ pub(crate) enum Behaviour {
     Resets,
     LeadsAway,
     LeadsToTheThird,
+    /// And fails.
+    SetsCookie,
 }
 
 pub(crate) struct Scenario {
@@ -130,10 +132,7 @@ impl Scenario {
     /// Whether a server is sent the caller's own credential: where the caller sent it, past the
     /// chain.
     pub(crate) fn is_given_the_callers(&self, form: Form, at: usize) -> bool {
-        let has_one = !matches!(
-            form,
-            Form::Bearer | Form::Basic | Form::HeaderKey | Form::QueryKey | Form::BearerFrom
-        );
+        let has_one = form.is_callers();
         match self.way {
             Way::Unclaimed => has_one && at == BYSTANDER,
             Way::BesideABase => has_one && form != Form::Forwarded && at == 2,

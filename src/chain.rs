@@ -10,9 +10,9 @@ mod request;
 mod shared;
 
 use std::fmt;
+use std::pin::Pin;
 use std::sync::Arc;
 
-use async_trait::async_trait;
 use http::Extensions;
 use reqwest::{Request, Response};
 use reqwest_middleware::{Middleware, Next};
@@ -20,6 +20,7 @@ use reqwest_middleware::{Middleware, Next};
 use self::body::Requests;
 pub use self::builder::ProviderChainBuilder;
 use self::drive::drive;
+use self::flight::Sender;
 use self::shared::{Shared, now};
 use crate::error::ConfigError;
 use crate::observe::{Event, ProviderSnapshot, Snapshot};
@@ -148,24 +149,31 @@ impl ProviderChain {
     }
 }
 
-#[async_trait]
+// What `#[async_trait]` would write, without a future around the one that `drive` returns.
 impl Middleware for ProviderChain {
-    async fn handle(
-        &self,
+    fn handle<'chain, 'extensions, 'next, 'answer>(
+        &'chain self,
         request: Request,
-        extensions: &mut Extensions,
-        next: Next<'_>,
-    ) -> reqwest_middleware::Result<Response> {
+        extensions: &'extensions mut Extensions,
+        next: Next<'next>,
+    ) -> Pin<Box<dyn Future<Output = reqwest_middleware::Result<Response>> + Send + 'answer>>
+    where
+        'chain: 'answer,
+        'extensions: 'answer,
+        'next: 'answer,
+        Self: 'answer,
+    {
         let Shared { addresses, scope, entries, observer, .. } = &*self.shared;
         match addresses.find(request.url(), scope, entries.len()) {
             Some(address) => {
-                drive(&self.shared, address, Requests::new(request, extensions), next).await
+                let sender = Sender::new(&self.shared, address, next, &request);
+                drive(sender, Requests::new(request, extensions))
             }
-            None => {
+            None => Box::pin(async move {
                 let host = request.url().host_str().unwrap_or_default();
                 observer.emit(&Event::PassedThrough { host });
                 next.run(request, extensions).await
-            }
+            }),
         }
     }
 }

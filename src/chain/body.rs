@@ -65,17 +65,38 @@ impl KeptRequest {
 
 /// What every attempt is made of.
 pub(super) struct Requests<'e> {
-    /// The caller's request; `None` once it was sent.
-    pub(super) request: Option<Request>,
-    /// The copy that is kept for another attempt.
-    kept: Option<KeptRequest>,
+    source: Source,
     /// The caller's own: each attempt gets a copy.
     pub(super) extensions: &'e mut Extensions,
 }
 
+enum Source {
+    /// The caller's request, which is not sent yet.
+    Caller(Request),
+    /// The copy that is kept for another attempt.
+    Kept(KeptRequest),
+    /// It was sent, and no copy is kept.
+    Sent,
+}
+
 impl<'e> Requests<'e> {
     pub(super) fn new(request: Request, extensions: &'e mut Extensions) -> Self {
-        Self { request: Some(request), kept: None, extensions }
+        Self { source: Source::Caller(request), extensions }
+    }
+
+    /// The caller's request, if it is not sent yet.
+    pub(super) fn caller(&self) -> Option<&Request> {
+        match &self.source {
+            Source::Caller(request) => Some(request),
+            _ => None,
+        }
+    }
+
+    pub(super) fn caller_mut(&mut self) -> Option<&mut Request> {
+        match &mut self.source {
+            Source::Caller(request) => Some(request),
+            _ => None,
+        }
     }
 
     /// The request of the next attempt, as its caller made it, and its extensions. A copy is made with
@@ -86,15 +107,16 @@ impl<'e> Requests<'e> {
         timeout: Option<Duration>,
         is_last: bool,
     ) -> Option<(Request, Extensions)> {
-        let request = match self.request.take() {
-            Some(mut request) => {
-                self.kept = (!is_last).then(|| KeptRequest::of(&mut request));
-                request
-            }
-            None => {
-                let kept = if is_last { self.kept.take()? } else { self.kept.clone()? };
-                kept.into_request(url().clone(), timeout)
-            }
+        let kept = match (&mut self.source, is_last) {
+            (_, true) => Source::Sent,
+            (Source::Caller(request), false) => Source::Kept(KeptRequest::of(request)),
+            (Source::Kept(kept), false) => Source::Kept(kept.clone()),
+            (Source::Sent, false) => return None,
+        };
+        let request = match std::mem::replace(&mut self.source, kept) {
+            Source::Caller(request) => request,
+            Source::Kept(kept) => kept.into_request(url().clone(), timeout),
+            Source::Sent => return None,
         };
         let mut own = self.extensions.clone();
         // It is for this chain, and has names that another one does not know.
@@ -202,11 +224,14 @@ impl Upload {
         self.failed.load(Ordering::Relaxed)
     }
 
-    /// For how long the stream was pending until now, and whether it still is.
-    pub(super) fn pending(&self, now: Instant) -> (Duration, bool) {
-        let pending = self.lock();
-        let current = pending.since.map(|since| now.saturating_duration_since(since));
-        (pending.before.saturating_add(current.unwrap_or_default()), current.is_some())
+    /// For how long the stream was pending since this was last called, and whether it still is.
+    pub(super) fn take_pending(&self, now: Instant) -> (Duration, bool) {
+        let mut pending = self.lock();
+        let before = std::mem::take(&mut pending.before);
+        let Some(since) = &mut pending.since else { return (before, false) };
+        let current = now.saturating_duration_since(*since);
+        *since = now;
+        (before.saturating_add(current), true)
     }
 
     fn set_pending(&self, is_pending: bool) {

@@ -2,21 +2,18 @@
 //! arrival to the answer that its caller gets.
 
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::Poll;
 use std::time::Instant;
 
 use http::Extensions;
 use reqwest::{Body, Response};
-use reqwest_middleware::{Error, Next};
+use reqwest_middleware::Error;
 use tokio::time::{Sleep, sleep_until, timeout_at};
 
-use super::address::Address;
 use super::body::{Requests, Streamed, read_stream};
 use super::flight::{AttemptState, Flight, Guard, Sender};
 use super::outcome::AttemptResult;
 use super::request::{Dropped, RequestState, Settlement};
-use super::shared::Shared;
 use crate::error::{Cause, Exhausted};
 use crate::health::Permit;
 use crate::observe::Ending;
@@ -24,17 +21,14 @@ use crate::run::{Settled, Step};
 
 /// Sends a claimed request to one provider after the other until one serves it.
 pub(super) fn drive<'a>(
-    shared: &'a Arc<Shared>,
-    address: Arc<Address>,
+    mut sender: Sender<'a>,
     mut requests: Requests<'a>,
-    next: Next<'a>,
-) -> impl Future<Output = reqwest_middleware::Result<Response>> + Send + 'a {
-    // An `async fn` would hold twice what it is given.
-    async move {
-        let (mut state, begun) = RequestState::begin(shared, &address, &requests);
-        let mut sender =
-            Sender::new(shared, address, next, requests.request.as_ref(), state.run.deadline());
-        let begun = match begun {
+) -> Pin<Box<dyn Future<Output = reqwest_middleware::Result<Response>> + Send + 'a>> {
+    // An `async fn` would hold twice what it is given, and `#[async_trait]` once more: 1,900 bytes
+    // in place of 1,000, which are 16 moves of a request and an allocation beyond glibc's fast lists.
+    Box::pin(async move {
+        let (mut state, begun) = RequestState::begin(sender.shared, &sender.address, &requests);
+        let begun = match begun.into_step() {
             Ok(step) => step,
             Err(cause) => return Err(state.fail(cause, requests.extensions)),
         };
@@ -62,7 +56,7 @@ pub(super) fn drive<'a>(
                         flights.state.emit_failed_over(provider);
                     }
                     let is_probe = permit.is_probe();
-                    let permit = Guard::new(shared, permit);
+                    let permit = Guard::new(sender.shared, permit);
                     let trace = flights.state.start_attempt(provider, is_probe);
                     let attempt =
                         AttemptState::new(permit, provider, trace, flights.state.now, until);
@@ -115,7 +109,7 @@ pub(super) fn drive<'a>(
             step = following;
         }
         exhaust(flights.state, last, &mut requests)
-    }
+    })
 }
 
 /// An attempt that is over, while it may still be the answer.
@@ -142,20 +136,21 @@ impl<'a> Flights<'_, 'a> {
     }
 
     /// Waits until an attempt is over, or until then.
-    async fn wait(
+    fn wait(
         &mut self,
         sender: &Sender<'a>,
         until: Option<Instant>,
-    ) -> Option<(Slot, AttemptResult, Extensions)> {
+    ) -> impl Future<Output = Option<(Slot, AttemptResult, Extensions)>> {
+        let deadline = self.state.run.deadline();
         let mut timer: Option<Pin<Box<Sleep>>> = None;
-        std::future::poll_fn(|context| {
+        std::future::poll_fn(move |context| {
             if let Some(flight) = &mut self.first
-                && let Poll::Ready((result, own)) = flight.poll(sender, context)
+                && let Poll::Ready((result, own)) = flight.poll(sender, &deadline, context)
             {
                 return Poll::Ready(Some((Slot::First, result, own)));
             }
             if let Some(flight) = &mut self.second
-                && let Poll::Ready((result, own)) = flight.poll(sender, context)
+                && let Poll::Ready((result, own)) = flight.poll(sender, &deadline, context)
             {
                 return Poll::Ready(Some((Slot::Second, result, own)));
             }
@@ -163,7 +158,6 @@ impl<'a> Flights<'_, 'a> {
             let timer = timer.get_or_insert_with(|| Box::pin(sleep_until(until.into())));
             timer.as_mut().poll(context).map(|()| None)
         })
-        .await
     }
 
     /// Settles the attempt that is over, whose place is free then.
@@ -232,7 +226,7 @@ async fn make_replayable(
     sender: &mut Sender<'_>,
     requests: &mut Requests<'_>,
 ) -> Result<(), Unread> {
-    let Some(request) = &mut requests.request else { return Ok(()) };
+    let Some(request) = requests.caller_mut() else { return Ok(()) };
     let Some(body) = request.body_mut().take() else { return Ok(()) };
     let read = read_stream(body, request.headers(), state.replay_limit());
     let streamed = timeout_at(state.run.deadline().at.into(), read).await;

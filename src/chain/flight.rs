@@ -52,8 +52,6 @@ pub(super) struct Sender<'a> {
     pub(super) asked: Option<Asked>,
     /// How the caller's own stream is doing, if the body is one.
     pub(super) upload: Option<Arc<Upload>>,
-    /// When the request as a whole is given up.
-    pub(super) deadline: Deadline,
 }
 
 /// A permit that is given back when it is dropped.
@@ -133,8 +131,6 @@ pub(super) struct Flight<'a> {
     pub(super) state: AttemptState<'a>,
     sent: Option<SentAs>,
     timer: Option<Pin<Box<Sleep>>>,
-    /// How long the caller's own body was pending, as far as the clock has made up for it.
-    excluded: Duration,
     stage: Stage<'a>,
 }
 
@@ -161,11 +157,10 @@ impl<'a> Sender<'a> {
         shared: &'a Arc<Shared>,
         address: Arc<Address>,
         next: Next<'a>,
-        request: Option<&Request>,
-        deadline: Deadline,
+        request: &Request,
     ) -> Self {
-        let asked = request.zip(shared.inspect.as_ref()).map(|(request, _)| Asked::of(request));
-        Self { shared, address, next, asked, upload: None, deadline }
+        let asked = shared.inspect.as_ref().map(|_| Asked::of(request));
+        Self { shared, address, next, asked, upload: None }
     }
 
     /// Begins an attempt: makes the request the provider's own, and has it sent when it is polled.
@@ -195,7 +190,7 @@ impl<'a> Sender<'a> {
                 Stage::Sent(send(self.next.clone(), request, own))
             }
         };
-        Flight { state, sent, timer: None, excluded: Duration::ZERO, stage }
+        Flight { state, sent, timer: None, stage }
     }
 
     /// Gives the request the provider's URL, headers and credential.
@@ -300,6 +295,7 @@ impl<'a> Flight<'a> {
     pub(super) fn poll(
         &mut self,
         sender: &Sender<'a>,
+        deadline: &Deadline,
         context: &mut Context<'_>,
     ) -> Poll<(AttemptResult, Extensions)> {
         loop {
@@ -318,8 +314,7 @@ impl<'a> Flight<'a> {
                         result => return self.end(result, own),
                     };
                     // What follows is no part of the attempt's time, which ends with the headers.
-                    let read =
-                        read(sender.shared, response, sender.asked, now(), sender.deadline.at);
+                    let read = read(sender.shared, response, sender.asked, now(), deadline.at);
                     *stage = Stage::Reading(Box::pin(read), own);
                 }
                 Stage::Reading(read, own) => {
@@ -345,7 +340,7 @@ impl<'a> Flight<'a> {
                 }
             }
         }
-        self.poll_time(sender, context)
+        self.poll_time(sender, deadline, context)
     }
 
     /// What the attempt holds is free before anything is made of its result.
@@ -386,10 +381,11 @@ impl<'a> Flight<'a> {
     fn poll_time(
         &mut self,
         sender: &Sender<'a>,
+        deadline: &Deadline,
         context: &mut Context<'_>,
     ) -> Poll<(AttemptResult, Extensions)> {
         loop {
-            let Self { state, timer, excluded, .. } = self;
+            let Self { state, timer, .. } = self;
             // The client below has the request's own timeout, too, and the better error for it.
             let grace = match state.until.bound {
                 Bound::Request => CLIENTS_TIMEOUT_FIRST,
@@ -401,16 +397,14 @@ impl<'a> Flight<'a> {
                 return Poll::Pending;
             }
             // No clock runs against a provider while the caller's own stream is pending.
-            let (pending, is_pending) = sender
+            let (more, is_pending) = sender
                 .upload
                 .as_ref()
-                .map_or_else(Default::default, |upload| upload.pending(now()));
-            let more = pending.saturating_sub(*excluded);
+                .map_or_else(Default::default, |upload| upload.take_pending(now()));
             let before = state.until.at;
             if let (Some(permit), false) = (state.permit.get_mut(), more.is_zero()) {
                 permit.exclude(more);
-                state.until = sender.deadline.extend(state.until, more);
-                *excluded = pending;
+                state.until = deadline.extend(state.until, more);
             }
             state.upload_pending = is_pending;
             if state.until.at <= before {

@@ -51,6 +51,26 @@ pub(super) struct RequestState<'a> {
     is_finished: bool,
 }
 
+/// How a request begins.
+pub(super) enum Begun {
+    Step(Step),
+    /// Its body is a stream, which is read before the first step.
+    Unread,
+    Refused(Box<Cause>),
+}
+
+impl Begun {
+    /// The first step, if there is one already. Takes all of this apart, so that nothing of it is kept
+    /// while the body is read.
+    pub(super) fn into_step(self) -> Result<Option<Step>, Cause> {
+        match self {
+            Self::Step(step) => Ok(Some(step)),
+            Self::Unread => Ok(None),
+            Self::Refused(cause) => Err(*cause),
+        }
+    }
+}
+
 /// Why an attempt in flight is dropped.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Dropped {
@@ -86,9 +106,8 @@ impl<'a> RequestState<'a> {
         shared: &'a Arc<Shared>,
         address: &Address,
         requests: &Requests<'_>,
-    ) -> (Self, Result<Option<Step>, Cause>) {
-        let Requests { request, extensions, .. } = requests;
-        let request = request.as_ref();
+    ) -> (Self, Begun) {
+        let (request, extensions) = (requests.caller(), &*requests.extensions);
         let started = now();
         let trace = Trace::request(request.map(Request::method));
         let timeout = request.and_then(Request::timeout).copied();
@@ -120,14 +139,13 @@ impl<'a> RequestState<'a> {
             has_timeout: timeout.is_some(),
             is_finished: false,
         };
-        let step = route.and_then(|route| {
-            if let Some(route) = route {
-                state.apply(&route)?;
-            }
-            let can_start = request.is_none_or(is_replayable);
-            Ok(can_start.then(|| state.run.step(&shared.limits, &mut table.health, started)))
-        });
-        (state, step)
+        let applied = route.and_then(|route| route.map_or(Ok(()), |route| state.apply(&route)));
+        let begun = match applied {
+            Err(cause) => Begun::Refused(Box::new(cause)),
+            Ok(()) if !request.is_none_or(is_replayable) => Begun::Unread,
+            Ok(()) => Begun::Step(state.run.step(&shared.limits, &mut table.health, started)),
+        };
+        (state, begun)
     }
 
     /// The request's own route: the extension, else the closure's.

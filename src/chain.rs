@@ -535,7 +535,7 @@ impl Inner {
         let changes = match end {
             StreamEnd::Complete => shared.board.record_outcome(ticket, HealthSignal::Success, now),
             StreamEnd::Broken => shared.board.record_outcome(ticket, HealthSignal::Failure, now),
-            StreamEnd::Dropped => {
+            StreamEnd::Dropped | StreamEnd::Silent { .. } => {
                 shared.board.cancel(&ticket);
                 Changes::default()
             }

@@ -25,7 +25,7 @@ pub use chain::{ProviderChain, ProviderChainBuilder};
 pub use error::{ConfigError, Exhausted, FailoverError};
 pub use health::{Breaker, State};
 pub use hedge::Hedge;
-pub use inspect::Inspect;
+pub use inspect::{Answer, Flaw, Inspect};
 pub use observe::{Event, ProviderSnapshot, Snapshot};
 pub use provider::Provider;
 pub use report::{Attempt, Report};

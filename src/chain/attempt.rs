@@ -15,7 +15,7 @@ use reqwest_middleware::Error;
 use super::Inner;
 use super::address::Address;
 use crate::error::FailoverError;
-use crate::inspect::{CommittedStream, Flaw};
+use crate::inspect::{CommittedStream, Flaw, FlawKind};
 use crate::message;
 use crate::observe::{Event, catch_panic};
 use crate::provider::{BoxError, Entry, TokenSource, bearer_value, checked_key};
@@ -107,13 +107,14 @@ impl Sent {
             Self::Response(response) => answered(response.status(), response.headers()),
             Self::Stream(held) => answered(held.status(), held.headers()),
             Self::Flawed(response, flaw) => {
-                let reason = match flaw {
-                    Flaw::Broken => Reason::Reset,
-                    Flaw::Silent => Reason::Timeout,
+                let reason = match flaw.kind() {
+                    FlawKind::Broken => Reason::Reset,
+                    FlawKind::Silent => Reason::Timeout,
                     _ => Reason::ErrorInSuccess,
                 };
                 let (status, headers) = (response.status(), response.headers());
-                Outcome::flawed(provider, reason, status, headers, None, elapsed, wall_clock)
+                let cause = flaw.cause();
+                Outcome::flawed(provider, reason, status, headers, cause, elapsed, wall_clock)
             }
             Self::Failed(error) if find_reqwest(error).is_some_and(reqwest::Error::is_builder) => {
                 Outcome::unsent(provider, Reason::Other, error, elapsed)
@@ -147,10 +148,13 @@ impl Sent {
                 Some(message::of_error(held_by(error), &secrets()))
             }
             Self::Unsent(unsent) => Some(message::of_error(&*unsent.error, &secrets())),
-            Self::Flawed(response, Flaw::Error(said)) if Report::of(response).is_none() => {
-                message::of_body(said, true, &secrets())
+            Self::Flawed(response, flaw) => {
+                let said = flaw.cause().filter(|_| Report::of(response).is_none());
+                match said.and_then(|cause| cause.message.as_deref()) {
+                    Some(said) => message::of_body(said.as_bytes(), true, &secrets()),
+                    None => Some(flaw.kind().description().into()),
+                }
             }
-            Self::Flawed(_, flaw) => Some(flaw.description().into()),
             _ => None,
         }
     }

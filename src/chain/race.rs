@@ -19,6 +19,7 @@ use super::body::{Pristine, poll_timer};
 use super::call::{Call, Next, Order, Verdicted};
 use super::drive::Landed;
 use crate::inspect::{self, Inspected, inspect};
+use crate::observe::Event;
 use crate::observe::Trace;
 use crate::route::Route;
 use crate::verdict::Verdict;
@@ -223,13 +224,13 @@ impl<'a> Flying<'a> {
         let (since, deadline) = (call.tick(), call.deadline());
         let chain = call.chain();
         self.future = Box::pin(async move {
-            let sent = match &chain.inspect {
-                Some(settings) => match inspect(response, asked, settings, since, deadline).await {
-                    Inspected::Pass(response) => Sent::Response(response),
-                    Inspected::Stream(held) => Sent::Stream(held),
-                    Inspected::Failed(response, flaw) => Sent::Flawed(response, flaw),
-                },
-                None => Sent::Response(response),
+            let Some(settings) = &chain.inspect else { return (Sent::Response(response), own) };
+            let on_panic = || chain.observer.emit(&Event::CallbackPanicked { callback: "inspect" });
+            let seen = inspect(response, asked, settings, since, deadline, &on_panic).await;
+            let sent = match seen {
+                Inspected::Pass(response) => Sent::Response(response),
+                Inspected::Stream(held) => Sent::Stream(held),
+                Inspected::Failed(response, flaw) => Sent::Flawed(response, flaw),
             };
             (sent, own)
         });

@@ -12,6 +12,7 @@ mod library {
         pub mod object;
         pub mod peek;
         pub mod sse;
+        pub mod value;
     }
     pub mod splice;
 }

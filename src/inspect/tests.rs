@@ -175,7 +175,7 @@ async fn finds_an_error_in_a_json_body_and_leaves_the_response_whole() {
         assert_eq!(chunks(&mut response).await.0.len(), 2);
     }
     assert!(flaw(&look_at(&[], steps.clone()).await).is_some());
-    // Nobody asked for what an image says.
+    // An image is not looked into.
     assert_eq!(flaw(&look_at(&[("content-type", "image/png")], steps).await), None);
 }
 

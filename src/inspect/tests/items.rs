@@ -92,13 +92,13 @@ async fn the_state_of_a_resource_is_no_failure_of_the_request_for_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_error_that_says_nothing_beside_a_whole_answer_is_none() {
+async fn an_error_that_says_nothing_next_to_a_whole_answer_is_none() {
     let answer = r#"{"choices":[{"message":{"content":"Hi"},"finish_reason":"stop"}],"error":{"message":"","type":"","param":"","code":null}}"#;
     assert_eq!(found(post(), JSON, answer).await, None);
     let alone = r#"{"error":{"code":null,"message":null}}"#;
     assert_eq!(found(post(), JSON, alone).await, Some(FlawKind::Error));
     assert_eq!(found(post_for_stream(), SSE, &event(alone)).await, Some(FlawKind::Error));
-    // One that says something is an error, whatever stands beside it.
+    // One that says something is an error, whatever else is there.
     let both = r#"{"choices":[{"message":{"content":"Hi"}}],"error":{"message":"x"}}"#;
     assert_eq!(found(post(), JSON, both).await, Some(FlawKind::Error));
 }
@@ -470,7 +470,7 @@ async fn a_stream_that_falls_silent_ends_with_an_error_where_that_is_asked_for()
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_timeout_below_tells_for_how_long_the_stream_was_silent() {
+async fn a_timeout_below_says_for_how_long_the_stream_was_silent() {
     let hello = data("data: {\"choices\":[{\"delta\":{\"content\":\"a\"}}]}\n\n");
     for (steps, millis) in [
         (vec![hello.clone(), Step::TimeOut], 0),

@@ -200,7 +200,9 @@ impl Inspect {
 
 /// The user's own check.
 #[derive(Clone)]
-struct Check(Arc<dyn Fn(&Answer<'_>) -> Option<Flaw> + Send + Sync>);
+struct Check(Arc<CheckFn>);
+
+type CheckFn = dyn Fn(&Answer<'_>) -> Option<Flaw> + Send + Sync;
 
 impl fmt::Debug for Check {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -236,7 +236,7 @@ impl<'a> Choice<'a> {
         // <https://openrouter.ai/docs/api-reference/errors>.
         let ends_badly =
             matches!(self.end.as_deref(), Some("error" | "insufficient_system_resource"));
-        ends_badly || self.error.is_some_and(|error| says_something(error))
+        ends_badly || self.error.is_some_and(says_something)
     }
 
     /// Whether it holds anything that a reader sees.

@@ -94,18 +94,17 @@ pub(super) fn is_thought(key: &str) -> bool {
 /// An empty text, or one of nothing but whitespace where that says nothing.
 fn is_blank_text(json: &str, whitespace_is_blank: bool) -> bool {
     let mut inside = json.get(1..json.len() - 1).unwrap_or_default();
-    while whitespace_is_blank {
-        let rest = inside.trim_ascii_start();
-        let rest = [r"\n", r"\r", r"\t"]
-            .iter()
-            .find_map(|escape| rest.strip_prefix(escape))
-            .unwrap_or(rest);
-        if rest.len() == inside.len() {
-            break;
-        }
-        inside = rest;
+    if !whitespace_is_blank {
+        return inside.is_empty();
     }
-    inside.is_empty()
+    loop {
+        let rest = inside.trim_ascii_start();
+        let escaped = [r"\n", r"\r", r"\t"].iter().find_map(|blank| rest.strip_prefix(blank));
+        match escaped {
+            Some(rest) => inside = rest,
+            None => return rest.is_empty(),
+        }
+    }
 }
 
 pub(super) fn string(value: &RawValue) -> Option<Cow<'_, str>> {

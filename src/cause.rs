@@ -97,6 +97,7 @@ impl Cause {
     fn of(mut found: Found<'_>) -> Self {
         found.codes.sort_by_key(|(rank, _)| *rank);
         let message = found.message.take().map(|(_, text)| text);
+        let message = message.filter(|text| !text.is_empty());
         let text = message.as_deref().unwrap_or_default();
         let number = found.codes.iter().find_map(|(_, word)| word.number());
 

@@ -16,7 +16,7 @@ mod look;
 mod meaning;
 mod object;
 mod peek;
-mod prefixed;
+pub(crate) mod prefixed;
 mod shape;
 mod sse;
 mod value;

@@ -48,7 +48,7 @@ pub(crate) async fn inspect(
                 _ => Inspected::Pass(response),
             };
         }
-        Declared::Json | Declared::Lines
+        Declared::Json | Declared::Plain | Declared::Lines
             if length.is_some_and(|length| length > settings.max_bytes as u64) =>
         {
             return Inspected::Pass(response);

@@ -9,8 +9,9 @@ use super::asked::Asked;
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Declared {
     Events,
-    /// JSON, or what may be JSON in disguise.
     Json,
+    /// Anything, and JSON or events in disguise.
+    Plain,
     /// JSON, an object to a line.
     Lines,
     Html,
@@ -25,9 +26,8 @@ impl Declared {
         match text.as_str() {
             "text/event-stream" => Self::Events,
             "text/html" | "application/xhtml+xml" => Self::Html,
-            "application/json" | "text/json" | "text/plain" | "application/octet-stream" => {
-                Self::Json
-            }
+            "application/json" | "text/json" => Self::Json,
+            "text/plain" | "application/octet-stream" => Self::Plain,
             "application/x-ndjson"
             | "application/ndjson"
             | "application/jsonl"
@@ -78,7 +78,10 @@ impl Shape {
             Some(b'[') => Self::List,
             Some(_) if declared == Declared::Events => Self::Events,
             Some(_) if events && begins_with(&FIELDS) => Self::Events,
-            Some(_) if begins_with(&PAGES) => Self::Html,
+            // A text may be a page, unless something else was asked for.
+            Some(_) if begins_with(&PAGES) && (declared != Declared::Plain || asked.data) => {
+                Self::Html
+            }
             Some(_) if whole => Self::Text,
             Some(_) if events && may_become(&FIELDS) || may_become(&PAGES) => Self::Pending,
             Some(_) => Self::Text,

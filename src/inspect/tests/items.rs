@@ -89,6 +89,12 @@ async fn the_state_of_a_resource_is_no_failure_of_the_request_for_it() {
     assert_eq!(found(get(), HTML, "<html>").await, Some(FlawKind::Html));
     assert_eq!(found(get(), JSON, "<!DOCTYPE html><p>").await, Some(FlawKind::Html));
     assert_eq!(found(get(), JSON, "").await, Some(FlawKind::Empty));
+    // A page that is said to be text is one only to a request for data.
+    let plain = ("content-type", "text/plain");
+    let anything = request(Method::POST, &[JSON], "{}");
+    assert_eq!(found(anything, plain, "<html>").await, None);
+    assert_eq!(found(get(), plain, "<html>").await, Some(FlawKind::Html));
+    assert_eq!(found(anything, JSON, "<html>").await, Some(FlawKind::Html));
 }
 
 #[tokio::test(start_paused = true)]

@@ -3,7 +3,7 @@
 //! A status line is not enough. Gateways answer 500 for a request that is malformed, and 200 for a key
 //! without credit. What they mean stands in the body, in one of a few shapes. `envelope` is the table of
 //! the shapes, `codes` the table of the words in them, `hint` the table of the headers that say how long
-//! to wait. A new vendor is one row.
+//! to wait. A new vendor is one row. `found` is the reader.
 //!
 //! One reader serves failed statuses and errors inside a 200, so that both get the same verdict. It sees
 //! bytes only: no I/O, no clock. A body is read once, without a tree, and what is not looked for is
@@ -11,6 +11,7 @@
 
 mod codes;
 mod envelope;
+mod found;
 mod hint;
 mod rpc;
 
@@ -20,7 +21,7 @@ use std::time::Duration;
 use http::StatusCode;
 
 use self::codes::Means;
-use self::envelope::{Found, Word};
+use self::found::{Found, Word};
 pub(crate) use self::hint::retry_after;
 
 /// What an answer says went wrong.
@@ -96,6 +97,7 @@ impl Cause {
     fn of(mut found: Found<'_>) -> Self {
         found.codes.sort_by_key(|(rank, _)| *rank);
         let message = found.message.take().map(|(_, text)| text);
+        let message = message.filter(|text| !text.is_empty());
         let text = message.as_deref().unwrap_or_default();
         let number = found.codes.iter().find_map(|(_, word)| word.number());
 

@@ -6,8 +6,8 @@
 //! byte and chunk for chunk. Whenever in doubt, and at every limit, the response is passed on: the
 //! status said that all is well.
 //!
-//! `asked` knows what the request wants, `object` what a JSON object says, `sse` cuts a stream into
-//! events, `meaning` knows what one of them says and `peek` how far the stream has come; all are given
+//! `asked` knows what the request wants, `shape` what a body is, `object` what a JSON object says (with
+//! `value` for what is in it), `sse` cuts a stream into events, `meaning` knows what one of them says and `peek` how far the stream has come; all are given
 //! bytes and nothing else. `look` waits for the bytes and decides, `watched` follows a stream to its end.
 
 mod asked;
@@ -16,8 +16,10 @@ mod look;
 mod meaning;
 mod object;
 mod peek;
-mod prefixed;
+pub(crate) mod prefixed;
+mod shape;
 mod sse;
+mod value;
 mod watched;
 
 use std::fmt;
@@ -46,7 +48,7 @@ pub(crate) use self::watched::{CommittedStream, StreamEnd};
 ///   role, and empty messages, items and blocks are no content.
 ///
 /// A request other than a POST asks for something that is there already, such as a job, whose own state
-/// may be a failed one: an error with anything beside it is then the answer.
+/// may be a failed one: an error with an object around it is then the answer.
 ///
 /// What a body is, its first bytes decide, and not its `Content-Type`. Chat Completions, Responses and
 /// Anthropic Messages are understood as streams; one of another kind is passed on with its first event
@@ -54,7 +56,7 @@ pub(crate) use self::watched::{CommittedStream, StreamEnd};
 /// reported as [`StreamBroken`](crate::Event::StreamBroken) and counted as its provider's failure.
 ///
 /// The price is that a JSON body, or a stream's preamble, is held back while it is looked into. At
-/// each limit below, but for [`first_content_timeout`](Self::first_content_timeout), the response is
+/// each limit below, [`first_content_timeout`](Self::first_content_timeout) excepted, the response is
 /// passed on as it is. Compressed bodies are passed on unseen: let the client decompress them (reqwest's
 /// features `gzip` and so on).
 ///
@@ -199,7 +201,9 @@ impl Inspect {
 
 /// The user's own check.
 #[derive(Clone)]
-struct Check(Arc<dyn Fn(&Answer<'_>) -> Option<Flaw> + Send + Sync>);
+struct Check(Arc<CheckFn>);
+
+type CheckFn = dyn Fn(&Answer<'_>) -> Option<Flaw> + Send + Sync;
 
 impl fmt::Debug for Check {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -119,7 +119,7 @@ pub enum Reason {
     /// The credential source failed, or its token was malformed. Nothing was sent.
     Credential,
     /// The attempt was dropped before it had an outcome: the caller dropped the request, or a hedge or
-    /// the attempt that it was sent beside was faster.
+    /// the attempt that it hedged was faster.
     Abandoned,
     /// Anything else: an error of unknown kind, `map_request` that failed, a status outside 100–599.
     Other,

@@ -3,25 +3,38 @@
 
 use libfuzzer_sys::fuzz_target;
 
-#[path = "../../src/inspect/peek.rs"]
-mod peek;
-#[path = "../../src/splice.rs"]
+#[path = "../../src"]
 #[allow(dead_code)]
-mod splice;
-#[path = "../../src/inspect/sse.rs"]
-mod sse;
+mod library {
+    pub mod cause;
+    pub mod inspect {
+        pub mod meaning;
+        pub mod object;
+        pub mod peek;
+        pub mod sse;
+        pub mod value;
+    }
+    pub mod splice;
+}
 
-use peek::{Peek, Phase};
+// The files name each other so.
+use library::inspect::object::Rules;
+use library::inspect::peek::{Peek, Phase};
+use library::inspect::sse;
+use library::{cause, splice};
 
-fuzz_target!(|input: (u16, u8, Vec<u8>, &[u8])| {
-    let (max_bytes, max_events, cuts, stream) = input;
-    let (max_bytes, max_events) = (usize::from(max_bytes), usize::from(max_events));
+fuzz_target!(|input: (u16, u8, u8, Vec<u8>, &[u8])| {
+    let (max_bytes, max_events, rules, cuts, stream) = input;
+    let rules = Rules {
+        resource: rules & 1 > 0,
+        json_rpc: rules & 2 > 0,
+        empty_answers: rules & 4 > 0,
+    };
+    let limits = (usize::from(max_bytes), usize::from(max_events), rules);
 
-    let whole = follow([stream], max_bytes, max_events);
-    assert_eq!(follow(chunks(stream, &cuts), max_bytes, max_events), whole);
-    assert_eq!(follow(stream.chunks(1), max_bytes, max_events), whole);
-
-    let _ = peek::is_error_body(stream);
+    let whole = follow([stream], limits);
+    assert_eq!(follow(chunks(stream, &cuts), limits), whole);
+    assert_eq!(follow(stream.chunks(1), limits), whole);
 
     if str::from_utf8(stream).is_ok() {
         assert_eq!(events(chunks(stream, &cuts)), reference(stream));
@@ -31,10 +44,9 @@ fuzz_target!(|input: (u16, u8, Vec<u8>, &[u8])| {
 /// What a stream is taken for before and after its end.
 fn follow<'a>(
     chunks: impl IntoIterator<Item = &'a [u8]>,
-    max_bytes: usize,
-    max_events: usize,
+    (max_bytes, max_events, rules): (usize, usize, Rules),
 ) -> (Phase, bool, Phase) {
-    let mut peek = Peek::new(max_bytes, max_events);
+    let mut peek = Peek::new(max_bytes, max_events, rules);
     for chunk in chunks {
         peek.push(chunk);
     }

@@ -1,7 +1,10 @@
 //! What vendors' codes mean.
 
+use std::sync::LazyLock;
+
 use super::Blame;
-use super::envelope::{Envelope, Word};
+use super::envelope::Envelope;
+use super::found::Word;
 
 /// A code as its vendor spells it, and what it means. Case and the signs `_`, `-`, `.` make no
 /// difference: `rate_limit_exceeded` is `RateLimitExceeded`.
@@ -65,32 +68,52 @@ impl Means {
 
 /// What a code means at the place of this rank. `None` for what no table knows.
 pub(super) fn means(rank: usize, word: &Word<'_>) -> Option<Means> {
+    static SORTED: LazyLock<Sorted> = LazyLock::new(|| Sorted::of(CODES));
+
     let own = Envelope::of_rank(rank).map_or(&[][..], |envelope| envelope.own);
     if own.is_empty() {
         let Word::Text(text) = word else { return None };
         // AWS puts a namespace before a `#`, or a URL behind a `:`.
         let text = text.rsplit('#').next().unwrap_or_default();
         let text = text.split(":http").next().unwrap_or_default();
-        return look_up(CODES, text);
+        return SORTED.look_up(text);
     }
-    look_up(own, &word.shown())
+    Sorted::of(own).look_up(&word.shown())
 }
 
-fn look_up(table: &[Code], text: &str) -> Option<Means> {
-    table.iter().find(|(code, _)| is_same(code, text)).map(|(_, means)| *means)
+/// A table that is sorted once, since every failover looks something up in it.
+struct Sorted(Vec<(Plain, Means)>);
+
+impl Sorted {
+    fn of(table: &[Code]) -> Self {
+        let plain = |(code, means): &Code| Some((Plain::of(code)?, *means));
+        let mut sorted: Vec<_> = table.iter().filter_map(plain).collect();
+        sorted.sort_unstable_by_key(|(code, _)| *code);
+        Self(sorted)
+    }
+
+    fn look_up(&self, text: &str) -> Option<Means> {
+        let text = Plain::of(text)?;
+        let at = self.0.binary_search_by_key(&text, |(code, _)| *code).ok()?;
+        Some(self.0[at].1)
+    }
 }
 
-/// Whether two codes are one except for case and separators.
-fn is_same(known: &str, said: &str) -> bool {
-    let is_letter = |byte: &u8| !matches!(byte, b'_' | b'-' | b'.');
-    let mut said = said.bytes().filter(is_letter);
-    let mut known = known.bytes().filter(is_letter);
-    loop {
-        match (known.next(), said.next()) {
-            (None, None) => return true,
-            (Some(known), Some(said)) if known.eq_ignore_ascii_case(&said) => {}
-            _ => return false,
+/// A code in lower case and without its separators.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Plain([u8; Plain::LONGEST]);
+
+impl Plain {
+    const LONGEST: usize = 40;
+
+    /// `None` for what is longer than any code in the tables.
+    fn of(code: &str) -> Option<Self> {
+        let (mut plain, mut length) = ([0; Self::LONGEST], 0);
+        for byte in code.bytes().filter(|byte| !matches!(byte, b'_' | b'-' | b'.')) {
+            *plain.get_mut(length)? = byte.to_ascii_lowercase();
+            length += 1;
         }
+        Some(Self(plain))
     }
 }
 
@@ -327,26 +350,30 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_code_is_in_the_table_twice() {
+    fn every_code_is_found_and_none_is_in_its_table_twice() {
         for table in [CODES, MINIMAX] {
-            for (at, (code, means)) in table.iter().enumerate() {
-                let twin = table[..at].iter().find(|(before, _)| is_same(before, code));
-                assert_eq!(twin, None, "{code}: {means:?}");
+            let sorted = Sorted::of(table);
+            assert_eq!(sorted.0.len(), table.len());
+            for (code, means) in table {
+                assert_eq!(sorted.look_up(code), Some(*means), "{code}");
             }
+            assert!(sorted.0.windows(2).all(|pair| pair[0].0 != pair[1].0));
         }
     }
 
     #[test]
     fn a_code_is_known_in_any_case_and_with_any_separators() {
-        for (known, said, same) in [
-            ("rate_limit_exceeded", "RateLimitExceeded", true),
-            ("rate_limit_exceeded", "RATE-LIMIT.EXCEEDED", true),
-            ("rate_limit_exceeded", "rate_limit_exceeded_", true),
-            ("rate_limit_exceeded", "rate_limit_exceede", false),
-            ("rate_limit_exceeded", "rate_limit_exceeded2", false),
-            ("rate_limit_exceeded", "", false),
+        let sorted = Sorted::of(&[("rate_limit_exceeded", Means::Limit)]);
+        for (said, known) in [
+            ("RateLimitExceeded", true),
+            ("RATE-LIMIT.EXCEEDED", true),
+            ("rate_limit_exceeded_", true),
+            ("rate_limit_exceede", false),
+            ("rate_limit_exceeded2", false),
+            ("", false),
+            (&"x".repeat(99), false),
         ] {
-            assert_eq!(is_same(known, said), same, "{said}");
+            assert_eq!(sorted.look_up(said).is_some(), known, "{said}");
         }
     }
 }

@@ -12,6 +12,8 @@ pub(crate) struct Asked {
     /// Any body at all.
     pub(super) body: bool,
     pub(super) html: bool,
+    /// JSON or events, by name.
+    pub(super) data: bool,
     /// An empty body is a right answer.
     pub(super) nothing: bool,
     /// Events, or lines of JSON.
@@ -39,6 +41,7 @@ impl Asked {
         Self {
             body: !matches!(*method, Method::HEAD | Method::CONNECT),
             html: html || !(data || anything),
+            data,
             nothing: !(data || anything && sends_json) || needs_no_answer && !events,
             stream: events
                 || body.is_some_and(asks_for_stream)

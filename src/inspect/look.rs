@@ -3,16 +3,18 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
-use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
+use http::header::CONTENT_ENCODING;
 use http::{HeaderMap, StatusCode};
 use reqwest::Response;
 use tokio::time::timeout_at;
 
 use super::asked::Asked;
 use super::flaw::{Answer, Flaw, FlawKind};
-use super::object::{First, Object, Rules, first_of};
+use super::object::{Object, Rules};
 use super::peek::{Peek, Phase, Refusal};
 use super::prefixed::{Arrival, Head, PrefixedBody};
+use super::shape::{Declared, Shape, first_line, text_of};
+use super::value::{First, first_of};
 use super::watched::CommittedStream;
 use super::{Check, Inspect, Inspected};
 use crate::health::after;
@@ -46,7 +48,7 @@ pub(crate) async fn inspect(
                 _ => Inspected::Pass(response),
             };
         }
-        Declared::Json | Declared::Lines
+        Declared::Json | Declared::Plain | Declared::Lines
             if length.is_some_and(|length| length > settings.max_bytes as u64) =>
         {
             return Inspected::Pass(response);
@@ -211,12 +213,14 @@ impl Look<'_> {
         loop {
             match first_of(text_of(self.seen())) {
                 First::NoObject => return self.text().await,
-                First::Whole(first) if !self.settings.json_rpc && self.settings.check.is_none() => {
-                    let object = Object::of(first.get().as_bytes(), false);
-                    let flaw = object.and_then(|object| self.judge(&object));
-                    return self.end(flaw);
+                First::Whole(first) => {
+                    let object = Object::of(first.get().as_bytes(), false).unwrap_or_default();
+                    if !(object.is_rpc && self.settings.json_rpc) {
+                        let flaw = self.judge(&object);
+                        return self.end(flaw);
+                    }
                 }
-                _ => {}
+                First::Pending => {}
             }
             if let Err(stop) = self.read_on().await {
                 return self.stopped(stop);
@@ -342,101 +346,6 @@ impl Look<'_> {
     fn fail(self, flaw: impl Into<Flaw>) -> Inspected {
         Inspected::Failed(self.head.with(self.body.into_body()), flaw.into())
     }
-}
-
-/// What a body is said to be.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Declared {
-    Events,
-    /// JSON, or what may be JSON in disguise.
-    Json,
-    /// JSON, an object to a line.
-    Lines,
-    Html,
-    Other,
-}
-
-impl Declared {
-    fn of(headers: &HeaderMap) -> Self {
-        let Some(text) = headers.get(CONTENT_TYPE) else { return Self::Json };
-        let text = text.to_str().unwrap_or_default();
-        let text = text.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-        match text.as_str() {
-            "text/event-stream" => Self::Events,
-            "text/html" | "application/xhtml+xml" => Self::Html,
-            "application/json" | "text/json" | "text/plain" | "application/octet-stream" => {
-                Self::Json
-            }
-            "application/x-ndjson"
-            | "application/ndjson"
-            | "application/jsonl"
-            | "application/x-jsonlines"
-            | "application/stream+json" => Self::Lines,
-            other if other.ends_with("+json") => Self::Json,
-            _ => Self::Other,
-        }
-    }
-}
-
-/// What a body turns out to be, whatever it is said to be.
-enum Shape {
-    Events,
-    Object,
-    List,
-    Html,
-    Text,
-    Empty,
-    /// Too little of it has arrived to tell.
-    Pending,
-}
-
-impl Shape {
-    fn of(read: &[u8], declared: Declared, asked: Asked, whole: bool) -> Self {
-        /// How the lines of an event stream begin.
-        const FIELDS: [&[u8]; 5] = [b"data:", b"event:", b":", b"id:", b"retry:"];
-        const PAGES: [&[u8]; 2] = [b"<!doctype html", b"<html"];
-
-        let text = text_of(read);
-        let begins_with = |any: &[&[u8]]| {
-            any.iter().any(|field| {
-                text.get(..field.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(field))
-            })
-        };
-        let may_become = |any: &[&[u8]]| {
-            any.iter().any(|field| {
-                field.get(..text.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(text))
-            })
-        };
-        let events = declared == Declared::Events || asked.stream;
-        match text.first() {
-            None if whole => Self::Empty,
-            None => Self::Pending,
-            // A byte order mark that has arrived in part.
-            Some(_) if !whole && MARK.starts_with(text) => Self::Pending,
-            Some(b'{') => Self::Object,
-            Some(b'[') => Self::List,
-            Some(_) if declared == Declared::Events => Self::Events,
-            Some(_) if events && begins_with(&FIELDS) => Self::Events,
-            Some(_) if begins_with(&PAGES) => Self::Html,
-            Some(_) if whole => Self::Text,
-            Some(_) if events && may_become(&FIELDS) || may_become(&PAGES) => Self::Pending,
-            Some(_) => Self::Text,
-        }
-    }
-}
-
-/// A byte order mark in UTF-8.
-const MARK: &[u8] = b"\xef\xbb\xbf";
-
-/// The text without a byte order mark, which no JSON parser skips, and the blanks before it.
-fn text_of(read: &[u8]) -> &[u8] {
-    read.strip_prefix(MARK).unwrap_or(read).trim_ascii_start()
-}
-
-/// The first line, if its end has arrived.
-fn first_line(read: &[u8]) -> Option<&[u8]> {
-    let text = text_of(read);
-    text.iter().position(|byte| *byte == b'\n').map(|end| &text[..end])
 }
 
 fn is_encoded(headers: &HeaderMap) -> bool {

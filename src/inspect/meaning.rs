@@ -6,8 +6,9 @@
 
 use serde_json::value::RawValue;
 
-use super::object::{Choice, First, Object, Rules, first_of, is_blank, is_good_end, list};
+use super::object::{Choice, Object, Rules, is_good_end};
 use super::sse::SseEvent;
+use super::value::{First, first_of, is_blank, list};
 
 /// What one event says.
 #[derive(Debug, PartialEq, Eq)]

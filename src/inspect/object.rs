@@ -5,9 +5,12 @@
 
 use std::borrow::Cow;
 
-use serde::Deserialize;
 use serde_json::value::RawValue;
 
+use super::value::{
+    all, field, is_absent, is_blank, is_label, is_nothing, is_thought, list, says_a_number,
+    says_something, string,
+};
 use crate::cause::{Blame, Cause};
 use crate::splice::for_each_entry;
 
@@ -48,8 +51,9 @@ pub(super) struct Object<'a> {
     /// Whether it has a message, as an error has.
     message: bool,
     /// Whether it holds anything that no error holds.
-    beside: bool,
-    is_rpc: bool,
+    holds_more: bool,
+    /// Whether it is an answer of JSON-RPC.
+    pub(super) is_rpc: bool,
 }
 
 impl<'a> Object<'a> {
@@ -79,14 +83,14 @@ impl<'a> Object<'a> {
             "detail" | "details" | "documentation_url" | "event_id" | "log_id" | "ok" | "param"
             | "path" | "request_id" | "requestId" | "success" | "timestamp" | "trace_id"
             | "user_id" => {}
+            "object" => {
+                self.object = string(value);
+                // That is the error itself.
+                self.holds_more |= self.object.as_deref() != Some("error");
+            }
             _ => {
-                self.beside |= !is_nothing(value);
+                self.holds_more |= !is_nothing(value);
                 match key {
-                    "object" => {
-                        self.object = string(value);
-                        // Not beside an error, but the error.
-                        self.beside &= self.object.as_deref() != Some("error");
-                    }
                     "choices" => self.choices = Some(value),
                     "candidates" => self.candidates = Some(value),
                     "output" => self.output = Some(value),
@@ -111,13 +115,13 @@ impl<'a> Object<'a> {
             return self.rpc_error();
         }
         // A resource has an error of its own, which is no error of the request for it.
-        let alone = !self.beside;
+        let alone = !self.holds_more;
         if let Some(error) = self.error.filter(|error| !is_absent(error))
-            && (alone || says_something(error, 0) && !rules.resource)
+            && (alone || says_something(error) && !rules.resource)
         {
             return Some(self.said(error));
         }
-        if let Some(errors) = self.errors.filter(|errors| alone && says_something(errors, 0)) {
+        if let Some(errors) = self.errors.filter(|errors| alone && says_something(errors)) {
             return Some(self.said(errors));
         }
         let named =
@@ -135,7 +139,7 @@ impl<'a> Object<'a> {
             return None;
         }
         let groq = self.x_groq.and_then(|groq| field(groq, "error"));
-        if let Some(error) = groq.filter(|error| says_something(error, 0)) {
+        if let Some(error) = groq.filter(|error| says_something(error)) {
             return Some(self.said(error));
         }
         if self.object.as_deref() == Some("response") && self.status.as_deref() == Some("failed") {
@@ -232,7 +236,7 @@ impl<'a> Choice<'a> {
         // <https://openrouter.ai/docs/api-reference/errors>.
         let ends_badly =
             matches!(self.end.as_deref(), Some("error" | "insufficient_system_resource"));
-        ends_badly || self.error.is_some_and(|error| says_something(error, 0))
+        ends_badly || self.error.is_some_and(says_something)
     }
 
     /// Whether it holds anything that a reader sees.
@@ -290,159 +294,7 @@ pub(super) fn is_good_end(end: &str) -> bool {
     )
 }
 
-/// `null`, and what some vendors write for it.
-fn is_absent(value: &RawValue) -> bool {
-    matches!(value.get(), "null" | "false" | "\"\"")
-}
-
-/// Nothing at all.
-fn is_nothing(value: &RawValue) -> bool {
-    is_absent(value) || list_or_object_is_empty(value.get())
-}
-
-fn list_or_object_is_empty(json: &str) -> bool {
-    let inside = json
-        .strip_prefix('[')
-        .and_then(|rest| rest.strip_suffix(']'))
-        .or_else(|| json.strip_prefix('{').and_then(|rest| rest.strip_suffix('}')));
-    inside.is_some_and(|inside| inside.trim_ascii().is_empty())
-}
-
-/// How deep a value is looked into. Deeper than any API's, and not deep enough to hurt.
-const DEEPEST: usize = 8;
-
-/// Whether an error says anything: a text, a number, `true`, at any depth.
-fn says_something(value: &RawValue, depth: usize) -> bool {
-    if depth > DEEPEST {
-        return true;
-    }
-    match value.get().as_bytes()[0] {
-        b'n' | b'f' => false,
-        b'"' => !is_blank_text(value.get(), true),
-        b'{' => {
-            let mut says = false;
-            let read =
-                for_each_entry(value.get(), |_, value| says |= says_something(value, depth + 1));
-            read.is_err() || says
-        }
-        b'[' => list(value).into_iter().any(|value| says_something(value, depth + 1)),
-        b't' => true,
-        _ => says_a_number(value),
-    }
-}
-
-fn says_a_number(value: &RawValue) -> bool {
-    value.get().trim_matches('"').parse::<f64>().is_ok_and(|number| number != 0.0)
-}
-
 /// Whether a code is a status of failure: `{"code":500,"message":"..","data":null}`.
 fn is_failed_status(code: &RawValue) -> bool {
     code.get().trim_matches('"').parse().is_ok_and(|code: u16| (400..600).contains(&code))
-}
-
-/// Whether a value holds nothing that a reader sees.
-pub(super) fn is_blank(value: &RawValue, name: &str) -> bool {
-    is_blank_at(value, is_thought(name), 0)
-}
-
-fn is_blank_at(value: &RawValue, thought: bool, depth: usize) -> bool {
-    if depth > DEEPEST {
-        return false;
-    }
-    match value.get().as_bytes()[0] {
-        b'n' | b'f' | b't' => true,
-        b'"' => is_blank_text(value.get(), thought),
-        b'{' => {
-            let mut blank = true;
-            let read = for_each_entry(value.get(), |key, value| {
-                let thought = thought || is_thought(key);
-                blank &= is_label(key) || is_blank_at(value, thought, depth + 1);
-            });
-            read.is_ok() && blank
-        }
-        b'[' => list(value).into_iter().all(|value| is_blank_at(value, thought, depth + 1)),
-        _ => false,
-    }
-}
-
-/// What tells of which kind a value is, and not what it says.
-fn is_label(key: &str) -> bool {
-    matches!(key, "type" | "index" | "id" | "format" | "role" | "object" | "status")
-}
-
-/// Thoughts open with a blank line at some vendors.
-fn is_thought(key: &str) -> bool {
-    key.contains("reasoning") || key.contains("thinking") || key == "summary"
-}
-
-/// An empty text, or one of nothing but whitespace where that says nothing.
-fn is_blank_text(json: &str, whitespace_is_blank: bool) -> bool {
-    let mut inside = json.get(1..json.len() - 1).unwrap_or_default();
-    while whitespace_is_blank {
-        let rest = inside.trim_ascii_start();
-        let rest = [r"\n", r"\r", r"\t"]
-            .iter()
-            .find_map(|escape| rest.strip_prefix(escape))
-            .unwrap_or(rest);
-        if rest.len() == inside.len() {
-            break;
-        }
-        inside = rest;
-    }
-    inside.is_empty()
-}
-
-pub(super) fn string(value: &RawValue) -> Option<Cow<'_, str>> {
-    let json = value.get();
-    let inside = json.strip_prefix('"')?.strip_suffix('"')?;
-    match inside.contains('\\') {
-        true => serde_json::from_str(json).ok().map(Cow::Owned),
-        false => Some(Cow::Borrowed(inside)),
-    }
-}
-
-/// The last entry of this name.
-fn field<'a>(object: &'a RawValue, name: &str) -> Option<&'a RawValue> {
-    let mut found = None;
-    let _ = for_each_entry(object.get(), |key, value| {
-        if key == name {
-            found = Some(value);
-        }
-    });
-    found
-}
-
-/// The elements of a list; none if it is no list.
-pub(super) fn list(value: &RawValue) -> Vec<&RawValue> {
-    serde_json::from_str(value.get()).unwrap_or_default()
-}
-
-/// Whether this is a list, and all of its elements are so.
-fn all(value: &RawValue, is_so: impl FnMut(&RawValue) -> bool) -> bool {
-    value.get().starts_with('[') && list(value).into_iter().all(is_so)
-}
-
-/// The first element of a list that has arrived so far, if it has arrived whole.
-pub(super) enum First<'a> {
-    Whole(&'a RawValue),
-    /// There is more to come before that is known.
-    Pending,
-    /// It is no object, or there is none.
-    NoObject,
-}
-
-/// Looks for the first element of a list.
-pub(super) fn first_of(list: &[u8]) -> First<'_> {
-    let inside = list.strip_prefix(b"[").unwrap_or(list);
-    match inside.trim_ascii_start().first() {
-        None => return First::Pending,
-        Some(b'{') => {}
-        Some(_) => return First::NoObject,
-    }
-    let mut deserializer = serde_json::Deserializer::from_slice(inside);
-    match <&RawValue>::deserialize(&mut deserializer) {
-        Ok(first) => First::Whole(first),
-        Err(error) if error.is_eof() => First::Pending,
-        Err(_) => First::NoObject,
-    }
 }

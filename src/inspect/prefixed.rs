@@ -73,7 +73,7 @@ impl PrefixedBody {
         self.prefix.iter().flatten().filter_map(Frame::data_ref)
     }
 
-    /// Whether nothing is held back, so that the next frame is one that nobody has looked at.
+    /// Whether nothing is held back, so that the next frame has not been looked at.
     pub(super) fn is_live(&self) -> bool {
         self.prefix.is_empty()
     }

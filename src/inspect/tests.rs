@@ -28,6 +28,8 @@ enum Step {
     Wait(u64),
     Trailers,
     Fail,
+    /// What a client's own timeout does to a body.
+    TimeOut,
     Stall,
 }
 
@@ -53,6 +55,7 @@ impl HttpBody for Script {
                     Some(Ok(Frame::trailers(trailers)))
                 }
                 Some(Step::Fail) => Some(Err(std::io::Error::other("cut"))),
+                Some(Step::TimeOut) => Some(Err(std::io::ErrorKind::TimedOut.into())),
                 Some(Step::Wait(millis)) => {
                     let sleep = tokio::time::sleep(Duration::from_millis(millis));
                     self.1 = Some(Box::pin(sleep));
@@ -172,7 +175,7 @@ async fn finds_an_error_in_a_json_body_and_leaves_the_response_whole() {
         assert_eq!(chunks(&mut response).await.0.len(), 2);
     }
     assert!(flaw(&look_at(&[], steps.clone()).await).is_some());
-    // Nobody asked for what an image says.
+    // An image is not looked into.
     assert_eq!(flaw(&look_at(&[("content-type", "image/png")], steps).await), None);
 }
 

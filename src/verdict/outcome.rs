@@ -144,11 +144,13 @@ impl<'a> Outcome<'a> {
 
     /// Whether the answer says that the provider does not have the model. For health keys; the verdict
     /// on such an answer is that of its status.
+    #[allow(dead_code, reason = "for the driver")]
     pub(crate) fn blames_model(&self) -> bool {
         self.blame() == Blame::Model
     }
 
     /// Whether the answer says that the key or the account is at fault, which concerns every model.
+    #[allow(dead_code, reason = "for the driver")]
     pub(crate) fn blames_account(&self) -> bool {
         self.blame() == Blame::Account
     }

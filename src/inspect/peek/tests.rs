@@ -332,7 +332,7 @@ fn an_event_that_is_cut_at_the_end_is_no_content() {
         assert_eq!(phases(&format!("{start}{cut}")), "ppR", "{cut}");
     }
     assert_eq!(phases(&format!("{start}event: error\ndata: oh")), "ppR");
-    // What is whole but for the blank line counts.
+    // What is whole except for the blank line counts.
     let whole = "data: {\"type\":\"content_block_delta\"}";
     assert_eq!(phases(&format!("{start}{whole}")), "ppB");
 }
@@ -366,7 +366,7 @@ fn an_error_below_the_top_is_one() {
 }
 
 #[test]
-fn an_error_that_says_nothing_beside_an_answer_is_none() {
+fn an_error_that_says_nothing_next_to_an_answer_is_none() {
     let blank = r#""error":{"message":"","type":"","param":"","code":null}"#;
     let chunk = |delta: &str| format!(r#"{{"choices":[{{"delta":{delta}}}],{blank}}}"#);
     let (role, hello) = (chunk(r#"{"role":"assistant"}"#), chunk(r#"{"content":"Hi"}"#));

@@ -174,11 +174,17 @@ async fn the_total_timeout_covers_the_reading_of_failed_bodies() {
         chain.on_exhausted(Exhausted::Error).total_timeout(secs(1))
     });
     assert_eq!(failure(&harness).await.1, secs(1));
-    // With time to spare it is 250 ms.
+    // With time to spare it is 100 ms, unless told otherwise.
     let harness = Harness::with([("only", Script::answer(500, &[], silence))], |chain| {
         chain.on_exhausted(Exhausted::Error)
     });
-    assert_eq!(failure(&harness).await.1, ms(250));
+    assert_eq!(failure(&harness).await.1, ms(100));
+    for limit in [Duration::ZERO, ms(1), ms(700)] {
+        let harness = Harness::with([("only", Script::answer(500, &[], silence))], |chain| {
+            chain.on_exhausted(Exhausted::Error).error_body_timeout(limit)
+        });
+        assert_eq!(failure(&harness).await.1, limit);
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -109,7 +109,7 @@ async fn a_hedge_that_fails_leaves_the_first_in_peace_and_launches_the_next() {
     assert_eq!(
         attempts(&report),
         [
-            ("b", Reason::ServerError, false),
+            ("b", Reason::ServerError, true),
             ("a", Reason::Abandoned, true),
             ("c", Reason::Ok, false)
         ]
@@ -119,7 +119,7 @@ async fn a_hedge_that_fails_leaves_the_first_in_peace_and_launches_the_next() {
         Harness::with([("a", stalled()), ("b", Script::status(500).after(ms(5)))], hedged);
     let (_, report, took) = ask(&harness).await;
     assert_eq!(took, secs(2));
-    assert_eq!(attempts(&report), [("b", Reason::ServerError, false), ("a", Reason::Ok, false)]);
+    assert_eq!(attempts(&report), [("b", Reason::ServerError, true), ("a", Reason::Ok, false)]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -130,7 +130,7 @@ async fn a_first_that_fails_beside_its_hedge_leaves_the_answer_to_it() {
     );
     let (_, report, took) = ask(&harness).await;
     assert_eq!(took, ms(140));
-    assert_eq!(attempts(&report), [("a", Reason::ServerError, false), ("b", Reason::Ok, false)]);
+    assert_eq!(attempts(&report), [("a", Reason::ServerError, true), ("b", Reason::Ok, false)]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -143,7 +143,7 @@ async fn the_last_to_land_is_handed_on_if_both_fail() {
     assert_eq!((response.status().as_u16(), took), (500, ms(60)));
     assert_eq!(
         attempts(&report),
-        [("b", Reason::ServerError, false), ("a", Reason::ServerError, false)]
+        [("b", Reason::ServerError, true), ("a", Reason::ServerError, true)]
     );
     assert_eq!(report.served_by(), None);
     assert_eq!(harness.chain.snapshot().exhausted(), 1);

@@ -283,6 +283,32 @@ async fn fails_over_when_the_first_providers_name_cannot_be_resolved() {
     assert_connects_elsewhere(&harness, &client).await;
 }
 
+#[tokio::test]
+async fn a_host_that_refuses_connections_is_not_asked_again_under_another_name() {
+    let nobody = Refusing::start();
+    let harness = WireHarness::of([("openai", Answer::ok().into())]).await;
+    let at = |name: &'static str, prefix: &str| {
+        Provider::new(name, nobody.base_url(prefix)).bearer_auth(harness.secret(name))
+    };
+    let [eu, us] = [at("eu", "/eu"), at("us", "/us")];
+    let chain = ProviderChain::builder([eu, us, harness.actors[0].provider()]);
+    let response = harness.post(&client(chain)).send().await.unwrap();
+    let expected = "eu failed (connect) in # ms → openai 200 in # ms";
+    assert_eq!(line(Report::of(&response).unwrap()), expected);
+    harness.assert_asked(&[1]);
+
+    // A host that answers is asked again under its other name.
+    let harness = WireHarness::two(Answer::error(503, "busy"), Answer::ok()).await;
+    let base = harness.actors[0].server.base_url("/us");
+    let us = Provider::new("us", base).bearer_auth(&harness.actors[0].key);
+    let chain =
+        ProviderChain::builder([harness.actors[0].provider(), us, harness.actors[1].provider()]);
+    let response = harness.post(&client(chain)).send().await.unwrap();
+    let expected = "cometapi 503 in # ms → us 503 in # ms → openai 200 in # ms";
+    assert_eq!(line(Report::of(&response).unwrap()), expected);
+    harness.assert_asked(&[2, 1]);
+}
+
 macro_rules! broken_connections {
     ($($name:ident: $place:ident $step:ident,)*) => {$(
         #[tokio::test]
@@ -386,6 +412,23 @@ async fn the_requests_own_timeout_is_shared_out_to_the_attempts() {
     let response = harness.post(&client).timeout(ms(600)).send().await.unwrap();
     let report = assert_failed_over(&harness, response).await;
     assert_eq!(report.attempts()[0].reason(), Reason::Timeout);
+}
+
+#[tokio::test]
+async fn the_requests_own_timeout_bounds_all_attempts_together() {
+    let harness = WireHarness::two(Answer::stall(), Answer::stall()).await;
+    let client = harness.client();
+    let started = Instant::now();
+    let error = harness.post(&client).timeout(ms(600)).send().await.unwrap_err();
+    let took = started.elapsed();
+    // 50 ms is what is promised; a busy machine needs more.
+    assert!(took >= ms(600) && took < ms(900), "{took:?}");
+    let is_timeout = match &error {
+        Error::Reqwest(error) => error.is_timeout(),
+        error => FailoverError::find(error).is_some_and(FailoverError::is_timeout),
+    };
+    assert!(is_timeout, "{error:?}");
+    harness.assert_asked(&[1, 1]);
 }
 
 #[tokio::test]
@@ -769,6 +812,18 @@ mod log_lines {
         assert_eq!(errors.len(), 1, "{errors:?}");
         for part in ["spent-a", "500", "spent-b", "502"] {
             assert!(errors[0].contains(part), "{part} is missing in {}", errors[0]);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_request_that_every_provider_refused_is_a_warning() {
+        let [first, second] = [400, 404].map(|status| Answer::error(status, "yours"));
+        let heard = Heard::of(("refuses-a", first), ("refuses-b", second)).await;
+        assert_eq!(heard.lines("ERROR"), [""; 0]);
+        let warnings = heard.lines("WARN");
+        assert_eq!(warnings.len(), 2, "the failover, and the end: {warnings:?}");
+        for part in ["refuses-a", "400", "refuses-b", "404", "refused the request"] {
+            assert!(warnings[1].contains(part), "{part} is missing in {}", warnings[1]);
         }
     }
 

@@ -247,7 +247,9 @@ async fn an_hour_of_callers_who_give_up_on_a_provider_that_hangs_is_served_by_th
     let patience: [(&str, Option<Duration>, fn(usize) -> Duration); 3] = [
         ("callers of 60 s", None, |_| secs(60)),
         ("callers of 15 s, attempts of 20 s", Some(secs(20)), |_| secs(15)),
-        ("one caller in a hundred of 300 s", None, |at| secs(if at % 100 == 99 { 300 } else { 60 })),
+        ("one caller in a hundred of 300 s", None, |at| {
+            secs(if at % 100 == 99 { 300 } else { 60 })
+        }),
     ];
     for (name, limit, patience) in patience {
         let opened = Arc::new(OnceLock::new());

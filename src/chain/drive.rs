@@ -1,7 +1,7 @@
 //! The only loop: does what a [`Run`](crate::run::Run) decides for one claimed request, from its
 //! arrival to the answer that its caller gets.
 
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Instant;
@@ -13,7 +13,7 @@ use tokio::time::{Sleep, sleep_until, timeout_at};
 
 use super::address::Address;
 use super::body::{Requests, Streamed, read_stream};
-use super::flight::{Answer, AttemptState, Flight, Guard, Sender, send};
+use super::flight::{AttemptState, Flight, Guard, Sender};
 use super::outcome::AttemptResult;
 use super::request::{Dropped, RequestState, Settlement};
 use super::shared::Shared;
@@ -49,7 +49,7 @@ pub(super) fn drive<'a>(
                 }
             },
         };
-        let mut flights = Flights { state: &mut state, first: pin!(None), second: None };
+        let mut flights = Flights { state: &mut state, first: None, second: None };
         let mut last: Option<Box<Ended>> = None;
         let mut kept: Option<Box<Ended>> = None;
         loop {
@@ -72,7 +72,7 @@ pub(super) fn drive<'a>(
                         return Err(flights.state.fail_unasked(requests.extensions));
                     };
                     sender.learn_caller_auth(provider, &request, &mut flights.state.secrets);
-                    flights.add(|| sender.start(attempt, request, own, send));
+                    flights.add(sender.start(attempt, request, own));
                     flights.state.run.hedge_at()
                 }
                 Step::Wait(until) => until,
@@ -127,18 +127,17 @@ struct Ended {
 }
 
 /// The attempts in flight: one, or two where one is hedged. Dropping it abandons them.
-struct Flights<'s, 'a, F> {
+struct Flights<'s, 'a> {
     state: &'s mut RequestState<'a>,
-    first: Pin<&'s mut Option<Flight<'a, F>>>,
-    second: Option<Pin<Box<Flight<'a, F>>>>,
+    first: Option<Flight<'a>>,
+    second: Option<Box<Flight<'a>>>,
 }
 
-impl<'a, F: Future<Output = Answer>> Flights<'_, 'a, F> {
-    #[inline]
-    fn add(&mut self, flight: impl FnOnce() -> Flight<'a, F>) {
+impl<'a> Flights<'_, 'a> {
+    fn add(&mut self, flight: Flight<'a>) {
         match self.first.is_none() {
-            true => self.first.set(Some(flight())),
-            false => self.second = Some(Box::pin(flight())),
+            true => self.first = Some(flight),
+            false => self.second = Some(Box::new(flight)),
         }
     }
 
@@ -150,13 +149,13 @@ impl<'a, F: Future<Output = Answer>> Flights<'_, 'a, F> {
     ) -> Option<(Slot, AttemptResult, Extensions)> {
         let mut timer: Option<Pin<Box<Sleep>>> = None;
         std::future::poll_fn(|context| {
-            if let Some(flight) = self.first.as_mut().as_pin_mut()
+            if let Some(flight) = &mut self.first
                 && let Poll::Ready((result, own)) = flight.poll(sender, context)
             {
                 return Poll::Ready(Some((Slot::First, result, own)));
             }
             if let Some(flight) = &mut self.second
-                && let Poll::Ready((result, own)) = flight.as_mut().poll(sender, context)
+                && let Poll::Ready((result, own)) = flight.poll(sender, context)
             {
                 return Poll::Ready(Some((Slot::Second, result, own)));
             }
@@ -169,30 +168,24 @@ impl<'a, F: Future<Output = Answer>> Flights<'_, 'a, F> {
 
     /// Settles the attempt that is over, whose place is free then.
     fn settle(&mut self, slot: Slot, result: &mut AttemptResult) -> Option<Settlement> {
-        let settlement = match slot {
-            Slot::First => {
-                let flight = self.first.as_mut().as_pin_mut()?;
-                self.state.settle(flight.state_mut(), result)
-            }
-            Slot::Second => self.state.settle(self.second.as_mut()?.as_mut().state_mut(), result),
+        let flight = match slot {
+            Slot::First => self.first.as_mut(),
+            Slot::Second => self.second.as_deref_mut(),
         };
+        let settlement = self.state.settle(&mut flight?.state, result);
         match slot {
-            Slot::First => self.first.set(None),
+            Slot::First => self.first = None,
             Slot::Second => self.second = None,
         }
         Some(settlement)
     }
 
     fn emit_hedged(&self, to: usize) {
-        let first = self.first.as_ref().get_ref().as_ref();
-        let silent = first.or(self.second.as_deref());
-        if let Some(silent) = silent {
-            self.state.emit_hedged(silent.state(), to);
+        if let Some(silent) = self.first.as_ref().or(self.second.as_deref()) {
+            self.state.emit_hedged(&silent.state, to);
         }
     }
-}
 
-impl<F> Flights<'_, '_, F> {
     /// Drops the attempts that are in flight. What they hold is free before anything is emitted.
     #[inline]
     fn drop_all(&mut self, why: Dropped) {
@@ -203,14 +196,13 @@ impl<F> Flights<'_, '_, F> {
 
     #[cold]
     fn drop_some(&mut self, why: Dropped) {
-        if let Some(mut flight) = self.first.as_mut().as_pin_mut() {
-            flight.as_mut().stop();
-            self.state.drop_attempt(flight.state_mut(), why);
+        if let Some(mut flight) = self.first.take() {
+            flight.stop();
+            self.state.drop_attempt(&mut flight.state, why);
         }
-        self.first.set(None);
         if let Some(mut flight) = self.second.take() {
-            flight.as_mut().stop();
-            self.state.drop_attempt(flight.as_mut().state_mut(), why);
+            flight.stop();
+            self.state.drop_attempt(&mut flight.state, why);
         }
     }
 }
@@ -222,7 +214,7 @@ enum Slot {
     Second,
 }
 
-impl<F> Drop for Flights<'_, '_, F> {
+impl Drop for Flights<'_, '_> {
     fn drop(&mut self) {
         self.drop_all(Dropped::Abandoned);
     }

@@ -1,7 +1,7 @@
 //! One attempt in flight. Dropping it gives its permit back.
 //!
-//! An attempt goes through stages, and the stage is the answer to "was it sent?". It is polled by
-//! hand and not an `async fn`, so that the driver can ask for the stage of an attempt that it drops.
+//! An attempt goes through stages. It is polled by hand and is no `async fn`, so that the driver can
+//! ask how far an attempt came that it drops.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 
 use http::header::AUTHORIZATION;
 use http::{Extensions, HeaderValue, Method};
-use pin_project_lite::pin_project;
 use reqwest::{Request, Response, Url};
 use reqwest_middleware::{Error, Next};
 use tokio::time::{Sleep, sleep_until};
@@ -33,12 +32,15 @@ const CLIENTS_TIMEOUT_FIRST: Duration = Duration::from_millis(5);
 type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// What the rest of the middleware stack returns, and what it made of the attempt's extensions.
-pub(super) type Answer = (reqwest_middleware::Result<Response>, Extensions);
+type Answer = (reqwest_middleware::Result<Response>, Extensions);
 
 /// Runs the rest of the middleware stack.
-pub(super) async fn send(next: Next<'_>, request: Request, mut own: Extensions) -> Answer {
-    let result = next.run(request, &mut own).await;
-    (result, own)
+fn send<'a>(next: Next<'a>, request: Request, mut own: Extensions) -> BoxFuture<'a, Answer> {
+    // An `async fn` would hold twice what it is given.
+    Box::pin(async move {
+        let result = next.run(request, &mut own).await;
+        (result, own)
+    })
 }
 
 /// What all attempts of a request have in common.
@@ -126,34 +128,24 @@ impl<'a> AttemptState<'a> {
     }
 }
 
-pin_project! {
-    /// An attempt in flight.
-    pub(super) struct Flight<'a, F> {
-        state: AttemptState<'a>,
-        send: fn(Next<'a>, Request, Extensions) -> F,
-        sent: Option<SentAs>,
-        timer: Option<Pin<Box<Sleep>>>,
-        // How long the caller's own body was pending, as far as the clock has made up for it.
-        excluded: Duration,
-        #[pin]
-        stage: Stage<'a, F>,
-    }
+/// An attempt in flight.
+pub(super) struct Flight<'a> {
+    pub(super) state: AttemptState<'a>,
+    sent: Option<SentAs>,
+    timer: Option<Pin<Box<Sleep>>>,
+    /// How long the caller's own body was pending, as far as the clock has made up for it.
+    excluded: Duration,
+    stage: Stage<'a>,
 }
 
-pin_project! {
-    #[project = StageProjection]
-    enum Stage<'a, F> {
-        // The request was not sent, or the attempt is over.
-        Unsent { unsent: Option<Unsent> },
-        // The credential source is asked for a token.
-        Token {
-            token: BoxFuture<'a, Result<HeaderValue, Unsent>>,
-            parked: Option<(Request, Extensions)>,
-        },
-        Sent { #[pin] answer: F },
-        // The answer is looked into before its verdict.
-        Reading { read: BoxFuture<'a, AttemptResult>, own: Extensions },
-    }
+enum Stage<'a> {
+    /// The request was not sent, or the attempt is over.
+    Unsent(Option<Unsent>),
+    /// The credential source is asked for a token.
+    Token(BoxFuture<'a, Result<HeaderValue, Unsent>>, Box<(Request, Extensions)>),
+    Sent(BoxFuture<'a, Answer>),
+    /// The answer is looked into before its verdict.
+    Reading(BoxFuture<'a, AttemptResult>, Extensions),
 }
 
 /// What the answer is compared with, to find out whether a redirect was followed.
@@ -162,38 +154,6 @@ struct SentAs {
     may_move: bool,
     /// The URL, if `map_request` may have changed it.
     url: Option<Box<Url>>,
-}
-
-/// What a stage came to.
-enum Progress {
-    Token(Result<HeaderValue, Unsent>, Request, Extensions),
-    Answer(Answer),
-    Over(AttemptResult, Extensions),
-}
-
-impl<F: Future<Output = Answer>> Stage<'_, F> {
-    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Progress> {
-        match self.project() {
-            StageProjection::Sent { answer } => answer.poll(context).map(Progress::Answer),
-            StageProjection::Token { token, parked } => match token.as_mut().poll(context) {
-                Poll::Ready(token) => match parked.take() {
-                    Some((request, own)) => Poll::Ready(Progress::Token(token, request, own)),
-                    None => Poll::Pending,
-                },
-                Poll::Pending => Poll::Pending,
-            },
-            StageProjection::Reading { read, own } => {
-                let result = read.as_mut().poll(context);
-                result.map(|result| Progress::Over(result, std::mem::take(own)))
-            }
-            StageProjection::Unsent { unsent } => match unsent.take() {
-                Some(unsent) => {
-                    Poll::Ready(Progress::Over(AttemptResult::Unsent(unsent), Extensions::new()))
-                }
-                None => Poll::Pending,
-            },
-        }
-    }
 }
 
 impl<'a> Sender<'a> {
@@ -209,13 +169,12 @@ impl<'a> Sender<'a> {
     }
 
     /// Begins an attempt: makes the request the provider's own, and has it sent when it is polled.
-    pub(super) fn start<F>(
+    pub(super) fn start(
         &self,
         mut state: AttemptState<'a>,
         mut request: Request,
         own: Extensions,
-        send: fn(Next<'a>, Request, Extensions) -> F,
-    ) -> Flight<'a, F> {
+    ) -> Flight<'a> {
         let mut sent = None;
         let entry = self.entry(state.provider);
         let readdressed = state.trace.within(|| {
@@ -226,17 +185,17 @@ impl<'a> Sender<'a> {
             Ok(())
         });
         let stage = match (readdressed, &entry.source) {
-            (Err(unsent), _) => Stage::Unsent { unsent: Some(unsent) },
-            (Ok(()), Some(source)) => Stage::Token {
-                token: Box::pin(token(self.shared, state.provider, source)),
-                parked: Some((request, own)),
-            },
+            (Err(unsent), _) => Stage::Unsent(Some(unsent)),
+            (Ok(()), Some(source)) => Stage::Token(
+                Box::pin(token(self.shared, state.provider, source)),
+                Box::new((request, own)),
+            ),
             (Ok(()), None) => {
                 state.is_sent = true;
-                Stage::Sent { answer: send(self.next.clone(), request, own) }
+                Stage::Sent(send(self.next.clone(), request, own))
             }
         };
-        Flight { state, send, sent, timer: None, excluded: Duration::ZERO, stage }
+        Flight { state, sent, timer: None, excluded: Duration::ZERO, stage }
     }
 
     /// Gives the request the provider's URL, headers and credential.
@@ -336,71 +295,86 @@ impl<'a> Sender<'a> {
     }
 }
 
-impl<'a, F: Future<Output = Answer>> Flight<'a, F> {
+impl<'a> Flight<'a> {
     /// Ready when the attempt is over, by itself or because its time was up.
     pub(super) fn poll(
-        mut self: Pin<&mut Self>,
+        &mut self,
         sender: &Sender<'a>,
         context: &mut Context<'_>,
     ) -> Poll<(AttemptResult, Extensions)> {
         loop {
-            let mut this = self.as_mut().project();
-            let state = this.state;
-            let progress = state.trace.within(|| this.stage.as_mut().poll(context));
-            match progress {
-                Poll::Pending => return self.poll_time(sender, context),
-                Poll::Ready(Progress::Over(result, own)) => {
-                    self.stop();
-                    return Poll::Ready((result, own));
-                }
-                Poll::Ready(Progress::Token(token, request, own)) => {
-                    let stage = match self.as_mut().use_token(sender, token, request) {
-                        Ok(request) => {
-                            Stage::Sent { answer: (self.send)(sender.next.clone(), request, own) }
-                        }
-                        Err(unsent) => Stage::Unsent { unsent: Some(unsent) },
-                    };
-                    self.as_mut().project().stage.set(stage);
-                }
-                Poll::Ready(Progress::Answer((result, own))) => {
-                    let result = sender.receive(state.provider, this.sent.as_ref(), result);
+            let Self { state, stage, .. } = self;
+            match stage {
+                Stage::Sent(answer) => {
+                    let answer = state.trace.within(|| answer.as_mut().poll(context));
+                    let Poll::Ready((result, own)) = answer else { break };
+                    let result = sender.receive(state.provider, self.sent.as_ref(), result);
                     let response = match result {
                         AttemptResult::Response(response, _)
                             if sender.shared.reads(response.status()) =>
                         {
                             response
                         }
-                        result => {
-                            self.stop();
-                            return Poll::Ready((result, own));
-                        }
+                        result => return self.end(result, own),
                     };
                     // What follows is no part of the attempt's time, which ends with the headers.
                     let read =
                         read(sender.shared, response, sender.asked, now(), sender.deadline.at);
-                    this.stage.set(Stage::Reading { read: Box::pin(read), own });
+                    *stage = Stage::Reading(Box::pin(read), own);
+                }
+                Stage::Reading(read, own) => {
+                    let read = state.trace.within(|| read.as_mut().poll(context));
+                    let Poll::Ready(result) = read else { return Poll::Pending };
+                    let own = std::mem::take(own);
+                    return self.end(result, own);
+                }
+                Stage::Token(token, _) => {
+                    let token = state.trace.within(|| token.as_mut().poll(context));
+                    let Poll::Ready(token) = token else { break };
+                    let stage = std::mem::replace(stage, Stage::Unsent(None));
+                    let Stage::Token(_, parked) = stage else { break };
+                    let (request, own) = *parked;
+                    self.stage = match self.use_token(sender, token, request) {
+                        Ok(request) => Stage::Sent(send(sender.next.clone(), request, own)),
+                        Err(unsent) => Stage::Unsent(Some(unsent)),
+                    };
+                }
+                Stage::Unsent(unsent) => {
+                    let Some(unsent) = unsent.take() else { return Poll::Pending };
+                    return self.end(AttemptResult::Unsent(unsent), Extensions::new());
                 }
             }
         }
+        self.poll_time(sender, context)
+    }
+
+    /// What the attempt holds is free before anything is made of its result.
+    fn end(&mut self, result: AttemptResult, own: Extensions) -> Poll<(AttemptResult, Extensions)> {
+        self.stop();
+        Poll::Ready((result, own))
+    }
+
+    /// Drops what the attempt holds.
+    pub(super) fn stop(&mut self) {
+        self.stage = Stage::Unsent(None);
     }
 
     /// Sets the token, which is the last thing that the request waits for.
     fn use_token(
-        self: Pin<&mut Self>,
+        &mut self,
         sender: &Sender<'a>,
         token: Result<HeaderValue, Unsent>,
         mut request: Request,
     ) -> Result<Request, Unsent> {
-        let this = self.project();
-        let state = this.state;
         let token = token?;
+        let state = &mut self.state;
         let shown = token.to_str().unwrap_or_default();
         state.secrets.push(shown.strip_prefix("Bearer ").unwrap_or(shown).to_owned());
         request.headers_mut().insert(AUTHORIZATION, token);
         let entry = sender.entry(state.provider);
-        let sent =
-            state.trace.within(|| sender.map_request(entry, &mut request, &mut state.secrets))?;
-        *this.sent = Some(sent);
+        let AttemptState { trace, secrets, .. } = state;
+        let sent = trace.within(|| sender.map_request(entry, &mut request, secrets))?;
+        self.sent = Some(sent);
         state.is_sent = true;
         if let Some(permit) = state.permit.get_mut() {
             permit.mark_sent(now());
@@ -410,60 +384,41 @@ impl<'a, F: Future<Output = Answer>> Flight<'a, F> {
 
     /// Ready when the attempt's time is up.
     fn poll_time(
-        self: Pin<&mut Self>,
+        &mut self,
         sender: &Sender<'a>,
         context: &mut Context<'_>,
     ) -> Poll<(AttemptResult, Extensions)> {
-        let mut this = self.project();
-        let state = this.state;
-        if matches!(*this.stage, Stage::Reading { .. }) {
-            return Poll::Pending;
-        }
         loop {
+            let Self { state, timer, excluded, .. } = self;
             // The client below has the request's own timeout, too, and the better error for it.
             let grace = match state.until.bound {
                 Bound::Request => CLIENTS_TIMEOUT_FIRST,
                 Bound::Attempt | Bound::Total => Duration::ZERO,
             };
-            let until = after(state.until.at, grace).into();
-            let timer = this.timer.get_or_insert_with(|| Box::pin(sleep_until(until)));
+            let at = after(state.until.at, grace).into();
+            let timer = timer.get_or_insert_with(|| Box::pin(sleep_until(at)));
             if timer.as_mut().poll(context).is_pending() {
                 return Poll::Pending;
             }
             // No clock runs against a provider while the caller's own stream is pending.
-            let now = now();
-            let (pending, is_pending) =
-                sender.upload.as_ref().map_or_else(Default::default, |upload| upload.pending(now));
-            let more = pending.saturating_sub(*this.excluded);
+            let (pending, is_pending) = sender
+                .upload
+                .as_ref()
+                .map_or_else(Default::default, |upload| upload.pending(now()));
+            let more = pending.saturating_sub(*excluded);
             let before = state.until.at;
             if let (Some(permit), false) = (state.permit.get_mut(), more.is_zero()) {
                 permit.exclude(more);
                 state.until = sender.deadline.extend(state.until, more);
-                *this.excluded = pending;
+                *excluded = pending;
             }
             state.upload_pending = is_pending;
             if state.until.at <= before {
                 let result = AttemptResult::TimedOut { sent: state.is_sent };
-                this.stage.as_mut().set(Stage::Unsent { unsent: None });
-                return Poll::Ready((result, Extensions::new()));
+                return self.end(result, Extensions::new());
             }
             timer.as_mut().reset(after(state.until.at, grace).into());
         }
-    }
-}
-
-impl<'a, F> Flight<'a, F> {
-    /// Drops what the attempt holds.
-    pub(super) fn stop(self: Pin<&mut Self>) {
-        self.project().stage.set(Stage::Unsent { unsent: None });
-    }
-
-    pub(super) fn state(&self) -> &AttemptState<'a> {
-        &self.state
-    }
-
-    pub(super) fn state_mut<'s>(self: Pin<&'s mut Self>) -> &'s mut AttemptState<'a> {
-        self.project().state
     }
 }
 

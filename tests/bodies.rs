@@ -72,7 +72,7 @@ fn upload(
 #[track_caller]
 fn assert_replayed(harness: &WireHarness, response: &Response, body: &[u8]) {
     let report = Report::of(response).unwrap();
-    assert_eq!(line(report), "cometapi 500 in # ms → openai 200 in # ms");
+    assert_eq!(line(report), "cometapi 500 in # ms (maybe processed) → openai 200 in # ms");
     assert!(report.attempts().iter().all(|attempt| attempt.is_replayable()));
     harness.assert_asked(&[1, 1]);
     for actor in 0..2 {
@@ -88,7 +88,7 @@ fn assert_replayed(harness: &WireHarness, response: &Response, body: &[u8]) {
 fn assert_sent_once(harness: &WireHarness, response: &Response, body: &[u8]) {
     let report = Report::of(response).unwrap();
     assert_eq!(response.status(), 500);
-    assert_eq!(line(report), "cometapi 500 in # ms (not replayable)");
+    assert_eq!(line(report), "cometapi 500 in # ms (maybe processed) (not replayable)");
     assert!(!report.attempts()[0].is_replayable());
     assert_eq!(report.served_by(), None);
     harness.assert_asked(&[1, 0]);

@@ -3,14 +3,15 @@
 
 mod terminal;
 
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 
 use reqwest::Body;
-use reqwest_failover::{Breaker, Exhausted, ProviderChainBuilder, Route, State};
+use reqwest_failover::{Breaker, Event, Exhausted, ProviderChainBuilder, Reason, Route, State};
 use reqwest_middleware::RequestBuilder;
 
 use terminal::{
-    Harness, Script, Told, dribble, keyless, ms, provider, secs, silence, sleep_until, yields,
+    Harness, Script, Told, dribble, keyless, lock, ms, provider, secs, silence, sleep_until, yields,
 };
 
 /// What is swept.
@@ -60,9 +61,10 @@ impl Case {
         let before = states();
         let tally = |harness: &Harness| {
             let snapshot = harness.chain.snapshot();
-            (snapshot.requests(), snapshot.switched(), snapshot.exhausted())
+            let unserved = (snapshot.rejected(), snapshot.exhausted());
+            (snapshot.requests(), snapshot.switched(), unserved)
         };
-        let (requests, switched, exhausted) = tally(&harness);
+        let (requests, switched, unserved) = tally(&harness);
 
         let mut request = Box::pin((self.request)(&harness).send());
         let mut ready = false;
@@ -114,10 +116,10 @@ impl Case {
                 assert_eq!(*before, after, "{name} after {k}: {attempts:?}");
             }
         }
-        let (counted, switched_now, exhausted_now) = tally(&harness);
+        let (counted, switched_now, unserved_now) = tally(&harness);
         assert_eq!(counted, requests + u64::from(k > 0));
         if !ready {
-            assert_eq!((switched_now, exhausted_now), (switched, exhausted), "after {k}");
+            assert_eq!((switched_now, unserved_now), (switched, unserved), "after {k}");
         }
         let first = landed(&names[0]).map(|(_, reason)| reason.as_str());
         self.prepare.check(&harness, first, k).await;
@@ -251,7 +253,7 @@ fn hanging_first() -> Harness {
     })
 }
 
-/// Its error arrives in pieces, beside the second provider's attempt.
+/// Its error arrives in pieces, before the second provider is asked.
 fn slow_error() -> Harness {
     let error = || dribble(&["{\"error\":{\"message\":", "\"not ", "today\"", "}}"], 2);
     Harness::with(
@@ -263,7 +265,7 @@ fn slow_error() -> Harness {
     )
 }
 
-/// Nobody serves, and the errors are read to their ends, or for 250 ms.
+/// Nobody serves, and the errors are read to their ends, or for 100 ms.
 fn slow_last_error() -> Harness {
     let error = || dribble(&["slow", " and ", "slower"], 2);
     Harness::with(
@@ -414,4 +416,34 @@ async fn a_request_that_its_own_task_drops_with_others_in_flight_takes_back_only
     let first = harness.of_provider("first");
     assert_eq!((first.in_flight(), first.attempts(), first.served()), (0, 20, 10));
     assert_eq!(harness.chain.snapshot().requests(), 20);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_attempt_that_was_sent_when_its_request_was_dropped_may_have_been_processed() {
+    let token = || async {
+        tokio::time::sleep(secs(1)).await;
+        Ok::<_, std::io::Error>("token".to_owned())
+    };
+    for (first, dropped_after, sent) in [
+        (provider("first"), ms(1), true),
+        (keyless("first").bearer_auth_with(token), ms(500), false),
+        (keyless("first").bearer_auth_with(token), ms(1_500), true),
+    ] {
+        let ended = Arc::new(Mutex::new(Vec::new()));
+        let keeper = ended.clone();
+        let harness = Harness::of_providers(
+            vec![first, provider("second")],
+            [("first", Script::hang()), ("second", Script::status(200))],
+            |chain| {
+                chain.observe(move |event| {
+                    if let Event::AttemptFinished { attempt, .. } = event {
+                        lock(&keeper).push((attempt.reason(), attempt.maybe_processed()));
+                    }
+                })
+            },
+        );
+        tokio::time::timeout(dropped_after, harness.post().send()).await.unwrap_err();
+        assert_eq!(*lock(&ended), [(Reason::Abandoned, sent)], "after {dropped_after:?}");
+        assert_eq!(harness.asked("first"), usize::from(sent));
+    }
 }

@@ -20,6 +20,7 @@ use serde_json::Value;
 use readings::Readings;
 
 const GUIDE: &str = include_str!("../docs/observability.md");
+const SOURCE: &str = include_str!("../src/observe.rs");
 const DASHBOARD: &str = include_str!("../docs/grafana.json");
 
 /// Fails a few times in different ways, and then no more.
@@ -102,7 +103,7 @@ fn every_metric_is_in_the_guide_with_its_kind_unit_and_labels() {
         let names = rest.split(',').filter_map(|label| Some(label.split_once('=')?.0));
         labels.entry(name).or_default().extend(names.map(|name| format!("`{name}`")));
     }
-    assert_eq!(readings.described.len(), 13, "{:#?}", readings.described);
+    assert_eq!(readings.described.len(), 14, "{:#?}", readings.described);
     for (name, (kind, unit, text)) in &readings.described {
         assert!(!text.is_empty(), "{name} has no description");
         let begins = format!("| `{name}` |");
@@ -216,6 +217,7 @@ fn the_guide_lists_every_reason() {
         Reason::Ok,
         Reason::ClientError,
         Reason::Auth,
+        Reason::Quota,
         Reason::RateLimited,
         Reason::ServerError,
         Reason::Redirected,
@@ -234,4 +236,23 @@ fn the_guide_lists_every_reason() {
         .map_while(|line| line.strip_prefix("| `")?.split('`').next())
         .collect();
     assert_eq!(listed, reasons.iter().map(|reason| reason.as_str()).collect());
+}
+
+#[test]
+fn the_guide_lists_every_event() {
+    let events = SOURCE.split("pub enum Event").nth(1).expect("the enum");
+    let events = events.split("\n}\n").next().unwrap();
+    let variants: BTreeSet<_> = events
+        .lines()
+        .filter_map(|line| line.strip_prefix("    ")?.strip_suffix(" {"))
+        .filter(|name| name.chars().all(|c| c.is_ascii_alphabetic()))
+        .collect();
+    assert!(variants.contains("Rejected") && variants.len() > 10, "{variants:?}");
+    let listed: BTreeSet<_> = GUIDE
+        .lines()
+        .skip_while(|line| !line.starts_with("| event |"))
+        .skip(2)
+        .map_while(|line| line.strip_prefix("| `")?.split('`').next())
+        .collect();
+    assert_eq!(listed, variants);
 }

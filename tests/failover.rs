@@ -76,48 +76,59 @@ async fn the_first_provider_answers_and_nobody_else_is_asked() {
 }
 
 macro_rules! statuses {
-    ($($name:ident: $status:literal $reason:ident,)*) => {$(
+    ($($name:ident: $status:literal $reason:ident, maybe processed $maybe_processed:literal;)*) => {$(
         #[tokio::test]
         async fn $name() {
             let harness = WireHarness::two(Answer::error($status, "it broke"), Answer::ok()).await;
             let response = harness.post(&harness.client()).send().await.unwrap();
             let report = assert_failed_over(&harness, response).await;
-            let expected = concat!("cometapi ", $status, " in # ms → openai 200 in # ms");
-            let told = line(&report).replace(" (maybe processed)", "").replace(" (redirected)", "");
-            assert_eq!(told, expected);
+            let redirected = if $status / 100 == 3 { " (redirected)" } else { "" };
+            let maybe_processed = if $maybe_processed { " (maybe processed)" } else { "" };
+            let expected = format!(
+                "cometapi {}{redirected} in # ms{maybe_processed} → openai 200 in # ms",
+                $status
+            );
+            assert_eq!(line(&report), expected);
             let failed = &report.attempts()[0];
             assert_eq!((failed.provider(), failed.reason()), ("cometapi", Reason::$reason));
             assert_eq!(failed.status().unwrap().as_u16(), $status);
-            assert_eq!(failed.maybe_processed(), matches!($status, 504 | 524));
+            assert_eq!(failed.maybe_processed(), $maybe_processed);
             assert!(failed.is_replayable());
         }
     )*};
 }
 
 statuses! {
-    fails_over_when_the_first_provider_answers_400: 400 ClientError,
-    fails_over_when_the_first_provider_answers_401: 401 Auth,
-    fails_over_when_the_first_provider_answers_402: 402 Auth,
-    fails_over_when_the_first_provider_answers_403: 403 Auth,
-    fails_over_when_the_first_provider_answers_404: 404 ClientError,
-    fails_over_when_the_first_provider_answers_408: 408 ServerError,
-    fails_over_when_the_first_provider_answers_409: 409 ClientError,
-    fails_over_when_the_first_provider_answers_413: 413 ClientError,
-    fails_over_when_the_first_provider_answers_415: 415 ClientError,
-    fails_over_when_the_first_provider_answers_418: 418 ClientError,
-    fails_over_when_the_first_provider_answers_422: 422 ClientError,
-    fails_over_when_the_first_provider_answers_425: 425 ServerError,
-    fails_over_when_the_first_provider_answers_429: 429 RateLimited,
-    fails_over_when_the_first_provider_answers_500: 500 ServerError,
-    fails_over_when_the_first_provider_answers_502: 502 ServerError,
-    fails_over_when_the_first_provider_answers_503: 503 ServerError,
-    fails_over_when_the_first_provider_answers_504: 504 ServerError,
-    fails_over_when_the_first_provider_answers_520: 520 ServerError,
-    fails_over_when_the_first_provider_answers_524: 524 ServerError,
-    fails_over_when_the_first_provider_answers_529: 529 ServerError,
-    fails_over_when_the_first_provider_answers_300: 300 Redirected,
-    fails_over_when_the_first_provider_answers_302_to_nowhere: 302 Redirected,
-    fails_over_when_the_first_provider_answers_999: 999 Other,
+    fails_over_when_the_first_provider_answers_400: 400 ClientError, maybe processed false;
+    fails_over_when_the_first_provider_answers_401: 401 Auth, maybe processed false;
+    fails_over_when_the_first_provider_answers_402: 402 Auth, maybe processed false;
+    fails_over_when_the_first_provider_answers_403: 403 Auth, maybe processed false;
+    fails_over_when_the_first_provider_answers_404: 404 ClientError, maybe processed false;
+    fails_over_when_the_first_provider_answers_408: 408 ServerError, maybe processed true;
+    fails_over_when_the_first_provider_answers_409: 409 ClientError, maybe processed false;
+    fails_over_when_the_first_provider_answers_413: 413 ClientError, maybe processed false;
+    fails_over_when_the_first_provider_answers_415: 415 ClientError, maybe processed false;
+    fails_over_when_the_first_provider_answers_418: 418 ClientError, maybe processed false;
+    fails_over_when_the_first_provider_answers_422: 422 ClientError, maybe processed false;
+    fails_over_when_the_first_provider_answers_425: 425 ServerError, maybe processed false;
+    fails_over_when_the_first_provider_answers_429: 429 RateLimited, maybe processed false;
+    fails_over_when_the_first_provider_answers_500: 500 ServerError, maybe processed true;
+    fails_over_when_the_first_provider_answers_502: 502 ServerError, maybe processed true;
+    fails_over_when_the_first_provider_answers_503: 503 ServerError, maybe processed false;
+    fails_over_when_the_first_provider_answers_504: 504 ServerError, maybe processed true;
+    fails_over_when_the_first_provider_answers_520: 520 ServerError, maybe processed true;
+    fails_over_when_the_first_provider_answers_524: 524 ServerError, maybe processed true;
+    fails_over_when_the_first_provider_answers_529: 529 ServerError, maybe processed true;
+    fails_over_when_the_first_provider_answers_300: 300 Redirected, maybe processed true;
+    fails_over_when_the_first_provider_answers_302_to_nowhere: 302 Redirected, maybe processed true;
+    fails_over_when_the_first_provider_answers_999: 999 Other, maybe processed true;
+    fails_over_when_the_first_provider_answers_301: 301 Redirected, maybe processed true;
+    fails_over_when_the_first_provider_answers_303: 303 Redirected, maybe processed true;
+    fails_over_when_the_first_provider_answers_307: 307 Redirected, maybe processed false;
+    fails_over_when_the_first_provider_answers_308: 308 Redirected, maybe processed false;
+    fails_over_when_the_first_provider_answers_499: 499 ClientError, maybe processed true;
+    fails_over_when_the_first_provider_answers_521: 521 ServerError, maybe processed false;
+    fails_over_when_the_first_provider_answers_523: 523 ServerError, maybe processed false;
 }
 
 #[tokio::test]
@@ -272,6 +283,32 @@ async fn fails_over_when_the_first_providers_name_cannot_be_resolved() {
     assert_connects_elsewhere(&harness, &client).await;
 }
 
+#[tokio::test]
+async fn a_host_that_refuses_connections_is_not_asked_again_under_another_name() {
+    let nobody = Refusing::start();
+    let harness = WireHarness::of([("openai", Answer::ok().into())]).await;
+    let at = |name: &'static str, prefix: &str| {
+        Provider::new(name, nobody.base_url(prefix)).bearer_auth(harness.secret(name))
+    };
+    let [eu, us] = [at("eu", "/eu"), at("us", "/us")];
+    let chain = ProviderChain::builder([eu, us, harness.actors[0].provider()]);
+    let response = harness.post(&client(chain)).send().await.unwrap();
+    let expected = "eu failed (connect) in # ms → openai 200 in # ms";
+    assert_eq!(line(Report::of(&response).unwrap()), expected);
+    harness.assert_asked(&[1]);
+
+    // A host that answers is asked again under its other name.
+    let harness = WireHarness::two(Answer::error(503, "busy"), Answer::ok()).await;
+    let base = harness.actors[0].server.base_url("/us");
+    let us = Provider::new("us", base).bearer_auth(&harness.actors[0].key);
+    let chain =
+        ProviderChain::builder([harness.actors[0].provider(), us, harness.actors[1].provider()]);
+    let response = harness.post(&client(chain)).send().await.unwrap();
+    let expected = "cometapi 503 in # ms → us 503 in # ms → openai 200 in # ms";
+    assert_eq!(line(Report::of(&response).unwrap()), expected);
+    harness.assert_asked(&[2, 1]);
+}
+
 macro_rules! broken_connections {
     ($($name:ident: $place:ident $step:ident,)*) => {$(
         #[tokio::test]
@@ -378,6 +415,23 @@ async fn the_requests_own_timeout_is_shared_out_to_the_attempts() {
 }
 
 #[tokio::test]
+async fn the_requests_own_timeout_bounds_all_attempts_together() {
+    let harness = WireHarness::two(Answer::stall(), Answer::stall()).await;
+    let client = harness.client();
+    let started = Instant::now();
+    let error = harness.post(&client).timeout(ms(600)).send().await.unwrap_err();
+    let took = started.elapsed();
+    // 50 ms is what is promised; a busy machine needs more.
+    assert!(took >= ms(600) && took < ms(900), "{took:?}");
+    let is_timeout = match &error {
+        Error::Reqwest(error) => error.is_timeout(),
+        error => FailoverError::find(error).is_some_and(FailoverError::is_timeout),
+    };
+    assert!(is_timeout, "{error:?}");
+    harness.assert_asked(&[1, 1]);
+}
+
+#[tokio::test]
 async fn the_clients_timeout_ends_an_attempt_and_the_next_has_as_much() {
     let harness = WireHarness::two(Answer::stall(), Answer::ok().headers_after(ms(100))).await;
     let plain = local(reqwest::Client::builder().timeout(ms(150)));
@@ -458,8 +512,9 @@ async fn the_last_response_is_handed_on_untouched() {
     for report in [Report::of(&response), Report::from_extensions(&extensions)] {
         let report = report.expect("a report");
         assert_eq!(report.served_by(), None);
-        assert_eq!(line(report), "cometapi 500 in # ms → openai 503 in # ms");
-        assert_eq!(report.attempts()[1].message(), None, "its body is the caller's");
+        assert_eq!(line(report), "cometapi 500 in # ms (maybe processed) → openai 503 in # ms");
+        // Its body was read for this, and is the caller's all the same.
+        assert_eq!(report.attempts()[1].message(), Some("closed for today"));
     }
     let body = response.text().await.unwrap();
     assert_eq!(body, r#"{"error":{"code":503,"message":"closed for today"}}"#);
@@ -475,7 +530,8 @@ async fn the_last_transport_error_is_handed_on_as_it_is() {
     assert_eq!(error.url().unwrap().as_str(), harness.actors[1].url("/chat/completions"));
     let report = Report::from_extensions(&extensions).expect("a report");
     assert_eq!(report.served_by(), None);
-    let expected = "cometapi 500 in # ms → openai failed (reset) in # ms (maybe processed)";
+    let expected =
+        "cometapi 500 in # ms (maybe processed) → openai failed (reset) in # ms (maybe processed)";
     assert_eq!(line(report), expected);
 }
 
@@ -529,7 +585,10 @@ async fn the_error_says_what_every_provider_answered() {
     assert_eq!(failed.last_status(), Some(StatusCode::SERVICE_UNAVAILABLE));
     assert_eq!(failed.retry_after(), Some(Duration::from_secs(7)));
     assert!(!failed.is_timeout() && !failed.is_connect());
-    assert_eq!(line(failed.report()), "cometapi 500 in # ms → openai 503 in # ms");
+    assert_eq!(
+        line(failed.report()),
+        "cometapi 500 in # ms (maybe processed) → openai 503 in # ms"
+    );
     let report = Report::from_extensions(&extensions).expect("a report");
     assert_eq!(report.to_string(), failed.report().to_string());
     harness.assert_asked(&[1, 1]);
@@ -648,7 +707,8 @@ async fn of_three_providers_that_fail_the_last_has_the_last_word() {
     let harness = three(a, b, c).await;
     let response = harness.post(&harness.client()).send().await.unwrap();
     assert_eq!(response.status(), 404);
-    let expected = "cometapi 500 in # ms → openai 401 in # ms → spare 404 in # ms";
+    let expected =
+        "cometapi 500 in # ms (maybe processed) → openai 401 in # ms → spare 404 in # ms";
     assert_eq!(line(Report::of(&response).unwrap()), expected);
     assert!(response.text().await.unwrap().contains("no 404"));
     harness.assert_asked(&[1, 1, 1]);
@@ -756,6 +816,18 @@ mod log_lines {
     }
 
     #[tokio::test]
+    async fn a_request_that_every_provider_refused_is_a_warning() {
+        let [first, second] = [400, 404].map(|status| Answer::error(status, "yours"));
+        let heard = Heard::of(("refuses-a", first), ("refuses-b", second)).await;
+        assert_eq!(heard.lines("ERROR"), [""; 0]);
+        let warnings = heard.lines("WARN");
+        assert_eq!(warnings.len(), 2, "the failover, and the end: {warnings:?}");
+        for part in ["refuses-a", "400", "refuses-b", "404", "refused the request"] {
+            assert!(warnings[1].contains(part), "{part} is missing in {}", warnings[1]);
+        }
+    }
+
+    #[tokio::test]
     async fn a_dead_key_is_an_error_although_somebody_else_answers() {
         for (status, name) in [(401, "dead-401"), (402, "dead-402"), (403, "dead-403")] {
             let alive = ("alive", Answer::ok());
@@ -770,11 +842,10 @@ mod log_lines {
     #[tokio::test]
     async fn messages_are_logged_only_where_that_is_wanted() {
         for (wanted, name) in [(true, "chatty"), (false, "discreet")] {
-            // The body is read beside the second attempt, so only a later line can hold it.
             let message = format!("{name} patient data");
             let scripts = [
                 (name, Answer::error(500, &message).into()),
-                ("b", Answer::error(500, &message).headers_after(ms(30)).into()),
+                ("b", Answer::error(500, &message).into()),
             ];
             let harness = WireHarness::of(scripts).await;
             let chain = exhausted_error(&harness).log_messages(wanted);

@@ -174,11 +174,148 @@ async fn the_total_timeout_covers_the_reading_of_failed_bodies() {
         chain.on_exhausted(Exhausted::Error).total_timeout(secs(1))
     });
     assert_eq!(failure(&harness).await.1, secs(1));
-    // With time to spare it is 250 ms.
+    // With time to spare it is 100 ms, unless told otherwise.
     let harness = Harness::with([("only", Script::answer(500, &[], silence))], |chain| {
         chain.on_exhausted(Exhausted::Error)
     });
-    assert_eq!(failure(&harness).await.1, ms(250));
+    assert_eq!(failure(&harness).await.1, ms(100));
+    for limit in [Duration::ZERO, ms(1), ms(700)] {
+        let harness = Harness::with([("only", Script::answer(500, &[], silence))], |chain| {
+            chain.on_exhausted(Exhausted::Error).error_body_timeout(limit)
+        });
+        assert_eq!(failure(&harness).await.1, limit);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_requests_own_timeout_bounds_all_attempts_together() {
+    for names in [&["first"][..], &["first", "second"], &["first", "second", "third"]] {
+        let scripts = ["first", "second", "third"].map(|name| (name, Script::hang()));
+        let providers = names.iter().map(|name| provider(name)).collect();
+        let harness = Harness::of_providers(providers, scripts, |chain| chain);
+        let started = now();
+        let error = harness.post().timeout(secs(1)).send().await.unwrap_err();
+        let took = now() - started;
+        assert!((secs(1)..=ms(1_050)).contains(&took), "{names:?}: {took:?}");
+        assert!(FailoverError::find(&error).unwrap().is_timeout());
+        assert_eq!(harness.all_asked(), names, "each has a part of the second");
+    }
+    // A limit that is longer than the request's own is not reached.
+    let hanging = [("first", Script::hang()), ("second", Script::hang())];
+    let harness = Harness::with(hanging, |chain| chain.attempt_timeout(secs(7)));
+    let started = now();
+    harness.post().timeout(secs(1)).send().await.unwrap_err();
+    assert!((secs(1)..=ms(1_050)).contains(&(now() - started)));
+    assert_eq!(harness.all_asked(), ["first"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_total_timeout_alone_leaves_time_for_the_second_provider() {
+    let harness = Harness::with([("first", Script::hang()), ("second", ok())], |chain| {
+        chain.total_timeout(secs(3))
+    });
+    for _ in 0..5 {
+        let started = now();
+        assert_eq!(harness.ask().await, "second");
+        assert!(now() - started < secs(3));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_provider_that_is_unavailable_is_asked_within_the_attempt_limit_of_one_that_hangs() {
+    for open in [true, false] {
+        let harness = two(Script::hang(), ok());
+        if open {
+            harness.break_it("second").await;
+        } else {
+            harness.tell("second", Script::status(429));
+            let limited = harness.post().with_extension(Route::only(["second"]));
+            limited.send().await.unwrap();
+            harness.tell("second", ok());
+        }
+        assert_ne!(harness.state("second"), State::Closed);
+        let started = now();
+        assert_eq!(harness.ask().await, "second");
+        assert_eq!(now() - started, secs(120));
+    }
+}
+
+// Callers who give up.
+
+#[tokio::test(start_paused = true)]
+async fn an_hour_of_callers_who_give_up_on_a_provider_that_hangs_is_served_by_the_next() {
+    let patience: [(&str, Option<Duration>, fn(usize) -> Duration); 3] = [
+        ("callers of 60 s", None, |_| secs(60)),
+        ("callers of 15 s, attempts of 20 s", Some(secs(20)), |_| secs(15)),
+        ("one caller in a hundred of 300 s", None, |at| {
+            secs(if at % 100 == 99 { 300 } else { 60 })
+        }),
+    ];
+    for (name, limit, patience) in patience {
+        let opened = Arc::new(OnceLock::new());
+        let (begun, first_opened) = (now(), opened.clone());
+        let harness = Harness::with([("first", Script::hang()), ("second", ok())], |chain| {
+            let chain = chain.observe(move |event| {
+                if let Event::BreakerOpened { provider: "first", .. } = event {
+                    first_opened.get_or_init(|| now() - begun);
+                }
+            });
+            match limit {
+                Some(limit) => chain.attempt_timeout(limit),
+                None => chain,
+            }
+        });
+        let mut callers = Vec::new();
+        for at in 0..3_600 {
+            let request = harness.post();
+            callers.push(tokio::spawn(tokio::time::timeout(patience(at), request.send())));
+            tokio::time::sleep(secs(1)).await;
+        }
+        let mut served = 0;
+        for caller in callers {
+            served += usize::from(matches!(caller.await.unwrap(), Ok(Ok(_))));
+        }
+        let opened = opened.get().expect("its breaker opened");
+        println!("{name}: {served} of 3600 served, the breaker opened after {opened:?}");
+        assert!(served >= 3_500, "{name}: {served}");
+        // The fifth caller who gave up.
+        assert_eq!(opened.as_secs(), patience(1).as_secs() + 5 - 1, "{name}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn callers_who_give_up_early_open_no_breaker() {
+    for patience in [ms(1), ms(500), secs(1)] {
+        let harness = two(Script::hang(), Script::hang());
+        for _ in 0..50 {
+            tokio::time::timeout(patience, harness.post().send()).await.unwrap_err();
+        }
+        assert_eq!(["first", "second"].map(|name| harness.state(name)), [State::Closed; 2]);
+        assert_eq!(harness.of_provider("first").failures(), 0);
+    }
+    for timeout in [ms(1), ms(500)] {
+        let harness = two(Script::hang(), Script::hang());
+        for _ in 0..50 {
+            harness.post().timeout(timeout).send().await.unwrap_err();
+        }
+        assert_eq!(["first", "second"].map(|name| harness.state(name)), [State::Closed; 2]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn how_long_is_too_long_depends_on_the_providers_usual_time() {
+    for (usual, patience, opens) in
+        [(ms(100), ms(1_100), true), (secs(20), secs(30), false), (secs(20), secs(45), true)]
+    {
+        let harness = two(ok().after(usual), ok());
+        harness.ask_times(10).await;
+        harness.tell("first", Script::hang());
+        for _ in 0..5 {
+            tokio::time::timeout(patience, harness.post().send()).await.unwrap_err();
+        }
+        let is_open = matches!(harness.state("first"), State::Open { .. });
+        assert_eq!(is_open, opens, "usually {usual:?}, given up after {patience:?}");
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -536,6 +673,8 @@ async fn a_provider_rests_for_as_long_as_it_says() {
         (429, "retry-after", "1e35", secs(5), secs(5)),
         (429, "x-nothing", "7", secs(5), secs(5)),
         (503, "retry-after", "7", secs(7), secs(7)),
+        (402, "retry-after", "7", secs(7), secs(7)),
+        (529, "retry-after", "7", secs(7), secs(7)),
     ] {
         let harness = two(Script::hint(status, header, value), ok());
         assert_eq!(harness.ask().await, "second");
@@ -716,6 +855,38 @@ fn an_unknown_name_is_an_error_that_lists_the_known() {
 }
 
 // What a snapshot counts.
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_every_provider_refused_is_rejected_and_moves_no_health() {
+    let harness = two(Script::status(404), Script::status(422));
+    for _ in 0..25 {
+        assert_eq!(harness.post().send().await.unwrap().status(), 422);
+    }
+    let snapshot = harness.chain.snapshot();
+    assert_eq!((snapshot.requests(), snapshot.rejected(), snapshot.exhausted()), (25, 25, 0));
+    assert_eq!(snapshot.switch_ratio(), None, "it says nothing about the first provider");
+    assert_eq!(["first", "second"].map(|name| harness.state(name)), [State::Closed; 2]);
+    let told = harness.told();
+    assert_eq!(told.iter().filter(|told| **told == Told::Rejected).count(), 25);
+    assert!(!told.contains(&Told::Exhausted));
+
+    // One failure, or nothing that was sent, is enough for it to be exhausted.
+    let unsent = || provider("second").map_request(|_| Err("not now"));
+    for (second, script) in [
+        (provider("second"), Script::status(500)),
+        (provider("second"), Script::status(429)),
+        (provider("second"), Script::fail()),
+        (unsent(), ok()),
+    ] {
+        let providers = vec![provider("first"), second];
+        let scripts = [("first", Script::status(400)), ("second", script)];
+        let harness = Harness::of_providers(providers, scripts, |chain| chain);
+        let _ = harness.post().send().await;
+        let snapshot = harness.chain.snapshot();
+        assert_eq!((snapshot.rejected(), snapshot.exhausted()), (0, 1));
+        assert!(harness.told().contains(&Told::Exhausted));
+    }
+}
 
 #[tokio::test(start_paused = true)]
 async fn a_snapshot_counts_requests_and_attempts() {

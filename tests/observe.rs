@@ -27,17 +27,25 @@ fn ms(millis: u64) -> Duration {
     Duration::from_millis(millis)
 }
 
-/// What the first provider script; the second one answers 200.
-struct Ends(AtomicU16, Second);
+/// What the first provider answers, and what the second one does.
+struct Ends(AtomicU16, Second, Mutex<Option<&'static str>>);
 
 enum Second {
     Answers,
     Fails,
+    /// Has not what is asked for.
+    Refuses,
 }
 
 impl Ends {
     fn fail(&self, status: u16) {
         self.0.store(status, Ordering::Relaxed);
+    }
+
+    /// With this code in its body.
+    fn fail_with(&self, status: u16, code: &'static str) {
+        *lock(&self.2) = Some(code);
+        self.fail(status);
     }
 
     fn hang(&self) {
@@ -56,13 +64,17 @@ impl Middleware for Ends {
         tracing::info!("inside");
         let status = match request.url().host_str() {
             Some("cometapi.test") => self.0.load(Ordering::Relaxed),
-            _ if matches!(self.1, Second::Fails) => 500,
-            _ => 200,
+            _ => match self.1 {
+                Second::Answers => 200,
+                Second::Fails => 500,
+                Second::Refuses => 404,
+            },
         };
         if status == 0 {
             std::future::pending::<()>().await;
         }
-        let body = r#"{"error":{"message":"the sky is falling"}}"#;
+        let code = lock(&self.2).map(|code| format!(r#""code":"{code}","#)).unwrap_or_default();
+        let body = format!(r#"{{"error":{{{code}"message":"the sky is falling"}}}}"#);
         let response = http::Response::builder().status(status).header("retry-after-ms", "2000");
         Ok(response.body(body).unwrap().into())
     }
@@ -93,7 +105,7 @@ impl Scene {
 
     fn with(chain: ProviderChainBuilder, second: Second) -> Self {
         let chain = chain.build().unwrap();
-        let ends = Arc::new(Ends(AtomicU16::new(200), second));
+        let ends = Arc::new(Ends(AtomicU16::new(200), second, Mutex::default()));
         let client = ClientBuilder::new(reqwest::Client::new())
             .with(chain.clone())
             .with_arc(ends.clone())
@@ -404,6 +416,31 @@ async fn the_switch_rate_is_about_the_chains_first_provider_only() {
     assert_eq!(take(&crossings), []);
 }
 
+// Requests that every provider refused.
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_every_provider_refused_is_rejected_and_nothing_else() {
+    let (chain, names) = keep(chain(), |event| Some(name(event)));
+    let scene = Scene::with(chain, Second::Refuses);
+    scene.ends.fail(404);
+    for _ in 0..25 {
+        assert_eq!(scene.post().send().await.unwrap().status(), 404);
+        let told = take(&names).join(", ");
+        let both = "AttemptStarted, AttemptFinished, Switched, AttemptStarted, AttemptFinished";
+        assert_eq!(told, format!("{both}, Rejected, Finished"));
+    }
+    let snapshot = scene.chain.snapshot();
+    assert_eq!((snapshot.requests(), snapshot.rejected(), snapshot.exhausted()), (25, 25, 0));
+    assert_eq!(snapshot.switch_ratio(), None, "no switch rate");
+
+    // A failure among them is an outage.
+    scene.ends.fail(500);
+    scene.post().send().await.unwrap();
+    assert!(take(&names).contains(&"Exhausted".to_owned()));
+    let snapshot = scene.chain.snapshot();
+    assert_eq!((snapshot.rejected(), snapshot.exhausted()), (25, 1));
+}
+
 // Spans and log lines.
 
 #[cfg(feature = "tracing")]
@@ -614,7 +651,7 @@ mod traced {
             assert_eq!(line.get("http.response.status_code"), "500");
             assert_eq!(line.get("error.type"), "server_error");
             assert_eq!(line.get("error.message"), "the sky is falling");
-            assert_eq!(line.get("maybe_processed"), "false");
+            assert_eq!(line.get("maybe_processed"), "true");
         }
         assert!(capture.lines(Level::ERROR).is_empty());
     }
@@ -628,8 +665,29 @@ mod traced {
         let lines = capture.lines(Level::ERROR);
         assert_eq!(lines.len(), 1, "{lines:?}");
         assert_eq!(lines[0].get("message"), "no provider served the request");
-        assert_eq!(lines[0].get("report"), "cometapi 400 in 0 ms → openai 500 in 0 ms");
+        assert_eq!(
+            lines[0].get("report"),
+            "cometapi 400 in 0 ms → openai 500 in 0 ms (maybe processed)"
+        );
         assert_eq!(lines[0].get("error.type"), "server_error");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_that_every_provider_refused_is_a_warning_in_one_line() {
+        let capture = Capture::start();
+        let scene = Scene::with(chain(), Second::Refuses);
+        scene.ends.fail(422);
+        scene.post().send().await.unwrap();
+        assert!(capture.lines(Level::ERROR).is_empty());
+        let lines = capture.lines(Level::WARN);
+        let messages: Vec<_> = lines.iter().map(|line| line.get("message")).collect();
+        let message = "every provider that was asked refused the request";
+        assert_eq!(messages, ["failing over", message]);
+        assert_eq!(lines[0].get("maybe_processed"), "false");
+        assert_eq!(lines[1].within, Some("failover.request"));
+        assert_eq!(lines[1].get("report"), "cometapi 422 in 0 ms → openai 404 in 0 ms");
+        assert_eq!(lines[1].get("error.type"), "client_error");
+        assert_eq!(lines[1].get("error.message"), "the sky is falling");
     }
 
     #[tokio::test(start_paused = true)]
@@ -647,6 +705,24 @@ mod traced {
             assert_eq!(lines[0].get("http.response.status_code"), status.to_string());
             assert_eq!(lines[0].get("error.type"), "auth");
             assert_eq!(lines[0].get("error.message"), "the sky is falling");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_used_up_quota_is_an_error_like_a_refused_key() {
+        for (said, is_error) in [("insufficient_quota", true), ("rate_limit_exceeded", false)] {
+            let capture = Capture::start();
+            let scene = Scene::of(chain());
+            scene.ends.fail_with(429, said);
+            assert_eq!(scene.ask().await.served_by(), Some("openai"));
+            let lines = capture.lines(Level::ERROR);
+            assert_eq!(lines.len(), usize::from(is_error), "{lines:?}");
+            if let Some(line) = lines.first() {
+                let message = "the provider refused the credential or the account";
+                assert_eq!(line.get("message"), message);
+                assert_eq!(line.get("error.type"), "quota");
+                assert_eq!(line.get("http.response.status_code"), "429");
+            }
         }
     }
 
@@ -721,6 +797,11 @@ async fn everything() {
     }
     scene.serve(100).await;
     scene.client.get("https://elsewhere.test").send().await.unwrap();
+    let absent = Scene::with(chain(), Second::Refuses);
+    absent.ends.fail(404);
+    for _ in 0..10 {
+        absent.post().send().await.unwrap();
+    }
     scene.chain.isolate("cometapi").unwrap();
     scene.chain.isolate("openai").unwrap();
     scene.post().send().await.unwrap_err();

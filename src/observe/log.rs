@@ -77,14 +77,18 @@ pub(super) fn log(event: &Event<'_>, messages: bool) {
         Event::AttemptStarted { provider, number } => {
             trace!(gen_ai.provider.name = provider, attempt = number, "attempt started");
         }
-        Event::AttemptFinished { attempt } if attempt.reason() == Reason::Auth => error!(
-            gen_ai.provider.name = attempt.provider(),
-            http.response.status_code = status(attempt),
-            error.type = attempt.reason().as_str(),
-            elapsed_ms = millis(attempt),
-            error.message = shown(attempt),
-            "the provider refused the credential or the account"
-        ),
+        Event::AttemptFinished { attempt }
+            if matches!(attempt.reason(), Reason::Auth | Reason::Quota) =>
+        {
+            error!(
+                gen_ai.provider.name = attempt.provider(),
+                http.response.status_code = status(attempt),
+                error.type = attempt.reason().as_str(),
+                elapsed_ms = millis(attempt),
+                error.message = shown(attempt),
+                "the provider refused the credential or the account"
+            )
+        }
         Event::AttemptFinished { attempt } => debug!(
             gen_ai.provider.name = attempt.provider(),
             http.response.status_code = status(attempt),

@@ -65,6 +65,7 @@ impl Meter {
             begin(&keys.succeeded);
             begin(&keys.broken);
             begin(&keys.attempts(Reason::Auth));
+            begin(&keys.attempts(Reason::Quota));
         }
     }
 

@@ -306,6 +306,7 @@ pub enum Told {
     Cooling(String),
     Panicked(&'static str),
     Exhausted,
+    Rejected,
     /// Who was silent, who is asked beside it, and for how many milliseconds it was.
     Hedged(String, String, u128),
     /// The reasons of all attempts, with their providers.
@@ -327,6 +328,7 @@ impl Told {
             Event::CoolingDown { provider, .. } => Self::Cooling((*provider).to_owned()),
             Event::CallbackPanicked { callback, .. } => Self::Panicked(callback),
             Event::Exhausted { .. } => Self::Exhausted,
+            Event::Rejected { .. } => Self::Rejected,
             Event::HedgeSent { from, to, waited, .. } => {
                 Self::Hedged((*from).to_owned(), (*to).to_owned(), waited.as_millis())
             }

@@ -17,7 +17,7 @@ use http::Extensions;
 use reqwest::{Request, Response};
 use reqwest_middleware::{Middleware, Next};
 
-use self::body::Requests;
+use self::body::{AttemptMark, Requests};
 pub use self::builder::ProviderChainBuilder;
 use self::drive::drive;
 use self::flight::Sender;
@@ -164,6 +164,9 @@ impl Middleware for ProviderChain {
         Self: 'answer,
     {
         let Shared { addresses, scope, entries, observer, .. } = &*self.shared;
+        if !self.shared.nested && extensions.get::<AttemptMark>().is_some() {
+            return next.run(request, extensions);
+        }
         match addresses.find(request.url(), scope, entries.len()) {
             Some(address) => {
                 let sender = Sender::new(&self.shared, address, next, &request);

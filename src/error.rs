@@ -198,6 +198,7 @@ mod tests {
                 provider: provider.into(),
                 status,
                 reason,
+                code: None,
                 message: message.map(Into::into),
                 elapsed: Duration::from_millis(3),
                 retry_after: status.map(|_| Duration::from_secs(9)),

@@ -33,19 +33,22 @@ pub use route::Route;
 pub use run::{Ambiguous, Replay};
 pub use verdict::{Fault, Outcome, Reason, Verdict};
 
-/// Prepares a client so that this layer sees what really happened: redirects off, no referer,
-/// reqwest's own retries off, and a connect timeout of 10 s, in place of what was set before. Call
-/// it first, and `.connect_timeout(..)` after it for another one.
+/// Prepares a client so that this layer sees what really happened: redirects off, no referer, and a
+/// connect timeout of 10 s, in place of what was set before. Call it first, and
+/// `.connect_timeout(..)` after it for another one.
 ///
-/// Redirects are followed below every middleware. One that leads elsewhere would carry a request,
-/// and what it holds, to a host that nobody chose, and turn a POST into a GET on the way. Retries
-/// below this layer would send a request again that no report tells of.
+/// Redirects are followed below every middleware. One that leads elsewhere would carry a request, and
+/// what it holds, to a host that was not configured, and turn a POST into a GET on the way.
+///
+/// `reqwest` itself repeats a request whose HTTP/2 stream was refused or lies beyond a GOAWAY, which
+/// proves that it was not processed. That stays on: it costs the provider no failure.
 ///
 /// With another client a response from another origin or path counts as a failure (a GET or HEAD may
-/// be led elsewhere below the provider's own base URL), but by then the redirect was followed: `reqwest` takes `authorization` and cookies off on the way to another host, and no
-/// other header, so that a [`api_key_header`](Provider::api_key_header) would be handed over; and it sends the
-/// URL on as the `Referer`, so that a [`api_key_query`](Provider::api_key_query) would be, too. And a POST that
-/// is redirected to its own URL comes back as the answer to a GET, which nothing tells apart.
+/// be redirected below the provider's own base URL), but by then the redirect was followed. `reqwest`
+/// removes `authorization` and cookies on the way to another host, and no other header, so an
+/// [`api_key_header`](Provider::api_key_header) would be sent there. It also sends the URL as the
+/// `Referer`, and so an [`api_key_query`](Provider::api_key_query). A POST that is redirected to its own
+/// URL comes back as the answer to a GET, which nothing can detect.
 ///
 /// Proxies, cookie stores and `default_headers` are left as they are, and work below every layer. A
 /// proxy reads what is sent over `http://`, also to loopback: `reqwest` takes `HTTP_PROXY` from the
@@ -60,7 +63,6 @@ pub fn harden(builder: reqwest::ClientBuilder) -> reqwest::ClientBuilder {
     builder
         .redirect(reqwest::redirect::Policy::none())
         .referer(false)
-        .retry(reqwest::retry::never())
         .connect_timeout(std::time::Duration::from_secs(10))
 }
 

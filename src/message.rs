@@ -28,13 +28,6 @@ pub(crate) fn make_safe(text: &str, complete: bool, secrets: &Secrets) -> Option
     (!text.is_empty()).then(|| text.into_boxed_str())
 }
 
-/// The message in an error body: the text that the usual JSON shapes hold, else the body itself.
-/// `complete` tells whether this is the body to its end.
-pub(crate) fn of_body(body: &[u8], complete: bool, secrets: &Secrets) -> Option<Box<str>> {
-    let text = from_json(body).unwrap_or_else(|| String::from_utf8_lossy(body).into_owned());
-    make_safe(&text, complete, secrets)
-}
-
 /// The message of an error: its own words and those of its sources, without those of `reqwest`'s
 /// errors, whose words hold the URL.
 pub(crate) fn of_error(error: &(dyn StdError + 'static), secrets: &Secrets) -> Box<str> {
@@ -66,21 +59,6 @@ fn sources<'a>(
     error: &'a (dyn StdError + 'static),
 ) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
     std::iter::successors(Some(error), |&error| error.source())
-}
-
-fn from_json(body: &[u8]) -> Option<String> {
-    use serde_json::Value;
-
-    let body = body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body);
-    let value: Value = serde_json::from_slice(body).ok()?;
-    let error = value.get("error").unwrap_or(&value);
-    let text =
-        ["message", "detail", "error_description", "msg"].iter().find_map(|name| error.get(name));
-    match text.unwrap_or(error) {
-        Value::String(text) => Some(text.clone()),
-        // Written anew, so that no escape sequence hides a key from the search.
-        _ => Some(value.to_string()),
-    }
 }
 
 /// As much of a text as is worth searching, and whether that is all of it.
@@ -133,6 +111,11 @@ mod tests {
     }
 
     const BOTH: [&str; 2] = ["sk-secret-123", "hunter2"];
+
+    /// The message of an error body, as the driver makes it.
+    fn of_body(body: &[u8], complete: bool, secrets: &Secrets) -> Option<Box<str>> {
+        make_safe(&crate::cause::Cause::read(body).message?, complete, secrets)
+    }
 
     fn body(text: &str) -> Option<Box<str>> {
         of_body(text.as_bytes(), true, &secrets())

@@ -81,41 +81,23 @@ impl Report {
         Self { attempts: Attempts::Many(Vec::new()), served: false, elapsed: Duration::ZERO }
     }
 
-    /// Adds an attempt in front of the one with that index, or at the end. Returns its index.
-    pub(crate) fn push_before(&mut self, index: Option<usize>, attempt: Attempt) -> usize {
-        let last = self.push(attempt);
-        if let (Some(index), Attempts::Many(attempts)) = (index, &mut self.attempts) {
-            attempts[index..].rotate_right(1);
-        }
-        index.unwrap_or(last)
-    }
-
-    /// Adds an attempt and returns its index.
+    /// Adds an attempt.
     #[inline]
-    pub(crate) fn push(&mut self, attempt: Attempt) -> usize {
-        if self.attempts().is_empty() {
-            self.attempts = Attempts::One(attempt);
-            return 0;
-        }
-        self.attempts = match std::mem::replace(&mut self.attempts, Attempts::Many(Vec::new())) {
-            Attempts::Many(attempts) if attempts.is_empty() => Attempts::One(attempt),
-            Attempts::One(first) => Attempts::Many(vec![first, attempt]),
-            Attempts::Many(mut attempts) => {
-                attempts.push(attempt);
-                Attempts::Many(attempts)
+    pub(crate) fn push(&mut self, attempt: Attempt) {
+        match &mut self.attempts {
+            Attempts::Many(attempts) if attempts.is_empty() => {
+                self.attempts = Attempts::One(attempt);
             }
-        };
-        self.attempts().len() - 1
+            Attempts::Many(attempts) => attempts.push(attempt),
+            Attempts::One(_) => self.push_second(attempt),
+        }
     }
 
-    /// Adds what the provider said once it is known.
-    pub(crate) fn set_message(&mut self, index: usize, message: Option<Box<str>>) {
-        let attempts = match &mut self.attempts {
-            Attempts::One(attempt) => std::slice::from_mut(attempt),
-            Attempts::Many(attempts) => attempts,
-        };
-        if let Some(attempt) = attempts.get_mut(index) {
-            attempt.message = message;
+    #[cold]
+    fn push_second(&mut self, attempt: Attempt) {
+        let first = std::mem::replace(&mut self.attempts, Attempts::Many(Vec::with_capacity(2)));
+        if let (Attempts::One(first), Attempts::Many(attempts)) = (first, &mut self.attempts) {
+            attempts.extend([first, attempt]);
         }
     }
 
@@ -149,6 +131,7 @@ pub struct Attempt {
     pub(crate) provider: Arc<str>,
     pub(crate) status: Option<StatusCode>,
     pub(crate) reason: Reason,
+    pub(crate) code: Option<Box<str>>,
     pub(crate) message: Option<Box<str>>,
     pub(crate) elapsed: Duration,
     pub(crate) retry_after: Option<Duration>,
@@ -170,6 +153,21 @@ impl Attempt {
     /// How the attempt ended.
     pub fn reason(&self) -> Reason {
         self.reason
+    }
+
+    /// The provider's own word or number for what went wrong, such as `insufficient_quota`. `None` where
+    /// its answer has none, or had not arrived in time.
+    ///
+    /// ```no_run
+    /// # fn count(report: &reqwest_failover::Report) -> usize {
+    /// let is_too_long = |attempt: &&reqwest_failover::Attempt| {
+    ///     attempt.code() == Some("context_length_exceeded")
+    /// };
+    /// report.attempts().iter().filter(is_too_long).count()
+    /// # }
+    /// ```
+    pub fn code(&self) -> Option<&str> {
+        self.code.as_deref()
     }
 
     /// What the provider or the transport said went wrong: at most 2 KiB, keys redacted, control
@@ -204,6 +202,12 @@ impl fmt::Display for Attempt {
             (Some(status), Reason::Redirected) => {
                 write!(f, "{} {} (redirected)", self.provider, status.as_u16())?;
             }
+            // What the status does not say.
+            (Some(status), reason)
+                if reason == Reason::Quota || (status.is_success() && reason != Reason::Ok) =>
+            {
+                write!(f, "{} {} {reason}", self.provider, status.as_u16())?;
+            }
             (Some(status), _) => write!(f, "{} {}", self.provider, status.as_u16())?,
             (None, reason) => write!(f, "{} failed ({reason})", self.provider)?,
         }
@@ -234,6 +238,7 @@ mod tests {
             provider: provider.into(),
             status: status.map(|status| StatusCode::from_u16(status).unwrap()),
             reason,
+            code: None,
             message: None,
             elapsed: Duration::from_millis(millis),
             retry_after: None,
@@ -263,16 +268,22 @@ mod tests {
     #[test]
     fn an_attempt_tells_what_came_of_it() {
         let mut report = Report::new();
-        assert_eq!(report.push(attempt("a", Some(302), Reason::Redirected, 7)), 0);
+        report.push(Attempt {
+            code: Some("moved_permanently".into()),
+            message: Some("moved".into()),
+            ..attempt("a", Some(302), Reason::Redirected, 7)
+        });
         assert!(!report.is_maybe_processed());
-        report.set_message(0, Some("moved".into()));
-        let once = Attempt { is_replayable: false, ..attempt("b", None, Reason::Timeout, 9) };
-        assert_eq!(report.push(once), 1);
+        report.push(attempt("c", None, Reason::Connect, 1));
+        report.push(Attempt {
+            is_replayable: false,
+            message: Some("late".into()),
+            ..attempt("b", None, Reason::Timeout, 9)
+        });
         assert!(report.is_maybe_processed());
-        assert_eq!(report.push_before(Some(1), attempt("c", None, Reason::Connect, 1)), 1);
-        assert_eq!(report.push_before(None, attempt("d", Some(200), Reason::Ok, 1)), 3);
-        report.set_message(2, Some("late".into()));
-        report.set_message(9, Some("nobody's".into()));
+        report.push(attempt("d", Some(200), Reason::Ok, 1));
+        let codes: Vec<_> = report.attempts().iter().map(Attempt::code).collect();
+        assert_eq!(codes, [Some("moved_permanently"), None, None, None]);
         report.finish(true, Duration::from_millis(11));
 
         let told: Vec<_> = report

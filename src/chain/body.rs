@@ -9,21 +9,21 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use http::header::CONTENT_LENGTH;
-use http::{Extensions, HeaderMap, HeaderName, HeaderValue, Method, Version};
+use http::{Extensions, HeaderMap, Method, Version};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use reqwest::{Body, Request, Response, Url};
 use tokio::time::timeout_at;
 
 use super::shared::now;
 use crate::inspect::{Arrival, Head, PrefixedBody};
+use crate::readdress::KeptHeaders;
 use crate::route::Route;
 
 /// The caller's request as it came, without its URL, for the attempts after the first.
 #[derive(Clone)]
 struct KeptRequest {
     method: Method,
-    /// A list, since a map takes two allocations where this takes one.
-    headers: Vec<(HeaderName, HeaderValue)>,
+    headers: KeptHeaders,
     body: Option<Bytes>,
     version: Version,
 }
@@ -33,10 +33,9 @@ impl KeptRequest {
     fn of(request: &mut Request) -> Self {
         let body = request.body_mut().take().map(take_bytes);
         *request.body_mut() = body.clone().map(Body::from);
-        let headers = request.headers().iter();
         Self {
             method: request.method().clone(),
-            headers: headers.map(|(name, value)| (name.clone(), value.clone())).collect(),
+            headers: KeptHeaders::of(request.headers()),
             body,
             version: request.version(),
         }
@@ -44,16 +43,8 @@ impl KeptRequest {
 
     /// A request to this URL that is otherwise as it came.
     fn into_request(self, url: Url, timeout: Option<Duration>) -> Request {
-        /// For the headers that the provider sets: else the map grows, and is hashed anew.
-        const ROOM: usize = 2;
         let mut request = Request::new(self.method, url);
-        // Too many to make room for at once are still not too many to be there.
-        let capacity = self.headers.len() + ROOM;
-        let mut headers = HeaderMap::try_with_capacity(capacity).unwrap_or_default();
-        for (name, value) in self.headers {
-            headers.append(name, value);
-        }
-        *request.headers_mut() = headers;
+        *request.headers_mut() = self.headers.into_map();
         *request.body_mut() = self.body.map(Body::from);
         *request.version_mut() = self.version;
         if timeout.is_some() {
@@ -62,6 +53,11 @@ impl KeptRequest {
         request
     }
 }
+
+/// In the extensions of an attempt: another chain in the same client passes it through, unless it is
+/// `.nested()`. Else it could send it elsewhere, with another key.
+#[derive(Clone, Copy)]
+pub(super) struct AttemptMark;
 
 /// What every attempt is made of.
 pub(super) struct Requests<'e> {
@@ -121,13 +117,18 @@ impl<'e> Requests<'e> {
         let mut own = self.extensions.clone();
         // It is for this chain, and has names that another one does not know.
         own.remove::<Route>();
+        own.insert(AttemptMark);
         Some((request, own))
     }
 
     /// Gives the caller the extensions of the attempt that counts.
     pub(super) fn hand_back(&mut self, own: Extensions) {
         let route = self.extensions.remove::<Route>();
+        let mark = self.extensions.get::<AttemptMark>().copied();
         *self.extensions = own;
+        if mark.is_none() {
+            self.extensions.remove::<AttemptMark>();
+        }
         if let Some(route) = route {
             self.extensions.insert(route);
         }

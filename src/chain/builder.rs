@@ -56,6 +56,7 @@ pub struct ProviderChainBuilder {
     max_attempts: Option<usize>,
     ambiguous: Ambiguous,
     breaker: Option<Breaker>,
+    nested: bool,
     replay_buffer: u64,
     hedge: Option<Hedge>,
     inspect: Option<Inspect>,
@@ -79,6 +80,7 @@ impl ProviderChainBuilder {
             max_attempts: None,
             ambiguous: Ambiguous::default(),
             breaker: Some(Breaker::default()),
+            nested: false,
             replay_buffer: DEFAULT_REPLAY_BUFFER,
             hedge: None,
             inspect: None,
@@ -92,6 +94,25 @@ impl ProviderChainBuilder {
     /// Also claims requests below this base URL, which is no provider's own.
     pub fn claim(mut self, base_url: impl Into<String>) -> Self {
         self.claims.push(base_url.into());
+        self
+    }
+
+    /// Lets this chain claim attempts of a chain that is above it in the same client, for chains that are
+    /// stacked on purpose. Without it such attempts pass through untouched, so that two chains whose
+    /// bases overlap do not send each other's attempts elsewhere, with another key.
+    ///
+    /// ```
+    /// # use reqwest_failover::{Provider, ProviderChain};
+    /// let regions = ProviderChain::builder([
+    ///     Provider::new("eu", "https://eu.example.com/v1").bearer_auth("key-eu"),
+    ///     Provider::new("us", "https://us.example.com/v1").bearer_auth("key-us"),
+    /// ])
+    /// .nested()
+    /// .build()?;
+    /// # Ok::<(), reqwest_failover::ConfigError>(())
+    /// ```
+    pub fn nested(mut self) -> Self {
+        self.nested = true;
         self
     }
 
@@ -309,6 +330,7 @@ impl ProviderChainBuilder {
             limits,
             classify: self.classify,
             route: self.route,
+            nested: self.nested,
             replay_buffer: self.replay_buffer,
             inspect: self.inspect,
             error_body_timeout: self.error_body_timeout,

@@ -154,6 +154,7 @@ impl AttemptResult {
             provider: name.clone(),
             status,
             reason: Reason::Redirected,
+            code: None,
             message: None,
             elapsed,
             retry_after: None,
@@ -177,6 +178,7 @@ impl AttemptResult {
         attempt.maybe_processed = judgement.ambiguous && judgement.verdict != Verdict::Accept;
         if status.is_none() || attempt.reason != Reason::Ok {
             let said = cause.and_then(|cause| cause.message.clone());
+            attempt.code = cause.and_then(|cause| cause.code.clone());
             attempt.message = said.or_else(|| self.message(shared, &secrets));
         }
         (judgement, attempt)

@@ -299,6 +299,7 @@ impl<'a> RequestState<'a> {
                 Dropped::CallerFailed => Reason::Other,
                 _ => Reason::Abandoned,
             },
+            code: None,
             message: None,
             elapsed: now.saturating_duration_since(attempt.started),
             retry_after: None,

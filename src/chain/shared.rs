@@ -33,6 +33,8 @@ pub(super) struct Shared {
     pub(super) limits: Limits,
     pub(super) classify: Option<Classify>,
     pub(super) route: Option<RouteFor>,
+    /// Whether attempts of other chains are claimed.
+    pub(super) nested: bool,
     pub(super) replay_buffer: u64,
     pub(super) inspect: Option<Inspect>,
     pub(super) error_body_timeout: Duration,

@@ -84,12 +84,12 @@ impl Flaw {
         self.kind
     }
 
-    /// What the provider said, or the check.
-    pub(crate) fn cause(&self) -> Option<&Cause> {
+    #[cfg(test)]
+    pub(super) fn cause(&self) -> Option<&Cause> {
         self.cause.as_deref()
     }
 
-    /// The same, for whatever must not be shown to be taken out of it.
+    /// What the provider said, or the check, for secrets to be removed from it.
     #[allow(dead_code, reason = "for the driver")]
     pub(crate) fn cause_mut(&mut self) -> Option<&mut Cause> {
         self.cause.as_deref_mut()

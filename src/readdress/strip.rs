@@ -184,8 +184,11 @@ impl KeptHeaders {
     }
 
     pub(crate) fn into_map(self) -> HeaderMap {
+        /// For the headers that the provider sets: else the map grows, and is hashed anew.
+        const ROOM: usize = 2;
         // Too many to make room for at once are still not too many to be there.
-        let mut headers = HeaderMap::try_with_capacity(self.0.len()).unwrap_or_default();
+        let capacity = self.0.len() + ROOM;
+        let mut headers = HeaderMap::try_with_capacity(capacity).unwrap_or_default();
         for (name, value) in self.0 {
             headers.append(name, value);
         }

@@ -171,8 +171,8 @@ impl Attempt {
     }
 
     /// What the provider or the transport said went wrong: at most 2 KiB, keys redacted, control
-    /// characters escaped. `None` for a success, and where it was not known in time: the body of a
-    /// response that is handed to the caller is never read for it.
+    /// characters escaped. `None` for a success, and where it did not arrive within the chain's
+    /// [`error_body_timeout`](crate::ProviderChainBuilder::error_body_timeout).
     pub fn message(&self) -> Option<&str> {
         self.message.as_deref()
     }
@@ -183,9 +183,10 @@ impl Attempt {
     }
 
     /// Whether this attempt failed and the provider may have processed, and billed, the request all
-    /// the same: a timeout or a reset after it was sent, 504 and 524, a redirect that was followed, or
-    /// an attempt that was dropped because another one, with [`Hedge`](crate::Hedge), was faster. Not
-    /// where the caller dropped the request, although it may have been processed then, too.
+    /// the same. `false` only for what proves that it did not: no connection, nothing sent, 307 and 308
+    /// that were not followed, 4xx except 408 and 499, 503, 521 to 523, and an HTTP/2 stream that the
+    /// provider refused. So it is `true` for a 500, for a timeout, and for an attempt that was dropped
+    /// after it was sent, by its caller or because another one was faster.
     pub fn maybe_processed(&self) -> bool {
         self.maybe_processed
     }

@@ -337,6 +337,28 @@ async fn a_stream_that_stalls_while_it_is_buffered_ends_at_the_total_timeout() {
     harness.assert_untouched();
 }
 
+#[tokio::test]
+async fn no_clock_runs_against_a_provider_while_the_callers_stream_is_pending() {
+    let harness = WireHarness::two(Answer::ok(), Answer::ok()).await;
+    let chain = harness.chain().attempt_timeout(Duration::from_millis(80)).build().unwrap();
+    let client = reqwest_middleware::ClientBuilder::new(plain()).with(chain.clone()).build();
+    for _ in 0..6 {
+        let slow = stream::unfold(pieces(2).into_iter(), |mut pieces| async move {
+            tokio::time::sleep(Duration::from_millis(150)).await;
+            Some((Chunk::Ok(pieces.next()?), pieces))
+        });
+        let started = Instant::now();
+        let upload = upload(&harness, &client).body(Body::wrap_stream(slow));
+        let response = upload.send().await.unwrap();
+        assert!(started.elapsed() >= Duration::from_millis(300));
+        assert_eq!(Report::of(&response).unwrap().served_by(), Some("cometapi"));
+    }
+    harness.assert_asked(&[6, 0]);
+    let snapshot = chain.snapshot();
+    let first = &snapshot.providers()[0];
+    assert_eq!((first.failures(), first.state()), (0, reqwest_failover::State::Closed));
+}
+
 // Forms.
 
 fn form(file: Vec<u8>) -> multipart::Form {

@@ -101,6 +101,15 @@ impl Report {
         }
     }
 
+    /// Makes a provider's attempt the last, since it is the one that serves.
+    pub(crate) fn move_last(&mut self, provider: &str) {
+        if let Attempts::Many(attempts) = &mut self.attempts
+            && let Some(at) = attempts.iter().position(|attempt| *attempt.provider == *provider)
+        {
+            attempts[at..].rotate_left(1);
+        }
+    }
+
     pub(crate) fn is_maybe_processed(&self) -> bool {
         self.attempts().iter().any(Attempt::maybe_processed)
     }
@@ -319,13 +328,23 @@ mod tests {
     }
 
     #[test]
-    fn nobody_served_a_report_that_ends_in_failure() {
+    fn the_attempt_that_serves_in_the_end_is_the_last() {
+        let mut report = Report::new();
+        for provider in ["a", "b", "c"] {
+            report.push(attempt(provider, Some(404), Reason::ClientError, 1));
+        }
+        report.move_last("a");
+        report.move_last("none");
+        report.finish(true, Duration::ZERO);
+        let order: Vec<_> = report.attempts().iter().map(Attempt::provider).collect();
+        assert_eq!((order, report.served_by()), (vec!["b", "c", "a"], Some("a")));
+    }
+
+    #[test]
+    fn a_report_that_ends_in_failure_names_no_provider() {
         let mut report = Report::new();
         report.push(attempt("a", Some(500), Reason::ServerError, 1));
         report.finish(false, Duration::ZERO);
         assert_eq!(report.served_by(), None);
-        report.set_message(0, Some("why".into()));
-        report.set_message(1, Some("nobody".into()));
-        assert_eq!(report.attempts()[0].message(), Some("why"));
     }
 }

@@ -91,6 +91,8 @@ pub(super) struct AttemptState<'a> {
     pub(super) started: Instant,
     pub(super) until: Until,
     pub(super) is_sent: bool,
+    /// When its headers came, if they did and the answer is read.
+    pub(super) answered: Option<Instant>,
     /// Whether the caller's own body was pending when the time was up.
     pub(super) upload_pending: bool,
     /// What this attempt must not show: its token, and what `map_request` set.
@@ -112,13 +114,17 @@ impl<'a> AttemptState<'a> {
             started,
             until,
             is_sent: false,
+            answered: None,
             upload_pending: false,
             secrets: Vec::new(),
         }
     }
 
-    /// How long the provider has had the request.
+    /// How long the provider has been silent.
     pub(super) fn quiet_for(&mut self, now: Instant) -> Duration {
+        if let Some(answered) = self.answered {
+            return now.saturating_duration_since(answered);
+        }
         match self.permit.get_mut() {
             Some(permit) if self.is_sent && !self.upload_pending => permit.elapsed(now),
             _ => Duration::ZERO,
@@ -314,7 +320,9 @@ impl<'a> Flight<'a> {
                         result => return self.end(result, own),
                     };
                     // What follows is no part of the attempt's time, which ends with the headers.
-                    let read = read(sender.shared, response, sender.asked, now(), deadline.at);
+                    let now = now();
+                    state.answered = Some(now);
+                    let read = read(sender.shared, response, sender.asked, now, deadline.at);
                     *stage = Stage::Reading(Box::pin(read), own);
                 }
                 Stage::Reading(read, own) => {

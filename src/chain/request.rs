@@ -232,7 +232,7 @@ impl<'a> RequestState<'a> {
             upgrade_asked: self.upgrade_asked,
             is_replayable: self.is_replayable,
             until: attempt.until,
-            elapsed: now.saturating_duration_since(attempt.started),
+            elapsed: attempt.answered.unwrap_or(now).saturating_duration_since(attempt.started),
             quiet_for: attempt.quiet_for(now),
         };
         let (judgement, line) = result.judge(shared, &circumstances, || self.secrets());
@@ -272,6 +272,7 @@ impl<'a> RequestState<'a> {
     /// Counts the attempt whose answer was kept as the one that served.
     pub(super) fn serve_kept(&mut self, provider: usize, started: Instant) {
         let shared = self.shared;
+        self.report.move_last(&shared.entries[provider].name);
         self.count_served(&mut shared.lock(), provider, started);
     }
 

@@ -88,7 +88,7 @@ pub(super) async fn read(
         (response.status().is_success(), &shared.inspect, asked)
     {
         let panicked = || {
-            shared.observer.emit(&Event::CallbackPanicked { callback: "also" });
+            shared.observer.emit(&Event::CallbackPanicked { callback: "inspect" });
         };
         return match inspect(response, asked, settings, since, deadline, &panicked).await {
             Inspected::Pass(response) => AttemptResult::Response(response, None),

@@ -14,6 +14,7 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use reqwest::{Body, Request, Response, Url};
 use tokio::time::timeout_at;
 
+use super::mark;
 use super::shared::now;
 use crate::inspect::{Arrival, Head, PrefixedBody};
 use crate::readdress::KeptHeaders;
@@ -53,11 +54,6 @@ impl KeptRequest {
         request
     }
 }
-
-/// In the extensions of an attempt: another chain in the same client passes it through, unless it is
-/// `.nested()`. Else it could send it elsewhere, with another key.
-#[derive(Clone, Copy)]
-pub(super) struct AttemptMark;
 
 /// What every attempt is made of.
 pub(super) struct Requests<'e> {
@@ -117,17 +113,17 @@ impl<'e> Requests<'e> {
         let mut own = self.extensions.clone();
         // It is for this chain, and has names that another one does not know.
         own.remove::<Route>();
-        own.insert(AttemptMark);
+        mark::set(&mut own);
         Some((request, own))
     }
 
     /// Gives the caller the extensions of the attempt that counts.
     pub(super) fn hand_back(&mut self, own: Extensions) {
         let route = self.extensions.remove::<Route>();
-        let mark = self.extensions.get::<AttemptMark>().copied();
+        let is_marked = mark::is_set(self.extensions);
         *self.extensions = own;
-        if mark.is_none() {
-            self.extensions.remove::<AttemptMark>();
+        if !is_marked {
+            mark::remove(self.extensions);
         }
         if let Some(route) = route {
             self.extensions.insert(route);

@@ -299,17 +299,25 @@ impl HttpBody for UploadBody {
     }
 }
 
-/// What was read of an answer, which is whole all the same.
-pub(super) struct Read {
-    pub(super) response: Response,
-    pub(super) body: Vec<u8>,
+/// A failed answer, of whose body a part was read. It can be handed on whole all the same.
+pub(super) struct ReadAnswer {
+    pub(super) head: Head,
+    body: PrefixedBody,
+    /// What was read.
+    pub(super) read: Vec<u8>,
     /// Whether that is the body to its end.
     pub(super) complete: bool,
 }
 
+impl ReadAnswer {
+    pub(super) fn into_response(self) -> Response {
+        self.head.with(self.body.into_body())
+    }
+}
+
 /// Reads the body of a failed answer until then, at most 64 KiB, so that it can be looked at and so
 /// that its connection returns to the pool.
-pub(super) async fn read_answer(response: Response, until: Instant) -> Read {
+pub(super) async fn read_answer(response: Response, until: Instant) -> ReadAnswer {
     const LARGEST: usize = 64 * 1024;
     let (head, body) = Head::cut_off(response);
     let mut body = PrefixedBody::of(body);
@@ -327,7 +335,7 @@ pub(super) async fn read_answer(response: Response, until: Instant) -> Read {
         false
     };
     let complete = timeout_at(until.into(), reading).await.unwrap_or(false);
-    Read { response: head.with(body.into_body()), body: read, complete }
+    ReadAnswer { head, body, read, complete }
 }
 
 #[cfg(test)]

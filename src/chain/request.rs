@@ -234,7 +234,8 @@ impl<'a> RequestState<'a> {
             is_replayable: self.is_replayable,
             until: attempt.until,
             elapsed: attempt.answered.unwrap_or(now).saturating_duration_since(attempt.started),
-            quiet_for: attempt.quiet_for(now),
+            quiet_since: attempt.quiet_since(),
+            now,
         };
         let (judgement, line) = result.judge(shared, &circumstances, || self.secrets());
         attempt.trace.record_outcome(&line);
@@ -282,7 +283,9 @@ impl<'a> RequestState<'a> {
         let shared = self.shared;
         let provider = attempt.provider;
         let now = self.refresh_now();
-        let quiet_for = attempt.quiet_for(now);
+        let quiet_since = attempt.quiet_since();
+        let quiet_for =
+            quiet_since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
         let Some(permit) = attempt.permit.take() else { return };
         let mut table = shared.lock();
         let health = &mut table.health;

@@ -75,8 +75,10 @@ fn escape_and_truncate(text: &str) -> String {
     const MOST: usize = LONGEST - '…'.len_utf8();
     let is_plain = |byte: u8| matches!(byte, b' '..=b'~');
     // As most messages are: without a branch for each byte, that takes a tenth of the time.
-    if text.len() <= MOST && text.bytes().fold(true, |plain, byte| plain & is_plain(byte)) {
-        return text.to_owned();
+    let begun = &text.as_bytes()[..text.len().min(MOST)];
+    if begun.iter().fold(true, |plain, byte| plain & is_plain(*byte)) {
+        let cut = if text.len() > MOST { "…" } else { "" };
+        return [&text[..begun.len()], cut].concat();
     }
     let begun = text.bytes().take(MOST).position(|byte| !is_plain(byte));
     let (begun, rest) = text.split_at(begun.unwrap_or(text.len().min(MOST)));

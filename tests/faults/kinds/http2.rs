@@ -3,7 +3,7 @@
 use h2::Reason as Code;
 use reqwest_failover::Reason;
 
-use super::{BodyEnd, Cost, Expected, Kind, RESET, TRANSPORT_TIMEOUT, served, status};
+use super::{BodyEnd, Cost, Expected, Kind, REFUSED, RESET, TRANSPORT_TIMEOUT, served, status};
 use crate::http2::{Http2, empty_data, frame, go_away};
 use crate::script::Act::{Again, Fin, Rst, Send, Stall, Wait};
 use crate::script::ms;
@@ -26,13 +26,21 @@ pub(super) fn kinds() -> Vec<Kind> {
     let failed = status(500, Reason::ServerError, Cost::Failure);
     let broken = served(BodyEnd::Broken);
     let flood = || vec![Again(empty_data().repeat(20), ms(1))];
+    let once = |name: &str, fault| {
+        kind(name, served(BodyEnd::Whole), Http2::Once(Box::new(fault))).sent(2)
+    };
+    let gone = || vec![Send(go_away(0, Code::NO_ERROR)), Wait(ms(20)), Fin];
     vec![
-        reset("REFUSED_STREAM", Code::REFUSED_STREAM),
+        // The transport sends it again by itself, twice at most.
+        once("REFUSED_STREAM once", Http2::Reset(Code::REFUSED_STREAM)),
+        once("GOAWAY with NO_ERROR once", Http2::Raw(gone())),
+        kind("REFUSED_STREAM", REFUSED, Http2::Reset(Code::REFUSED_STREAM)).sent(3),
+        kind("GOAWAY with NO_ERROR", REFUSED, Http2::Raw(gone())).sent(3),
         reset("CANCEL", Code::CANCEL),
         reset("INTERNAL_ERROR", Code::INTERNAL_ERROR),
         reset("ENHANCE_YOUR_CALM", Code::ENHANCE_YOUR_CALM),
         reset("HTTP_1_1_REQUIRED", Code::HTTP_1_1_REQUIRED),
-        raw("GOAWAY twice", twice),
+        kind("GOAWAY twice", REFUSED, Http2::Raw(twice)).sent(3),
         raw(
             "GOAWAY with ENHANCE_YOUR_CALM",
             vec![Send(go_away(0, Code::ENHANCE_YOUR_CALM)), Wait(ms(20)), Fin],

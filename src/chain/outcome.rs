@@ -69,7 +69,8 @@ pub(super) struct Circumstances {
     pub(super) upgrade_asked: bool,
     pub(super) is_replayable: bool,
     pub(super) until: Until,
-    /// From the attempt's start.
+    /// From the attempt's start to its headers, if they came, and to now.
+    pub(super) to_headers: Duration,
     pub(super) elapsed: Duration,
     /// How long the provider has had the request; for no time while the caller's body was pending.
     pub(super) quiet_for: Duration,
@@ -136,8 +137,13 @@ impl AttemptResult {
         circumstances: &Circumstances,
         secrets: impl Fn() -> Secrets,
     ) -> (Judgement, Attempt) {
-        let Circumstances { provider, upgrade_asked, is_replayable, until, elapsed, quiet_for } =
+        let Circumstances { provider, upgrade_asked, is_replayable, until, to_headers, .. } =
             *circumstances;
+        let elapsed = match self {
+            // What came after the headers is what failed.
+            Self::Flawed(..) => circumstances.elapsed,
+            _ => to_headers,
+        };
         let name = &shared.entries[provider].name;
         let cause = self.safe_cause(&secrets);
         let cause = cause.as_ref();
@@ -147,7 +153,7 @@ impl AttemptResult {
             ambiguous: false,
             unreachable: false,
             status: status.map(|status| status.as_u16()),
-            time_to_headers: elapsed,
+            time_to_headers: to_headers,
             cut_after: None,
         };
         let mut attempt = Attempt {
@@ -169,7 +175,7 @@ impl AttemptResult {
             judgement.ambiguous = outcome.maybe_processed();
             judgement.unreachable = outcome.is_connect();
             if self.is_cut_by_caller(&outcome, until) {
-                judgement.cut_after = Some(quiet_for);
+                judgement.cut_after = Some(circumstances.quiet_for);
             }
             attempt.reason = outcome.reason();
             attempt.retry_after = outcome.retry_after();

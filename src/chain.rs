@@ -5,6 +5,7 @@ mod body;
 mod builder;
 mod drive;
 mod flight;
+mod mark;
 mod outcome;
 mod request;
 mod shared;
@@ -17,7 +18,7 @@ use http::Extensions;
 use reqwest::{Request, Response};
 use reqwest_middleware::{Middleware, Next};
 
-use self::body::{AttemptMark, Requests};
+use self::body::Requests;
 pub use self::builder::ProviderChainBuilder;
 use self::drive::drive;
 use self::flight::Sender;
@@ -164,7 +165,7 @@ impl Middleware for ProviderChain {
         Self: 'answer,
     {
         let Shared { addresses, scope, entries, observer, .. } = &*self.shared;
-        if !self.shared.nested && extensions.get::<AttemptMark>().is_some() {
+        if !self.shared.nested && mark::is_set(extensions) {
             return next.run(request, extensions);
         }
         match addresses.find(request.url(), scope, entries.len()) {

@@ -88,6 +88,12 @@ impl Permit {
         self.since = after(self.since, pending);
     }
 
+    /// Since when the provider has had the request.
+    #[inline]
+    pub(crate) fn since(&self) -> Instant {
+        self.since
+    }
+
     /// How long the provider has had the request.
     #[inline]
     pub(crate) fn elapsed(&self, now: Instant) -> Duration {

@@ -133,8 +133,8 @@ pub enum Event<'a> {
     /// One of the user's closures panicked and was treated as having no opinion.
     #[non_exhaustive]
     CallbackPanicked {
-        /// `"classify"`, `"route"`, `"map_request"`, `"bearer_auth_with"` or `"observe"`; `"display"` for an
-        /// error that cannot be shown.
+        /// `"classify"`, `"route"`, `"map_request"`, `"bearer_auth_with"`, `"inspect"` or `"observe"`;
+        /// `"display"` for an error that cannot be shown.
         callback: &'static str,
     },
     /// Many requests are not served by the first provider, which may mean trouble there.

@@ -221,7 +221,8 @@ fn stacked(
     c: Script,
     d: Script,
 ) -> (Harness, ClientWithMiddleware) {
-    let harness = Harness::with([("c", c), ("d", d)], |chain| chain.claim("https://in.test/v1"));
+    let harness =
+        Harness::with([("c", c), ("d", d)], |chain| chain.claim("https://in.test/v1").nested());
     let above = ProviderChain::builder([
         Provider::new("in", "https://in.test/v1").bearer_auth("outer-key"),
         Provider::new("out", "https://out.test/v1").bearer_auth("other-key"),

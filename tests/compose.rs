@@ -223,6 +223,33 @@ async fn an_inner_layer_that_answers_itself_is_believed() {
 }
 
 #[tokio::test]
+async fn a_chain_does_not_claim_the_attempts_of_a_chain_above_it() {
+    let harness = three(failing(), Answer::ok(), Answer::ok()).await;
+    let [first, second, third] = [&harness.actors[0], &harness.actors[1], &harness.actors[2]];
+    let outer = ProviderChain::builder([first.provider(), second.provider()]);
+    // It would send what is addressed to the second provider to the third, with the third's key.
+    let inner = ProviderChain::builder([third.provider()]).claim(second.url(""));
+    let (outer, inner) = (outer.build().unwrap(), inner.build().unwrap());
+    let client = ClientBuilder::new(plain()).with(outer.clone()).with(inner.clone()).build();
+    let response = client.post(first.url("/chat/completions")).body(BODY).send().await.unwrap();
+    assert_eq!(Report::of(&response).unwrap().served_by(), Some("openai"));
+    assert_eq!(response.url().as_str(), second.url("/chat/completions"));
+    harness.assert_asked(&[1, 1, 0]);
+    assert_eq!((outer.snapshot().requests(), inner.snapshot().requests()), (1, 0));
+    assert_eq!(
+        inner.snapshot().passed_through(),
+        0,
+        "another chain's attempt is no forgotten claim"
+    );
+
+    // The caller's own request is claimed by the inner chain, if the outer one passes it through.
+    let response = ClientBuilder::new(plain()).with(inner.clone()).build();
+    let response = response.post(second.url("/x")).body(BODY).send().await.unwrap();
+    assert_eq!(Report::of(&response).unwrap().served_by(), Some("spare"));
+    harness.assert_asked(&[1, 1, 1]);
+}
+
+#[tokio::test]
 async fn a_chain_may_be_stacked_in_a_chain() {
     // The outer chain's second entry is the inner one's first; the inner one has a spare.
     let harness = three(failing(), Answer::error(503, "busy"), Answer::ok()).await;
@@ -230,7 +257,7 @@ async fn a_chain_may_be_stacked_in_a_chain() {
     let outer_key = harness.secret("outer");
     let outer =
         ProviderChain::builder([first.provider(), second.keyless().bearer_auth(&outer_key)]);
-    let inner = ProviderChain::builder([second.provider(), spare.provider()]);
+    let inner = ProviderChain::builder([second.provider(), spare.provider()]).nested();
     let client = ClientBuilder::new(plain())
         .with(outer.build().unwrap())
         .with(inner.build().unwrap())
@@ -248,6 +275,7 @@ async fn a_stacked_chain_that_fails_is_one_failed_attempt() {
     let harness = three(failing(), failing(), Answer::ok()).await;
     let [first, second, last] = [&harness.actors[0], &harness.actors[1], &harness.actors[2]];
     let inner = ProviderChain::builder([first.provider(), second.provider()])
+        .nested()
         .on_exhausted(Exhausted::Error);
     let outer_key = harness.secret("outer");
     let outer = ProviderChain::builder([first.keyless().bearer_auth(outer_key), last.provider()]);
@@ -266,7 +294,7 @@ async fn a_stacked_chain_that_finds_no_connection_is_a_provider_without_one() {
     let nobody = Refusing::start();
     let harness = WireHarness::of([("openai", Answer::ok().into())]).await;
     let first = || Provider::new("cometapi", nobody.base_url("/v1"));
-    let inner = ProviderChain::builder([first()]).on_exhausted(Exhausted::Error);
+    let inner = ProviderChain::builder([first()]).nested().on_exhausted(Exhausted::Error);
     let outer = ProviderChain::builder([first(), harness.actors[0].provider()]);
     let client = ClientBuilder::new(plain())
         .with(outer.build().unwrap())

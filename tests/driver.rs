@@ -939,7 +939,7 @@ mod traced {
     async fn an_outer_layers_span_is_around_a_request_and_a_chain_inside_is_within_an_attempt() {
         listen();
         let scopes = Scopes::default();
-        let inner = ProviderChain::builder([provider("b")]).claim("https://a.test/v1");
+        let inner = ProviderChain::builder([provider("b")]).claim("https://a.test/v1").nested();
         let harness = Harness::of([("a", says(200)), ("b", says(200))]);
         let client = above_unused()
             .with(Outer(|rest| Box::pin(rest.instrument(info_span!("outer")))))

@@ -244,7 +244,9 @@ async fn a_provider_that_is_unavailable_is_asked_within_the_attempt_limit_of_one
 
 #[tokio::test(start_paused = true)]
 async fn an_hour_of_callers_who_give_up_on_a_provider_that_hangs_is_served_by_the_next() {
-    let patience: [(&str, Option<Duration>, fn(usize) -> Duration); 3] = [
+    /// A name, the chain's attempt timeout, and how long each caller waits.
+    type Row = (&'static str, Option<Duration>, fn(usize) -> Duration);
+    let patience: [Row; 3] = [
         ("callers of 60 s", None, |_| secs(60)),
         ("callers of 15 s, attempts of 20 s", Some(secs(20)), |_| secs(15)),
         ("one caller in a hundred of 300 s", None, |at| {

@@ -28,7 +28,6 @@ const DONE: &str = "data: [DONE]\n\n";
 const ERROR: &str = "data: {\"error\":{\"message\":\"No channel is free.\",\"code\":503}}\n\n";
 const PING: &str = "event: ping\ndata: {\"type\":\"ping\"}\n\n";
 
-const FAILED_OVER: &str = "cometapi 200 in # ms → openai 200 in # ms";
 const HANDED_ON: &str = "cometapi 200 in # ms";
 
 /// Two providers, of which the second always answers well, and a chain that inspects.
@@ -98,7 +97,7 @@ impl Play {
         // A provider that answers 200 has processed the request, whatever the answer is.
         assert!(attempt.maybe_processed());
         let line = line(report).replace(" (maybe processed)", "");
-        assert_eq!(line, FAILED_OVER);
+        assert_eq!(line, format!("cometapi 200 {reason} in # ms → openai 200 in # ms"));
         assert_eq!(report.served_by(), Some("openai"));
         self.harness.assert_asked(&[1, 1]);
         assert_eq!(self.told(), ["cometapi → openai"]);
@@ -442,7 +441,7 @@ async fn a_silent_stream_that_may_be_at_work_is_not_asked_for_twice_where_that_i
         Play::with(answer, inspect, |chain| chain.on_ambiguous(Ambiguous::IdempotentOnly)).await;
     let response = play.ask().await;
     let report = Report::of(&response).unwrap();
-    assert_eq!(line(report), "cometapi 200 in # ms (maybe processed)");
+    assert_eq!(line(report), "cometapi 200 timeout in # ms (maybe processed)");
     assert_eq!(report.served_by(), None);
     // It is handed on all the same: it may yet speak.
     late.notify_one();
@@ -741,7 +740,7 @@ async fn classify_sees_the_error_in_the_success_and_has_the_last_word() {
     let play = Play::with(json(body), inspect.clone(), |chain| chain.classify(judge)).await;
     let response = play.ask().await;
     let report = Report::of(&response).unwrap();
-    assert_eq!(line(report), HANDED_ON);
+    assert_eq!(line(report), "cometapi 200 error_in_success in # ms");
     assert_eq!(report.served_by(), Some("cometapi"));
     assert_eq!(*lock(&seen), [(Reason::ErrorInSuccess, Some(200), true)]);
     assert_eq!(response.text().await.unwrap(), body);
@@ -787,7 +786,8 @@ async fn the_last_flawed_response_is_handed_on_untouched() {
         assert_eq!(response.status(), 200);
         assert_eq!(response.url().as_str(), play.harness.actors[1].url("/chat/completions"));
         let report = Report::of(&response).unwrap();
-        assert_eq!(line(report).replace(" (maybe processed)", ""), FAILED_OVER);
+        let flawed = "cometapi 200 error_in_success in # ms → openai 200 error_in_success in # ms";
+        assert_eq!(line(report).replace(" (maybe processed)", ""), flawed);
         assert_eq!(report.served_by(), None);
         let messages: Vec<_> = report.attempts().iter().map(|attempt| attempt.message()).collect();
         assert_eq!(messages, [Some("first"), Some(message)]);

@@ -43,6 +43,7 @@ impl Ends {
     }
 
     /// With this code in its body.
+    #[cfg(feature = "tracing")]
     fn fail_with(&self, status: u16, code: &'static str) {
         *lock(&self.2) = Some(code);
         self.fail(status);

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::Extensions;
-use http::header::{CONTENT_TYPE, HeaderValue, USER_AGENT};
+use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue, USER_AGENT};
 use reqwest::{Method, Request, Response, ResponseBuilderExt, Url};
 use reqwest_chain::{ChainMiddleware, Chainer};
 use reqwest_failover::{Ambiguous, Breaker, Provider, ProviderChain, Route, Verdict};
@@ -35,10 +35,14 @@ pub(crate) enum Row {
     /// As `Ours`, with ten and a hundred providers.
     Ten,
     Hundred,
+    /// A layer that hands everything on, and `Ours`, where the answer is waited for once, as every real
+    /// one is, and the caller sends an `authorization` of its own.
+    NoopWaits,
+    Waits,
 }
 
 impl Row {
-    pub(crate) const ALL: [Self; 11] = [
+    pub(crate) const ALL: [Self; 13] = [
         Self::Bare,
         Self::Noop,
         Self::Retry,
@@ -50,6 +54,8 @@ impl Row {
         Self::OneUsable,
         Self::Ten,
         Self::Hundred,
+        Self::NoopWaits,
+        Self::Waits,
     ];
 
     pub(crate) fn name(self) -> &'static str {
@@ -65,6 +71,8 @@ impl Row {
             Self::OneUsable => "failover: one usable",
             Self::Ten => "failover: 10 providers",
             Self::Hundred => "failover: 100 providers",
+            Self::NoopWaits => "no-op layer, waits",
+            Self::Waits => "failover: waits",
         }
     }
 
@@ -78,16 +86,18 @@ pub(crate) struct Bench {
     client: ClientWithMiddleware,
     url: Url,
     body: Bytes,
+    waits: bool,
 }
 
 impl Bench {
     /// `body` is the size of the request's body in bytes.
     pub(crate) async fn new(row: Row, body: usize) -> Self {
         let failing = matches!(row, Row::FailoverOnce | Row::BreakerOpen);
+        let waits = matches!(row, Row::NoopWaits | Row::Waits);
         let builder = ClientBuilder::new(reqwest::Client::builder().no_proxy().build().unwrap());
         let builder = match row {
             Row::Bare => builder,
-            Row::Noop => builder.with(Noop),
+            Row::Noop | Row::NoopWaits => builder.with(Noop),
             Row::Retry => builder.with(RetryTransientMiddleware::new_with_policy(
                 ExponentialBackoff::builder().build_with_max_retries(1),
             )),
@@ -95,7 +105,8 @@ impl Bench {
             _ => builder.with(chain(row)),
         };
         let bench = Self {
-            client: builder.with(Terminal { failing }).build(),
+            client: builder.with(Terminal { failing, waits }).build(),
+            waits,
             url: Url::parse("https://api.openai.com/v1/chat/completions").unwrap(),
             body: Bytes::from(vec![b'x'; body]),
         };
@@ -111,6 +122,9 @@ impl Bench {
         let headers = request.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         headers.insert(USER_AGENT, HeaderValue::from_static("bench/1.0"));
+        if self.waits {
+            request.headers_mut().insert(AUTHORIZATION, HeaderValue::from_static("Bearer caller"));
+        }
         *request.body_mut() = Some(self.body.clone().into());
         let response = self.client.execute(request).await.unwrap();
         assert_eq!(response.status(), 200);
@@ -158,11 +172,15 @@ fn chain(row: Row) -> ProviderChain {
 /// Answers 200, or 503 for the first provider.
 struct Terminal {
     failing: bool,
+    waits: bool,
 }
 
 #[async_trait::async_trait]
 impl Middleware for Terminal {
     async fn handle(&self, request: Request, _: &mut Extensions, _: Next<'_>) -> Result<Response> {
+        if self.waits {
+            tokio::task::yield_now().await;
+        }
         let failed = self.failing && request.url().host_str() == Some("api.cometapi.com");
         let response = http::Response::builder()
             .status(if failed { 503 } else { 200 })

@@ -2,7 +2,8 @@
 
 use std::time::{Duration, SystemTime};
 
-use http::{HeaderMap, StatusCode};
+use http::header::{AsHeaderName, RETRY_AFTER};
+use http::{HeaderMap, HeaderName, StatusCode};
 
 /// The hint of an answer, if its status is one that may have a hint. `said` is the body's.
 ///
@@ -28,11 +29,11 @@ pub(crate) fn retry_after(
 }
 
 /// The headers that say how long to wait.
-const WAITS: [(&str, Unit); 2] = [
+static WAITS: [(HeaderName, Unit); 2] = [
     // OpenAI and Azure <https://github.com/openai/openai-python/blob/main/src/openai/_base_client.py>.
-    ("retry-after-ms", Unit::Millis),
+    (HeaderName::from_static("retry-after-ms"), Unit::Millis),
     // RFC 9110, section 10.2.3: seconds or a date. A fraction is not allowed there, and comes.
-    ("retry-after", Unit::SecondsOrDate),
+    (RETRY_AFTER, Unit::SecondsOrDate),
 ];
 
 /// The headers that say when a limit is lifted, and those that say what is left of it.
@@ -116,7 +117,7 @@ impl<W: FnOnce() -> SystemTime> Clock<W> {
     }
 }
 
-fn text<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h str> {
+fn text(headers: &HeaderMap, name: impl AsHeaderName) -> Option<&str> {
     headers.get(name)?.to_str().ok().map(str::trim)
 }
 

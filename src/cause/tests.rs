@@ -373,6 +373,30 @@ fn words_say_more_than_numbers_and_names_more_than_words_for_everything() {
     }
 }
 
+#[test]
+fn finds_the_message_in_the_usual_shapes() {
+    for body in [
+        r#"{"error":{"message":"no such model","code":null}}"#,
+        r#"{"error":"no such model"}"#,
+        r#"{"message":"no such model"}"#,
+        r#"{"detail":"no such model"}"#,
+        r#""no such model""#,
+        "\u{feff}{\"error\":\"no such model\"}",
+        " no such model\n",
+    ] {
+        let message = Cause::read(body.as_bytes()).message;
+        assert_eq!(message.as_deref(), Some("no such model"), "{body}");
+    }
+    for (body, said) in [
+        (r#"{"code": 7}"#, r#"{"code":7}"#),
+        // Written anew, so that no escape sequence hides a key from the search that follows.
+        (r#"{"key":"sk\u002dsecret-123"}"#, r#"{"key":"sk-secret-123"}"#),
+        (r#"{"error":{"message":"Incorrect key: sk\u002dsecret"}}"#, "Incorrect key: sk-secret"),
+    ] {
+        assert_eq!(Cause::read(body.as_bytes()).message.as_deref(), Some(said), "{body}");
+    }
+}
+
 proptest! {
     #[test]
     fn any_bytes_make_a_cause(body in prop::collection::vec(any::<u8>(), 0..200)) {

@@ -14,6 +14,7 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use reqwest::{Body, Request, Response, Url};
 use tokio::time::timeout_at;
 
+use super::mark;
 use super::shared::now;
 use crate::inspect::{Arrival, Head, PrefixedBody};
 use crate::readdress::KeptHeaders;
@@ -53,11 +54,6 @@ impl KeptRequest {
         request
     }
 }
-
-/// In the extensions of an attempt: another chain in the same client passes it through, unless it is
-/// `.nested()`. Else it could send it elsewhere, with another key.
-#[derive(Clone, Copy)]
-pub(super) struct AttemptMark;
 
 /// What every attempt is made of.
 pub(super) struct Requests<'e> {
@@ -117,17 +113,17 @@ impl<'e> Requests<'e> {
         let mut own = self.extensions.clone();
         // It is for this chain, and has names that another one does not know.
         own.remove::<Route>();
-        own.insert(AttemptMark);
+        mark::set(&mut own);
         Some((request, own))
     }
 
     /// Gives the caller the extensions of the attempt that counts.
     pub(super) fn hand_back(&mut self, own: Extensions) {
         let route = self.extensions.remove::<Route>();
-        let mark = self.extensions.get::<AttemptMark>().copied();
+        let is_marked = mark::is_set(self.extensions);
         *self.extensions = own;
-        if mark.is_none() {
-            self.extensions.remove::<AttemptMark>();
+        if !is_marked {
+            mark::remove(self.extensions);
         }
         if let Some(route) = route {
             self.extensions.insert(route);
@@ -303,17 +299,25 @@ impl HttpBody for UploadBody {
     }
 }
 
-/// What was read of an answer, which is whole all the same.
-pub(super) struct Read {
-    pub(super) response: Response,
-    pub(super) body: Vec<u8>,
+/// A failed answer, of whose body a part was read. It can be handed on whole all the same.
+pub(super) struct ReadAnswer {
+    pub(super) head: Head,
+    body: PrefixedBody,
+    /// What was read.
+    pub(super) read: Vec<u8>,
     /// Whether that is the body to its end.
     pub(super) complete: bool,
 }
 
+impl ReadAnswer {
+    pub(super) fn into_response(self) -> Response {
+        self.head.with(self.body.into_body())
+    }
+}
+
 /// Reads the body of a failed answer until then, at most 64 KiB, so that it can be looked at and so
 /// that its connection returns to the pool.
-pub(super) async fn read_answer(response: Response, until: Instant) -> Read {
+pub(super) async fn read_answer(response: Response, until: Instant) -> ReadAnswer {
     const LARGEST: usize = 64 * 1024;
     let (head, body) = Head::cut_off(response);
     let mut body = PrefixedBody::of(body);
@@ -331,7 +335,7 @@ pub(super) async fn read_answer(response: Response, until: Instant) -> Read {
         false
     };
     let complete = timeout_at(until.into(), reading).await.unwrap_or(false);
-    Read { response: head.with(body.into_body()), body: read, complete }
+    ReadAnswer { head, body, read, complete }
 }
 
 #[cfg(test)]

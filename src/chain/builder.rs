@@ -8,6 +8,7 @@ use reqwest::Request;
 
 use super::ProviderChain;
 use super::address::Addresses;
+use super::mark::CountedChain;
 use super::shared::{Classify, RouteFor, Shared, Table, now};
 use crate::error::{ConfigError, Exhausted};
 use crate::health::{Breaker, HealthTable, State};
@@ -334,6 +335,7 @@ impl ProviderChainBuilder {
             limits,
             classify: self.classify,
             route: self.route,
+            _counted: CountedChain::new(),
             nested: self.nested,
             replay_buffer: self.replay_buffer,
             inspect: self.inspect,

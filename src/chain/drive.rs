@@ -141,9 +141,9 @@ impl<'a> Flights<'_, 'a> {
         sender: &Sender<'a>,
         until: Option<Instant>,
     ) -> impl Future<Output = Option<(Slot, AttemptResult, Extensions)>> {
-        let deadline = self.state.run.deadline();
         let mut timer: Option<Pin<Box<Sleep>>> = None;
         std::future::poll_fn(move |context| {
+            let deadline = self.state.run.deadline();
             if let Some(flight) = &mut self.first
                 && let Poll::Ready((result, own)) = flight.poll(sender, &deadline, context)
             {

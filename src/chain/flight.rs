@@ -120,15 +120,11 @@ impl<'a> AttemptState<'a> {
         }
     }
 
-    /// How long the provider has been silent.
-    pub(super) fn quiet_for(&mut self, now: Instant) -> Duration {
-        if let Some(answered) = self.answered {
-            return now.saturating_duration_since(answered);
-        }
-        match self.permit.get_mut() {
-            Some(permit) if self.is_sent && !self.upload_pending => permit.elapsed(now),
-            _ => Duration::ZERO,
-        }
+    /// Since when the provider has been silent: since it has the request, or since its headers came.
+    pub(super) fn quiet_since(&mut self) -> Option<Instant> {
+        let since = self.permit.get_mut().map(|permit| permit.since());
+        let is_silent = self.is_sent && !self.upload_pending;
+        self.answered.or(since.filter(|_| is_silent))
     }
 }
 
@@ -259,7 +255,7 @@ impl<'a> Sender<'a> {
                 });
                 match is_elsewhere {
                     true => AttemptResult::Redirected(response.status()),
-                    false => AttemptResult::Response(clean_response(response, entry), None),
+                    false => AttemptResult::Response(clean_response(response, entry)),
                 }
             }
             Err(error) => match &self.upload {
@@ -311,7 +307,7 @@ impl<'a> Flight<'a> {
                     let Poll::Ready((result, own)) = answer else { break };
                     let result = sender.receive(state.provider, self.sent.as_ref(), result);
                     let response = match result {
-                        AttemptResult::Response(response, _)
+                        AttemptResult::Response(response)
                             if sender.shared.reads(response.status()) =>
                         {
                             response

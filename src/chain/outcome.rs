@@ -4,12 +4,12 @@
 use std::error::Error as StdError;
 use std::time::{Duration, Instant};
 
-use http::StatusCode;
 use http::header::CONTENT_ENCODING;
+use http::{HeaderMap, StatusCode};
 use reqwest::{Response, ResponseBuilderExt, Url};
 use reqwest_middleware::Error;
 
-use super::body::{Read, read_answer};
+use super::body::{ReadAnswer, read_answer};
 use super::shared::{Classify, Shared, wall_clock};
 use crate::cause::Cause;
 use crate::error::FailoverError;
@@ -25,8 +25,10 @@ use crate::verdict::{Fault, Outcome, Reason, Verdict};
 
 /// What came back from an attempt.
 pub(super) enum AttemptResult {
-    /// A response, and what its body says where it failed and was read.
-    Response(Response, Option<Box<Said>>),
+    /// A response that is not read.
+    Response(Response),
+    /// A response that failed, of whose body a part was read.
+    Failure(Box<ReadAnswer>),
     /// An event stream whose content has begun.
     Stream(Box<CommittedStream>),
     /// A response with a good status that is no success.
@@ -56,13 +58,6 @@ impl Unsent {
     }
 }
 
-/// What a failed answer's body says.
-pub(super) struct Said {
-    cause: Cause,
-    /// Whether the body was read to its end.
-    complete: bool,
-}
-
 /// What an attempt is judged by, apart from its result.
 pub(super) struct Circumstances {
     pub(super) provider: usize,
@@ -72,8 +67,15 @@ pub(super) struct Circumstances {
     /// From the attempt's start to its headers, if they came, and to now.
     pub(super) to_headers: Duration,
     pub(super) elapsed: Duration,
-    /// How long the provider has had the request; for no time while the caller's body was pending.
-    pub(super) quiet_for: Duration,
+    /// Since when the provider has been silent; `None` while the caller's own body was pending.
+    pub(super) quiet_since: Option<Instant>,
+    pub(super) now: Instant,
+}
+
+impl Circumstances {
+    fn quiet_for(&self) -> Duration {
+        self.quiet_since.map_or(Duration::ZERO, |since| self.now.saturating_duration_since(since))
+    }
 }
 
 /// Reads as much of an answer as its verdict needs: the body of a failed one, and that of a
@@ -89,30 +91,23 @@ pub(super) async fn read(
         (response.status().is_success(), &shared.inspect, asked)
     {
         let panicked = || {
-            shared.observer.emit(&Event::CallbackPanicked { callback: "also" });
+            shared.observer.emit(&Event::CallbackPanicked { callback: "inspect" });
         };
         return match inspect(response, asked, settings, since, deadline, &panicked).await {
-            Inspected::Pass(response) => AttemptResult::Response(response, None),
+            Inspected::Pass(response) => AttemptResult::Response(response),
             Inspected::Stream(stream) => AttemptResult::Stream(stream),
             Inspected::Failed(response, flaw) => AttemptResult::Flawed(response, flaw),
         };
     }
-    // A key inside a compressed body would not be found, nor would be one of a chain that is stacked
-    // inside this one.
-    let encoding = response.headers().get(CONTENT_ENCODING);
-    let is_legible =
-        encoding.is_none_or(|encoding| encoding == "identity") && Report::of(&response).is_none();
     let until = after(since, shared.error_body_timeout).min(deadline);
-    let Read { response, body, complete } = read_answer(response, until).await;
-    let said = (is_legible && !body.is_empty())
-        .then(|| Box::new(Said { cause: Cause::read(&body), complete }));
-    AttemptResult::Response(response, said)
+    AttemptResult::Failure(Box::new(read_answer(response, until).await))
 }
 
 impl AttemptResult {
     pub(super) fn status(&self) -> Option<StatusCode> {
         match self {
-            Self::Response(response, _) | Self::Flawed(response, _) => Some(response.status()),
+            Self::Response(response) | Self::Flawed(response, _) => Some(response.status()),
+            Self::Failure(answer) => Some(answer.head.status()),
             Self::Stream(stream) => Some(stream.status()),
             Self::Redirected(status) => Some(*status),
             _ => None,
@@ -122,7 +117,8 @@ impl AttemptResult {
     /// What the provider left to hand on as it is, if anything.
     pub(super) fn into_result(self) -> Option<Result<Response, Error>> {
         match self {
-            Self::Response(response, _) | Self::Flawed(response, _) => Some(Ok(response)),
+            Self::Response(response) | Self::Flawed(response, _) => Some(Ok(response)),
+            Self::Failure(answer) => Some(Ok(answer.into_response())),
             Self::Stream(stream) => Some(Ok(stream.unwatched())),
             Self::Failed(error) => Some(Err(error)),
             _ => None,
@@ -175,7 +171,7 @@ impl AttemptResult {
             judgement.ambiguous = outcome.maybe_processed();
             judgement.unreachable = outcome.is_connect();
             if self.is_cut_by_caller(&outcome, until) {
-                judgement.cut_after = Some(circumstances.quiet_for);
+                judgement.cut_after = Some(circumstances.quiet_for());
             }
             attempt.reason = outcome.reason();
             attempt.retry_after = outcome.retry_after();
@@ -202,7 +198,8 @@ impl AttemptResult {
     /// The report of a chain that is stacked inside this one.
     fn inner_report(&self) -> Option<&Report> {
         match self {
-            Self::Response(response, _) | Self::Flawed(response, _) => Report::of(response),
+            Self::Response(response) | Self::Flawed(response, _) => Report::of(response),
+            Self::Failure(answer) => Report::from_extensions(answer.head.extensions()),
             Self::Failed(error) => FailoverError::find(error).map(FailoverError::report),
             _ => None,
         }
@@ -227,7 +224,8 @@ impl AttemptResult {
             Outcome::answered(provider, status, headers, upgrade_asked, cause, elapsed, wall_clock)
         };
         Some(match self {
-            Self::Response(response, _) => answered(response.status(), response.headers()),
+            Self::Response(response) => answered(response.status(), response.headers()),
+            Self::Failure(answer) => answered(answer.head.status(), answer.head.headers()),
             Self::Stream(stream) => answered(stream.status(), stream.headers()),
             Self::Flawed(response, flaw) => Outcome::flawed(
                 provider,
@@ -254,10 +252,18 @@ impl AttemptResult {
 
     /// What the answer says went wrong, without any secret.
     fn safe_cause(&mut self, secrets: &impl Fn() -> Secrets) -> Option<Cause> {
-        let Said { mut cause, complete } = match self {
-            Self::Response(_, said) => *said.take()?,
+        let (mut cause, complete) = match self {
+            // A key inside a compressed body would not be found, nor would be one of a chain that is
+            // stacked inside this one.
+            Self::Failure(answer)
+                if !answer.read.is_empty()
+                    && is_plain(answer.head.headers())
+                    && Report::from_extensions(answer.head.extensions()).is_none() =>
+            {
+                (Cause::read(&answer.read), answer.complete)
+            }
             Self::Flawed(response, flaw) if Report::of(response).is_none() => {
-                Said { cause: std::mem::take(flaw.cause_mut()?), complete: true }
+                (std::mem::take(flaw.cause_mut()?), true)
             }
             _ => return None,
         };
@@ -288,6 +294,10 @@ pub(super) fn is_elsewhere(asked: &Url, may_move: bool, response: &Response, bas
         && Report::of(response).is_none()
         && !is_unknown(answered)
         && is_redirected(asked, answered, may_move, base)
+}
+
+fn is_plain(headers: &HeaderMap) -> bool {
+    headers.get(CONTENT_ENCODING).is_none_or(|encoding| encoding == "identity")
 }
 
 fn reason_of_flaw(kind: FlawKind) -> Reason {

@@ -1,26 +1,27 @@
 //! One request's state: its run, its report, its counts and its events, however it ends.
 
+mod ending;
+
 use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
 use http::Extensions;
 use http::header::UPGRADE;
 use reqwest::Request;
-use reqwest_middleware::Error;
 
 use super::address::Address;
 use super::body::{Requests, is_replayable};
 use super::flight::AttemptState;
 use super::outcome::{AttemptResult, Circumstances};
 use super::shared::{Shared, Table, now};
-use crate::error::{Cause, FailoverError};
+use crate::error::Cause;
 use crate::health::{Changes, Permit};
-use crate::message::{self, Secrets};
+use crate::message::Secrets;
 use crate::observe::rate::Crossing;
-use crate::observe::{Ending, Event, Observer, Trace};
+use crate::observe::{Event, Observer, Trace};
 use crate::report::{Attempt, Report};
 use crate::route::Route;
-use crate::run::{Ambiguous, Replay, Run, Settled, Step, Unserved, is_idempotent};
+use crate::run::{Ambiguous, Replay, Run, Settled, Step, is_idempotent};
 use crate::verdict::{Reason, Verdict};
 
 /// A claimed request's state. Dropping it counts the request as abandoned.
@@ -234,7 +235,8 @@ impl<'a> RequestState<'a> {
             until: attempt.until,
             to_headers: attempt.answered.unwrap_or(now).saturating_duration_since(attempt.started),
             elapsed: now.saturating_duration_since(attempt.started),
-            quiet_for: attempt.quiet_for(now),
+            quiet_since: attempt.quiet_since(),
+            now,
         };
         let (judgement, line) = result.judge(shared, &circumstances, || self.secrets());
         attempt.trace.record_outcome(&line);
@@ -282,7 +284,9 @@ impl<'a> RequestState<'a> {
         let shared = self.shared;
         let provider = attempt.provider;
         let now = self.refresh_now();
-        let quiet_for = attempt.quiet_for(now);
+        let quiet_since = attempt.quiet_since();
+        let quiet_for =
+            quiet_since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
         let Some(permit) = attempt.permit.take() else { return };
         let mut table = shared.lock();
         let health = &mut table.health;
@@ -325,146 +329,7 @@ impl<'a> RequestState<'a> {
         }
     }
 
-    /// Adds an attempt to the report, and emits that it is over.
-    pub(super) fn record(&mut self, line: Attempt) {
-        self.report.push(line);
-        if let Some(attempt) = self.report.attempts().last()
-            && (self.is_watched || attempt.reason() != Reason::Ok)
-        {
-            self.emit(&Event::AttemptFinished { attempt });
-        }
-    }
-
-    /// Emits that the request goes on after the attempt that failed last.
-    pub(super) fn emit_failed_over(&self, to: usize) {
-        if let Some(from) = self.report.attempts().last() {
-            self.emit(&Event::Switched { from, to: &self.shared.entries[to].name });
-        }
-    }
-
-    /// Emits that a hedge is sent.
-    pub(super) fn emit_hedged(&self, silent: &AttemptState<'_>, to: usize) {
-        let name = |provider: usize| &*self.shared.entries[provider].name;
-        self.emit(&Event::HedgeSent {
-            from: name(silent.provider),
-            to: name(to),
-            waited: self.now.saturating_duration_since(silent.started),
-        });
-    }
-
-    /// Whether an error shows a secret. A transport error shows nothing but its URL, which was
-    /// cleaned; any other error may.
-    pub(super) fn is_shown_by(&self, error: &Error) -> bool {
-        matches!(error, Error::Middleware(_)) && message::shows_secret(error, &self.secrets())
-    }
-
-    /// Ends the request with an error that holds every attempt.
-    pub(super) fn fail(&mut self, cause: Cause, extensions: &mut Extensions) -> Error {
-        let ending = match cause {
-            Cause::PathRefused | Cause::UnknownRoute { .. } => Ending::NoNews,
-            _ => self.unserved(),
-        };
-        let report = self.finish(ending, extensions);
-        FailoverError::new(cause, report).into_middleware()
-    }
-
-    /// Ends a request for which no provider was asked.
-    pub(super) fn fail_unasked(&mut self, extensions: &mut Extensions) -> Error {
-        let is_late = self.now >= self.run.deadline().at;
-        self.fail(if is_late { Cause::NoTime } else { Cause::NobodyToAsk }, extensions)
-    }
-
-    /// How a request ends that no provider served.
-    pub(super) fn unserved(&self) -> Ending {
-        match self.run.ending() {
-            Unserved::Rejected => Ending::Rejected,
-            Unserved::Exhausted => Ending::Exhausted,
-        }
-    }
-
-    /// Ends the request and leaves its report with the caller. It is returned for the response, too.
-    pub(super) fn finish(&mut self, ending: Ending, extensions: &mut Extensions) -> Report {
-        self.close(ending);
-        let report = std::mem::replace(&mut self.report, Report::new());
-        extensions.insert(report.clone());
-        report
-    }
-
-    fn close(&mut self, ending: Ending) {
-        self.is_finished = true;
-        let shared = self.shared;
-        let served = ending == Ending::Served;
-        self.report.finish(served, self.now.saturating_duration_since(self.started));
-        if self.counted.is_none() {
-            self.count(&mut shared.lock(), ending, None);
-        }
-        self.trace.record_end(&self.report);
-        let report = &self.report;
-        match ending {
-            Ending::Exhausted => self.emit(&Event::Exhausted { report }),
-            Ending::Rejected => self.emit(&Event::Rejected { report }),
-            Ending::Served | Ending::NoNews => {}
-        }
-        let Some(Counted { ratio: switch_ratio, crossing }) = self.counted.take() else { return };
-        let added_latency = served.then(|| self.added_latency()).flatten();
-        if self.is_watched {
-            self.emit(&Event::Finished { report, added_latency, switch_ratio });
-        } else {
-            shared.observer.count_finished(report, added_latency, switch_ratio);
-        }
-        if let Some(crossing) = crossing {
-            let first = self.run.first().map_or("", |first| &shared.entries[first].name);
-            self.emit(&match crossing {
-                Crossing::High { ratio, reason } => {
-                    Event::SwitchRateHigh { provider: first, ratio, reason }
-                }
-                Crossing::Normal { ratio } => Event::SwitchRateNormal { provider: first, ratio },
-            });
-        }
-    }
-
-    fn added_latency(&self) -> Option<Duration> {
-        match self.begun {
-            ..=1 => Some(Duration::ZERO),
-            _ => self.served_sent?.checked_duration_since(self.first_sent?),
-        }
-    }
-
-    fn count_served(&mut self, table: &mut Table, provider: usize, started: Instant) {
-        self.served_sent = Some(started);
-        self.count(table, Ending::Served, Some(provider));
-    }
-
-    fn count(&mut self, table: &mut Table, ending: Ending, served_by: Option<usize>) {
-        let first = self.run.first();
-        table.counts.count(ending, served_by.is_some() && served_by != first);
-        // A route that puts another provider first says nothing about the chain's first.
-        let first = first.filter(|first| table.order.first() == Some(first));
-        let is_news = matches!(ending, Ending::Served | Ending::Exhausted);
-        let crossing = first.filter(|_| is_news).and_then(|first| {
-            let name = &self.shared.entries[first].name;
-            let failed = |attempt: &&Attempt| attempt.provider == *name;
-            let reason = self.report.attempts().iter().find(failed).map(Attempt::reason);
-            let reason = reason.or(self.first_asked.then_some(Reason::Abandoned));
-            table.switch_rate.record(served_by == Some(first), reason, self.now)
-        });
-        self.counted = Some(Counted { ratio: table.switch_rate.last_ratio(), crossing });
-    }
-
-    fn emit(&self, event: &Event<'_>) {
-        self.trace.within(|| self.shared.observer.emit(event));
-    }
-
     pub(super) fn secrets(&self) -> Secrets {
         self.shared.secrets(&self.secrets)
-    }
-}
-
-impl Drop for RequestState<'_> {
-    fn drop(&mut self) {
-        if !self.is_finished {
-            self.refresh_now();
-            self.close(Ending::NoNews);
-        }
     }
 }

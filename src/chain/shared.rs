@@ -10,6 +10,7 @@ use http::StatusCode;
 use reqwest::Request;
 
 use super::address::Addresses;
+use super::mark::CountedChain;
 use crate::error::{ConfigError, Exhausted};
 use crate::health::{Change, Changes, HealthSignal, HealthTable, Permit};
 use crate::inspect::{Inspect, StreamEnd};
@@ -33,6 +34,7 @@ pub(super) struct Shared {
     pub(super) limits: Limits,
     pub(super) classify: Option<Classify>,
     pub(super) route: Option<RouteFor>,
+    pub(super) _counted: CountedChain,
     /// Whether attempts of other chains are claimed.
     pub(super) nested: bool,
     pub(super) replay_buffer: u64,

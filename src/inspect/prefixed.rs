@@ -5,6 +5,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
+use http::{Extensions, HeaderMap, StatusCode};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use reqwest::{Body, Response, ResponseBuilderExt, Url};
 
@@ -150,6 +151,18 @@ impl Head {
         let url = response.url().clone();
         let (parts, body) = http::Response::<Body>::from(response).into_parts();
         (Self { url, parts }, body)
+    }
+
+    pub(crate) fn status(&self) -> StatusCode {
+        self.parts.status
+    }
+
+    pub(crate) fn headers(&self) -> &HeaderMap {
+        &self.parts.headers
+    }
+
+    pub(crate) fn extensions(&self) -> &Extensions {
+        &self.parts.extensions
     }
 
     pub(crate) fn with(mut self, body: Body) -> Response {

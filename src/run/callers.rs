@@ -23,7 +23,7 @@ const HANGS: Reply = None;
 fn answers(after: Duration, status: u16) -> Reply {
     let verdict = match status {
         ..400 => Verdict::Accept,
-        ..500 => Verdict::FailOver(Fault::None),
+        400..500 => Verdict::FailOver(Fault::None),
         500.. => Verdict::FailOver(Fault::Failure),
     };
     Some((after, judgement(verdict, Some(status), after)))

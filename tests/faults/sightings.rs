@@ -45,6 +45,7 @@ impl Sightings {
     }
 
     /// How many lines were logged.
+    #[cfg_attr(not(feature = "tracing"), expect(dead_code, reason = "there are none"))]
     pub(crate) fn lines(&self) -> usize {
         self.lines.load(Ordering::SeqCst)
     }

@@ -181,7 +181,7 @@ impl Scenario {
             }
             Way::Stacked => {
                 let outer = ProviderChain::builder([harness.provider(0), harness.provider(1)]);
-                let inner = ProviderChain::builder([harness.provider(2)]);
+                let inner = ProviderChain::builder([harness.provider(2)]).nested();
                 let inner = inner.claim(harness.servers[0].base_url("/v1"));
                 let http = local(harden(reqwest::Client::builder()));
                 let client = ClientBuilder::new(http).with(built(outer)).with(built(inner)).build();

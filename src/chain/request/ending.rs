@@ -1,0 +1,160 @@
+//! What a request leaves behind, however it ends: its report, its counts and its events.
+
+use std::time::{Duration, Instant};
+
+use http::Extensions;
+use reqwest_middleware::Error;
+
+use super::{AttemptState, Counted, RequestState, Table};
+use crate::error::{Cause, FailoverError};
+use crate::message;
+use crate::observe::rate::Crossing;
+use crate::observe::{Ending, Event};
+use crate::report::{Attempt, Report};
+use crate::run::Unserved;
+use crate::verdict::Reason;
+
+impl RequestState<'_> {
+    /// Adds an attempt to the report, and emits that it is over.
+    pub(in crate::chain) fn record(&mut self, line: Attempt) {
+        self.report.push(line);
+        if let Some(attempt) = self.report.attempts().last()
+            && (self.is_watched || attempt.reason() != Reason::Ok)
+        {
+            self.emit(&Event::AttemptFinished { attempt });
+        }
+    }
+
+    /// Emits that the request goes on after the attempt that failed last.
+    pub(in crate::chain) fn emit_failed_over(&self, to: usize) {
+        if let Some(from) = self.report.attempts().last() {
+            self.emit(&Event::Switched { from, to: &self.shared.entries[to].name });
+        }
+    }
+
+    /// Emits that a hedge is sent.
+    pub(in crate::chain) fn emit_hedged(&self, silent: &AttemptState<'_>, to: usize) {
+        let name = |provider: usize| &*self.shared.entries[provider].name;
+        self.emit(&Event::HedgeSent {
+            from: name(silent.provider),
+            to: name(to),
+            waited: self.now.saturating_duration_since(silent.started),
+        });
+    }
+
+    /// Whether an error shows a secret. A transport error shows nothing but its URL, which was
+    /// cleaned; any other error may.
+    pub(in crate::chain) fn is_shown_by(&self, error: &Error) -> bool {
+        matches!(error, Error::Middleware(_)) && message::shows_secret(error, &self.secrets())
+    }
+
+    /// Ends the request with an error that holds every attempt.
+    pub(in crate::chain) fn fail(&mut self, cause: Cause, extensions: &mut Extensions) -> Error {
+        let ending = match cause {
+            Cause::PathRefused | Cause::UnknownRoute { .. } => Ending::NoNews,
+            _ => self.unserved(),
+        };
+        let report = self.finish(ending, extensions);
+        FailoverError::new(cause, report).into_middleware()
+    }
+
+    /// Ends a request for which no provider was asked.
+    pub(in crate::chain) fn fail_unasked(&mut self, extensions: &mut Extensions) -> Error {
+        let is_late = self.now >= self.run.deadline().at;
+        self.fail(if is_late { Cause::NoTime } else { Cause::NobodyToAsk }, extensions)
+    }
+
+    /// How a request ends that no provider served.
+    pub(in crate::chain) fn unserved(&self) -> Ending {
+        match self.run.ending() {
+            Unserved::Rejected => Ending::Rejected,
+            Unserved::Exhausted => Ending::Exhausted,
+        }
+    }
+
+    /// Ends the request and leaves its report with the caller. It is returned for the response, too.
+    pub(in crate::chain) fn finish(
+        &mut self,
+        ending: Ending,
+        extensions: &mut Extensions,
+    ) -> Report {
+        self.close(ending);
+        let report = std::mem::replace(&mut self.report, Report::new());
+        extensions.insert(report.clone());
+        report
+    }
+
+    fn close(&mut self, ending: Ending) {
+        self.is_finished = true;
+        let shared = self.shared;
+        let served = ending == Ending::Served;
+        self.report.finish(served, self.now.saturating_duration_since(self.started));
+        if self.counted.is_none() {
+            self.count(&mut shared.lock(), ending, None);
+        }
+        self.trace.record_end(&self.report);
+        let report = &self.report;
+        match ending {
+            Ending::Exhausted => self.emit(&Event::Exhausted { report }),
+            Ending::Rejected => self.emit(&Event::Rejected { report }),
+            Ending::Served | Ending::NoNews => {}
+        }
+        let Some(Counted { ratio: switch_ratio, crossing }) = self.counted.take() else { return };
+        let added_latency = served.then(|| self.added_latency()).flatten();
+        if self.is_watched {
+            self.emit(&Event::Finished { report, added_latency, switch_ratio });
+        } else {
+            shared.observer.count_finished(report, added_latency, switch_ratio);
+        }
+        if let Some(crossing) = crossing {
+            let first = self.run.first().map_or("", |first| &shared.entries[first].name);
+            self.emit(&match crossing {
+                Crossing::High { ratio, reason } => {
+                    Event::SwitchRateHigh { provider: first, ratio, reason }
+                }
+                Crossing::Normal { ratio } => Event::SwitchRateNormal { provider: first, ratio },
+            });
+        }
+    }
+
+    fn added_latency(&self) -> Option<Duration> {
+        match self.begun {
+            ..=1 => Some(Duration::ZERO),
+            _ => self.served_sent?.checked_duration_since(self.first_sent?),
+        }
+    }
+
+    pub(super) fn count_served(&mut self, table: &mut Table, provider: usize, started: Instant) {
+        self.served_sent = Some(started);
+        self.count(table, Ending::Served, Some(provider));
+    }
+
+    fn count(&mut self, table: &mut Table, ending: Ending, served_by: Option<usize>) {
+        let first = self.run.first();
+        table.counts.count(ending, served_by.is_some() && served_by != first);
+        // A route that puts another provider first says nothing about the chain's first.
+        let first = first.filter(|first| table.order.first() == Some(first));
+        let is_news = matches!(ending, Ending::Served | Ending::Exhausted);
+        let crossing = first.filter(|_| is_news).and_then(|first| {
+            let name = &self.shared.entries[first].name;
+            let failed = |attempt: &&Attempt| attempt.provider == *name;
+            let reason = self.report.attempts().iter().find(failed).map(Attempt::reason);
+            let reason = reason.or(self.first_asked.then_some(Reason::Abandoned));
+            table.switch_rate.record(served_by == Some(first), reason, self.now)
+        });
+        self.counted = Some(Counted { ratio: table.switch_rate.last_ratio(), crossing });
+    }
+
+    pub(super) fn emit(&self, event: &Event<'_>) {
+        self.trace.within(|| self.shared.observer.emit(event));
+    }
+}
+
+impl Drop for RequestState<'_> {
+    fn drop(&mut self) {
+        if !self.is_finished {
+            self.refresh_now();
+            self.close(Ending::NoNews);
+        }
+    }
+}

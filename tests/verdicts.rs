@@ -316,8 +316,7 @@ impl Race {
         }
         assert_eq!(harness.asked("slow"), 1, "{what}");
         assert_eq!(harness.asked("azure"), 1, "{what}");
-        let accepted = *lock(&accepted);
-        accepted
+        *lock(&accepted)
     }
 }
 

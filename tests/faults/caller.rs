@@ -1,4 +1,4 @@
-//! Whoever sends a cell's requests, and all that they are given.
+//! The caller of a cell: it sends the requests, and keeps all that it is given.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -54,7 +54,7 @@ pub(crate) enum Told {
     Other,
 }
 
-/// Whoever sends the requests of a cell.
+/// The caller of a cell.
 pub(crate) struct Caller<'a> {
     pub(crate) harness: &'a Harness,
     pub(crate) cell: &'a Cell,

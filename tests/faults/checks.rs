@@ -184,7 +184,7 @@ fn check_ending(checks: &mut Checks, cell: &Cell, exchange: &Exchange, plan: &Pl
             checks.that(!plan.served, || "a FailoverError in place of an answer".into());
             for wanted in &plan.attempts {
                 let name = NAMES[wanted.provider];
-                checks.that(exchange.shown.contains(name), || format!("{name} is not told of"));
+                checks.that(exchange.shown.contains(name), || format!("{name} is not named"));
             }
         }
         Ending::TransportError => {
@@ -265,7 +265,7 @@ fn check_events(
     checks.that(told == wanted, || format!("events {told:?}, not {wanted:?}"));
 }
 
-/// Requests on the wire are those of the report: each provider at most once, and no replay but the
+/// Requests on the wire are those of the report: each provider at most once, and no replay except the
 /// transport's own.
 fn check_wire(checks: &mut Checks, cell: &Cell, observed: &Observed, report: &Report) {
     let Exchange { before, after, .. } = &observed.faulty;
@@ -325,7 +325,7 @@ fn check_health(checks: &mut Checks, cell: &Cell, exchange: &Exchange, plan: &Pl
     }
 }
 
-/// Every whole request is the caller's, byte for byte, but for host and credential.
+/// Every whole request is the caller's, byte for byte, apart from host and credential.
 fn check_requests(checks: &mut Checks, cell: &Cell, observed: &Observed) {
     let mut first: Option<Vec<(String, String)>> = None;
     for server in &observed.servers {
@@ -352,7 +352,7 @@ fn without_credential(request: &Received) -> Vec<(String, String)> {
     headers.filter(|(name, _)| !own(name)).map(|(name, value)| (name, value.clone())).collect()
 }
 
-/// Each server was sent its own key and no other; nobody was shown any.
+/// Each server was sent its own key and no other; no output shows any.
 fn check_keys(checks: &mut Checks, observed: &Observed) {
     let Observed { sightings, servers, faulty, healed, .. } = observed;
     for server in servers {

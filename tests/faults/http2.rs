@@ -1,4 +1,4 @@
-//! An HTTP/2 server on the `h2` crate. What that crate would never do is put on the wire beside it,
+//! An HTTP/2 server on the `h2` crate. What that crate would never do is written to the socket as well,
 //! frame by frame.
 
 use std::future::poll_fn;
@@ -97,7 +97,7 @@ async fn pump(
             },
             Some(acts) = injected.recv() => {
                 let count = |bytes| seen.count_sent(bytes);
-                // Meanwhile nobody answers a ping.
+                // Meanwhile no ping is answered.
                 if let Err(end) = perform(&acts, socket, &count).await {
                     return end;
                 }

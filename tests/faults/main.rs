@@ -35,7 +35,7 @@ fn every_fault_at_every_place_has_its_one_outcome() {
 }
 
 #[test]
-fn every_fault_at_every_place_has_its_one_outcome_beside_hedges() {
+fn every_fault_at_every_place_has_its_one_outcome_with_hedges() {
     let hedged = play(hedged_cells(), 240);
     assert!(hedged > 50 || is_part(), "only {hedged} cells in which a hedge was sent");
 }

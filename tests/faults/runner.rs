@@ -103,7 +103,7 @@ fn play(cell: &Cell, servers: &Handle) -> Played {
         hedged: false,
     });
     if !checks.failed.is_empty() {
-        // Whoever is late at this moment has not noticed yet.
+        // A task that is late at this moment has not noticed yet.
         std::thread::sleep(SLACK);
     }
     metronome.abort();

@@ -43,7 +43,7 @@ impl Outage {
                 .header("retry-after-ms", rest.as_millis().to_string()),
             Reset => Answer::reset(),
             Hang => Answer::stall(),
-            Refused => unreachable!("nobody answers"),
+            Refused => unreachable!("no server answers"),
         }
     }
 
@@ -63,7 +63,7 @@ impl Outage {
     }
 }
 
-/// The first provider: down by a switch, or a port that nobody listens at.
+/// The first provider: down by a switch, or a port at which nothing listens.
 enum First {
     Scripted(Server, Arc<AtomicBool>),
     Absent(Refusing),
@@ -119,7 +119,7 @@ impl First {
     }
 }
 
-/// Says 200 once to whoever connects.
+/// Says 200 once on each connection.
 async fn answer_all(listener: TcpListener) {
     while let Ok((mut socket, _)) = listener.accept().await {
         tokio::spawn(async move {

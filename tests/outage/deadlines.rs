@@ -450,7 +450,7 @@ async fn hedges_are_earned_by_requests_that_were_sent() {
 // Streams and cooldowns.
 
 #[tokio::test(start_paused = true)]
-async fn long_good_streams_count_beside_a_few_failures() {
+async fn a_few_failures_among_long_good_streams_open_no_breaker() {
     const EVENT: &str = "data: {\"choices\":[{\"delta\":{\"content\":\"Hello\"}}]}\n\n";
     let stream = || {
         use futures_util::StreamExt;
@@ -479,7 +479,7 @@ async fn long_good_streams_count_beside_a_few_failures() {
         "A {:?} after {failures} failures, {at_fifth} streams open at the fifth",
         harness.state("a")
     );
-    let setup = "inspect, 10 % failures beside 90 % long good streams";
+    let setup = "inspect, 10 % failures among 90 % long good streams";
     enter(Part::Blame, 6, VIRTUAL, [setup, &told, "stays closed"]);
     assert_eq!((failures, at_fifth), (10, 45));
     assert_eq!((harness.state("a"), seen.opened("a")), (State::Closed, vec![]));

@@ -152,7 +152,7 @@ impl Plan {
         let usable = order.iter().filter(|at| states[**at] != State::Isolated).count();
         let replayable = match self.body {
             Kind::None | Kind::Bytes => true,
-            // Nobody keeps a copy for nobody.
+            // No copy is kept where no other provider could be asked.
             Kind::Declared => max_attempts > 1 && usable > 1,
             Kind::Stream => false,
         };

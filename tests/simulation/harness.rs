@@ -103,7 +103,7 @@ impl Shared {
                     call.started
                 });
                 ledger.check(expected == Some(*number), || {
-                    format!("tells of attempt {number}, not of {expected:?}")
+                    format!("emits the start of attempt {number}, not of {expected:?}")
                 });
             }
             Event::AttemptFinished { .. } => {
@@ -115,7 +115,7 @@ impl Shared {
                 let call = ledger.calls.get(&current);
                 let silent = call.and_then(|call| call.entries.last());
                 let told = silent.map(|silent| (NAMES[silent.provider], now - silent.started));
-                // It is told of before the request is sent.
+                // It is emitted before the request is sent.
                 ledger.check(told == Some((from, *waited)) && from != to, || {
                     format!("hedges {from} by {to} after {waited:?}, not {told:?}")
                 });
@@ -214,7 +214,7 @@ impl Middleware for Terminal {
             let mut ledger = harness.ledger();
             ledger.unclaimed += 1;
             ledger.check(shown == [CALLERS_KEY].into(), || {
-                format!("a request of nobody's shows {shown:?}")
+                format!("an unclaimed request shows {shown:?}")
             });
             return Ok(http::Response::new("passed through").into());
         }

@@ -60,7 +60,7 @@ pub(crate) struct Call {
     /// Whether an attempt failed just now, in whose place another one may be made.
     pub(crate) failed_just_now: bool,
     pub(crate) hedged: bool,
-    /// How many attempts' beginnings and ends, and how many ends of the request, the events told of.
+    /// How many starts and ends of attempts, and how many ends of the request, were emitted.
     pub(crate) started: usize,
     pub(crate) finished: usize,
     pub(crate) rejections: usize,
@@ -88,7 +88,7 @@ pub(crate) struct Entry {
     /// How often its breaker had moved, and how many cooldowns had begun.
     pub(crate) moves: u64,
     pub(crate) rests: u64,
-    /// Whether nobody else was left to be asked when it began.
+    /// Whether no other provider was left to be asked when it began.
     pub(crate) is_last: bool,
     pub(crate) answer: Answer,
     /// When its headers came.
@@ -287,7 +287,7 @@ impl Ledger {
     ) -> usize {
         let Arrived { provider, answer, timeout } = arrived;
         let Some(mut call) = self.calls.remove(&id) else {
-            self.check(false, || "a request of nobody's".to_owned());
+            self.check(false, || "a request of no call".to_owned());
             return 0;
         };
         self.current = id;
@@ -405,7 +405,7 @@ impl Ledger {
         self.earned = (self.earned + share).min((100 * share).max(1_000_000));
     }
 
-    /// One more request is sent beside a silent one.
+    /// A hedge is sent.
     fn check_hedge(&mut self, call: &Call, settings: &Settings, now: Instant) {
         let Some(HedgeSettings { delay, .. }) = settings.hedge else {
             return self.check(false, || "asks while it is asking".to_owned());
@@ -423,7 +423,7 @@ impl Ledger {
         self.hedges += 1;
     }
 
-    /// The attempt's future is gone: there are headers or an error, or nobody waits for them any more.
+    /// The attempt's future is gone: there are headers or an error, or they are not waited for any more.
     pub(crate) fn end(
         &mut self,
         id: u64,
@@ -494,7 +494,7 @@ impl Ledger {
         }
     }
 
-    /// An answer is dropped. If it was being read, nobody waits for it any more.
+    /// An answer is dropped. If it was being read, it is not waited for any more.
     pub(crate) fn drop_answer(
         &mut self,
         id: u64,
@@ -603,7 +603,7 @@ impl Ledger {
         self.providers[call.entries[served].provider].served += u64::from(is_clear);
     }
 
-    /// A breaker that closed has no probe, whoever had been sent.
+    /// A breaker that closed has no probe, whichever request had been one.
     fn forget_leases(&mut self, states: &[State]) {
         for (account, state) in self.providers.iter_mut().zip(states) {
             if !matches!(state, State::Probing | State::Isolated) {
@@ -721,7 +721,7 @@ impl Ledger {
     /// Why the call may have ended without an answer, if it may.
     pub(crate) fn reason_to_stop(call: &Call) -> Option<&'static str> {
         let Some(last) = call.last_ended() else {
-            return call.hopeless.then_some("nobody to ask");
+            return call.hopeless.then_some("none to ask");
         };
         let End { at, meaning, left, .. } = last.end?;
         let meaning = meaning?;
@@ -730,7 +730,7 @@ impl Ledger {
             (at >= call.deadline, "no time left"),
             (meaning.ambiguous && !call.idempotent, "maybe processed"),
             (!call.replayable, "cannot be sent twice"),
-            (call.entries.iter().any(|entry| entry.is_last) || !left.any(), "nobody left"),
+            (call.entries.iter().any(|entry| entry.is_last) || !left.any(), "none left"),
             (left.admissible == 0 && meaning.price == Price::Unhurt, "its own fault"),
         ];
         reasons.into_iter().find(|(holds, _)| *holds).map(|(_, reason)| reason)

@@ -12,7 +12,7 @@ use crate::harness::CALLERS_KEY;
 use crate::ledger::{Call, Ledger, index};
 use crate::settings::{CLIENTS_TIMEOUT_FIRST, KEYS, NAMES, Settings};
 
-/// Nobody was answered, and the report that the observer saw says so.
+/// No answer was given, and the report that the observer saw says so.
 pub(crate) fn check_dropped(ledger: &mut Ledger, settings: &Settings, call: &Call) {
     if settings.watched {
         let reports = call.reports.len();

@@ -48,7 +48,7 @@ pub(super) fn kinds() -> Vec<Kind> {
         raw("FIN before the headers", vec![Fin]),
         raw("RST before the headers", vec![Rst]),
         // The transport's own timeout, since the client sends pings.
-        kind("pings that nobody answers", TRANSPORT_TIMEOUT, Http2::Raw(vec![Stall])),
+        kind("pings without an answer", TRANSPORT_TIMEOUT, Http2::Raw(vec![Stall])),
         raw("HTTP/1 in place of frames", vec![Send(b"HTTP/1.1 400 No\r\n\r\n".into()), Stall]),
         raw("a frame larger than allowed", vec![Send(frame(0, 0, 1, &[0; 1 << 15])), Stall]),
         raw("a header block that is none", vec![Send(frame(1, 5, 1, &[0xff; 64])), Stall]),
@@ -61,7 +61,7 @@ pub(super) fn kinds() -> Vec<Kind> {
             Http2::HalfThenRaw(200, vec![Send(go_away(0, Code::INTERNAL_ERROR)), Fin]),
         ),
         kind("200, then RST", broken, Http2::HalfThenRaw(200, vec![Rst])),
-        kind("200, then pings that nobody answers", broken, Http2::HalfThenRaw(200, vec![Stall])),
+        kind("200, then pings without an answer", broken, Http2::HalfThenRaw(200, vec![Stall])),
         kind("200, then empty DATA without an end", broken, Http2::HalfThenRaw(200, flood())),
         kind("500, then empty DATA without an end", failed, Http2::HalfThenRaw(500, flood())),
     ]

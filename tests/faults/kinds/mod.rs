@@ -36,7 +36,7 @@ pub(crate) struct Kind {
 pub(crate) enum Expected {
     /// It fails, and the request goes on.
     Failure(Failure),
-    /// Its headers are accepted, so the rest is the caller's: nobody else is asked.
+    /// Its headers are accepted, so the rest is the caller's: no other provider is asked.
     Served { status: u16, body: BodyEnd, cost: Cost },
 }
 

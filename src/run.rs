@@ -250,6 +250,8 @@ impl Run {
     }
 
     fn settle(&mut self, permit: &Permit, judgement: &Judgement, limits: &Limits) -> Settled {
+        // An outcome that is accepted although it is no answer is no refusal either.
+        self.has_failed |= judgement.verdict == Verdict::Accept && judgement.status.is_none();
         match judgement.verdict {
             Verdict::Accept if self.in_flight > 0 && !judgement.is_good() => {
                 // A worse answer is not a better one for being early.

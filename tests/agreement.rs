@@ -19,7 +19,7 @@ use http::Extensions;
 use metrics_util::debugging::{DebuggingRecorder, Snapshotter};
 use reqwest::{Body, Request, Response};
 use reqwest_failover::{
-    Ambiguous, Breaker, Event, Exhausted, FailoverError, Provider, ProviderChain,
+    Ambiguous, Attempt, Breaker, Event, Exhausted, FailoverError, Provider, ProviderChain,
     ProviderChainBuilder, Reason, Report, Route, Verdict, harden,
 };
 use reqwest_middleware::{ClientBuilder, ClientWithMiddleware, Error, Middleware, Next, Result};
@@ -56,6 +56,7 @@ fn two_hundred_scripted_outages_are_told_alike_by_everyone() {
         assert!(seen.attempts_because(reason) > 20, "{reason}: {seen:#?}");
     }
     assert!(seen.switched > 500 && seen.exhausted > 100 && seen.unclaimed > 100, "{seen:#?}");
+    assert!(seen.rejected > 20, "{seen:#?}");
     assert!(seen.dropped > 100 && seen.refused > 100 && seen.unsent > 100, "{seen:#?}");
     assert!(seen.maybe_processed > 100 && seen.not_replayable > 100, "{seen:#?}");
 }
@@ -295,6 +296,8 @@ struct Ask {
     first: Option<&'static str>,
     /// How long its caller waits before dropping it.
     patience: Option<Duration>,
+    /// The request's own timeout.
+    timeout: Option<Duration>,
     claimed: bool,
     refused: bool,
 }
@@ -343,6 +346,7 @@ impl Ask {
             route,
             first,
             patience: (rng.u8(..8) == 0).then(|| ms(rng.u64(..1500))),
+            timeout: (rng.u8(..6) == 0).then(|| ms(rng.u64(1..3000))),
             claimed,
             refused,
         }
@@ -358,7 +362,8 @@ impl Ask {
                 request.body(Body::wrap_stream(futures_util::stream::iter(chunks)))
             }
         };
-        let request = request.build().unwrap();
+        let mut request = request.build().unwrap();
+        *request.timeout_mut() = self.timeout;
         let mut extensions = Extensions::new();
         if let Some(route) = &self.route {
             extensions.insert(route.clone());
@@ -421,6 +426,7 @@ async fn real_outage(seed: u64, snapshotter: &Snapshotter) -> Seen {
                 first: Some(names[0]),
                 // Long enough for the request to arrive, so that the server can count it.
                 patience: (at == 3 && round % 2 == 0).then(|| ms(150)),
+                timeout: (at == 2 && round % 2 == 0).then(|| ms(400)),
                 claimed: true,
                 refused: false,
             })
@@ -450,6 +456,7 @@ async fn real_outage(seed: u64, snapshotter: &Snapshotter) -> Seen {
 struct Callers {
     reports: Vec<Report>,
     switched: u64,
+    rejected: u64,
     exhausted: u64,
     refused: u64,
     dropped: u64,
@@ -484,11 +491,20 @@ impl Callers {
         match report.served_by() {
             Some(name) => self.switched += u64::from(Some(name) != ask.first),
             None if ask.refused => self.refused += 1,
+            None if is_rejected(report.attempts()) => self.rejected += 1,
             None => self.exhausted += 1,
         }
         assert!(!ask.refused || report.attempts().is_empty(), "{report}");
         self.reports.push(report);
     }
+}
+
+/// Whether every provider that was asked refused the request itself: by a redirect, or a 4xx that says
+/// nothing about key, account, limits or time.
+fn is_rejected(attempts: &[Attempt]) -> bool {
+    let refuses =
+        |attempt: &Attempt| matches!(attempt.reason(), Reason::ClientError | Reason::Redirected);
+    !attempts.is_empty() && attempts.iter().all(refuses)
 }
 
 /// What the chain's own events told.
@@ -499,6 +515,7 @@ struct Witness {
     /// As in the labels of the metric.
     attempts: Tally,
     switches: Tally,
+    rejected: AtomicU64,
     exhausted: AtomicU64,
     unclaimed: AtomicU64,
     maybe_processed: AtomicU64,
@@ -525,6 +542,10 @@ fn observed(chain: ProviderChainBuilder, witness: &Arc<Witness>) -> ProviderChai
             }
             Event::Switched { from, to, .. } => {
                 witness.switches.add(&switch_shown(from.provider(), to, from.reason()));
+            }
+            Event::Rejected { report, .. } => {
+                assert!(report.served_by().is_none() && is_rejected(report.attempts()));
+                count(&witness.rejected, true);
             }
             Event::Exhausted { .. } => count(&witness.exhausted, true),
             Event::PassedThrough { .. } => count(&witness.unclaimed, true),
@@ -616,7 +637,7 @@ fn agree(
     assert_eq!(reports.len() as u64, requests);
     assert_eq!(snapshot.requests(), requests);
     assert_eq!(metrics.total("failover_requests_total"), requests);
-    let nobody = callers.exhausted + callers.refused + callers.dropped;
+    let nobody = callers.rejected + callers.exhausted + callers.refused + callers.dropped;
     assert_eq!(metrics.counters.get(&requests_shown("none")).copied().unwrap_or(0), nobody);
     let mut at_end: Vec<_> = reports.iter().map(|report| format!("{report:?}")).collect();
     for report in &callers.reports {
@@ -627,6 +648,9 @@ fn agree(
     assert_eq!(at_end.len() as u64, callers.dropped);
 
     assert_eq!(snapshot.switched(), callers.switched);
+    assert_eq!(snapshot.rejected(), callers.rejected);
+    assert_eq!(metrics.total("failover_rejected_total"), callers.rejected);
+    assert_eq!(load(&witness.rejected), callers.rejected);
     assert_eq!(snapshot.exhausted(), callers.exhausted);
     assert_eq!(metrics.total("failover_exhausted_total"), callers.exhausted);
     assert_eq!(load(&witness.exhausted), callers.exhausted);
@@ -648,6 +672,7 @@ fn agree(
         attempts: metrics.counted("failover_attempts_total"),
         requests,
         switched: callers.switched,
+        rejected: callers.rejected,
         exhausted: callers.exhausted,
         refused: callers.refused,
         dropped: callers.dropped,
@@ -664,6 +689,7 @@ struct Seen {
     attempts: BTreeMap<String, u64>,
     requests: u64,
     switched: u64,
+    rejected: u64,
     exhausted: u64,
     refused: u64,
     dropped: u64,
@@ -680,6 +706,7 @@ impl Seen {
         }
         self.requests += other.requests;
         self.switched += other.switched;
+        self.rejected += other.rejected;
         self.exhausted += other.exhausted;
         self.refused += other.refused;
         self.dropped += other.dropped;

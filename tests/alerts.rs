@@ -3,10 +3,14 @@
 //!
 //! The evaluator knows as much of PromQL as the rules use. An increase is the last sample less the
 //! first one in the window: Prometheus also extrapolates to the window's edges, which no rule here
-//! depends on.
+//! depends on. Where `promtool` is found, which comes with Prometheus, it evaluates every outage too and
+//! must come to the same.
 #![cfg(feature = "metrics")]
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -19,7 +23,8 @@ use tokio::time::{sleep, timeout};
 
 const GUIDE: &str = include_str!("../docs/observability.md");
 /// What the rules are about, in the guide's order.
-const RULES: [&str; 3] = ["users see errors", "the first provider is in trouble", "a key is dead"];
+const RULES: [&str; 4] =
+    ["users see errors", "callers give up", "the first provider is in trouble", "a key is dead"];
 const SCRAPE: u64 = 15;
 
 // The evaluator.
@@ -283,11 +288,71 @@ fn fire(does: fn(u64, usize) -> Does) -> Vec<&'static str> {
     });
     let rules: Vec<_> = GUIDE.split("```promql\n").skip(1).collect();
     assert_eq!(rules.len(), RULES.len());
+    let rules: Vec<_> = rules.iter().map(|rule| rule.split("```").next().unwrap()).collect();
     let fires = |rule: &str| {
-        let rule = rule.split("```").next().unwrap();
         (1..=samples.len()).any(|now| !Evaluator::evaluate(rule, &samples[..now]).is_empty())
     };
-    RULES.into_iter().zip(rules).filter(|(_, rule)| fires(rule)).map(|(name, _)| name).collect()
+    let named = RULES.into_iter().zip(&rules);
+    let fire: Vec<_> = named.filter(|(_, rule)| fires(rule)).map(|(name, _)| name).collect();
+    promtool_agrees(&rules, &samples, &fire);
+    fire
+}
+
+/// Has the real thing evaluate the rules, if it is here.
+fn promtool_agrees(rules: &[&str], samples: &[Sample], fire: &[&str]) {
+    static RUNS: AtomicUsize = AtomicUsize::new(0);
+    let run = RUNS.fetch_add(1, Ordering::Relaxed);
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("alerts-{run}"));
+    std::fs::create_dir_all(&folder).unwrap();
+    let named = || RULES.into_iter().zip(rules);
+    let alerts = named().map(|(name, rule)| serde_json::json!({ "alert": name, "expr": rule }));
+    let alerts: Vec<_> = alerts.collect();
+    let rules = serde_json::json!({ "groups": [{ "name": "guide", "rules": alerts }] });
+    let series: BTreeSet<_> = samples
+        .iter()
+        .flat_map(Sample::keys)
+        .filter(|(name, _)| name.ends_with("_total"))
+        .collect();
+    let series = series.into_iter().map(|of| {
+        let values = samples
+            .iter()
+            .map(|sample| sample.get(of).map_or("_".to_owned(), |value| value.to_string()));
+        let labels: Vec<_> = of.1.iter().map(|(name, value)| format!("{name}={value:?}")).collect();
+        serde_json::json!({
+            "series": format!("{}{{{}}}", of.0, labels.join(",")),
+            "values": values.collect::<Vec<_>>().join(" "),
+        })
+    });
+    let fired = fire
+        .iter()
+        .map(|name| serde_json::json!({ "labels": format!("{{alertname={name:?}}}"), "value": 1 }));
+    let interval = format!("{SCRAPE}s");
+    let tests = serde_json::json!({
+        "rule_files": ["rules.yml"],
+        "evaluation_interval": interval,
+        "tests": [{
+            "interval": interval,
+            "input_series": series.collect::<Vec<_>>(),
+            "promql_expr_test": [{
+                "expr": "group by (alertname) (count_over_time(ALERTS[1h]))",
+                "eval_time": "30m",
+                "exp_samples": fired.collect::<Vec<_>>(),
+            }],
+        }],
+    });
+    // JSON is YAML.
+    std::fs::write(folder.join("rules.yml"), rules.to_string()).unwrap();
+    std::fs::write(folder.join("tests.yml"), tests.to_string()).unwrap();
+    let mut promtool = Command::new("promtool");
+    match promtool.args(["test", "rules", "tests.yml"]).current_dir(&folder).output() {
+        Ok(output) => {
+            let said = String::from_utf8_lossy(&output.stderr).into_owned()
+                + &String::from_utf8_lossy(&output.stdout);
+            assert!(output.status.success(), "promtool: {said}");
+            println!("promtool agrees: {fire:?}");
+        }
+        Err(error) => println!("skipped: no promtool here: {error}"),
+    }
 }
 
 /// The first provider does this from the tenth minute on, and all else is well.
@@ -308,12 +373,19 @@ fn nothing_fires_while_all_is_well() {
 
 #[test]
 fn a_first_provider_that_hangs_fires_although_its_callers_give_up() {
+    // Those who gave up before its breaker was open are a tenth of five minutes.
     let fires = fire(|second, provider| first(second, provider, Does::Hangs));
-    assert_eq!(fires, ["the first provider is in trouble"]);
+    assert_eq!(fires, ["callers give up", "the first provider is in trouble"]);
     let fires = fire(|second, provider| first(second, provider, Does::Answers(500)));
     assert_eq!(fires, ["the first provider is in trouble"]);
     let fires = fire(|second, provider| first(second, provider, Does::Answers(429)));
     assert_eq!(fires, ["the first provider is in trouble"]);
+}
+
+#[test]
+fn providers_that_all_hang_fire_although_every_caller_gives_up() {
+    let fires = fire(|second, _| if second < 600 { Does::Answers(200) } else { Does::Hangs });
+    assert_eq!(fires, ["callers give up"]);
 }
 
 #[test]

@@ -541,6 +541,25 @@ async fn a_body_that_cannot_be_replayed_is_no_probe_while_another_is_admissible(
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_probe_whose_failed_answer_is_still_being_read_is_the_only_one() {
+    let harness = Harness::with([("first", ok()), ("second", ok())], |chain| {
+        chain.attempt_timeout(secs(1)).error_body_timeout(secs(30))
+    });
+    let until = harness.break_it("first").await;
+    harness.tell("first", Script::answer(500, &[], silence).after(ms(900)));
+    sleep_until(until).await;
+    let before = harness.asked("first");
+    let probe = harness.spawn();
+    for second in 0..30 {
+        tokio::time::sleep(secs(1)).await;
+        assert_eq!(harness.state("first"), State::Probing, "after {second} s");
+        assert_eq!(harness.ask().await, "second");
+        assert_eq!(harness.asked("first"), before + 1, "after {second} s");
+    }
+    assert_eq!(probe.await.unwrap(), "second");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_probe_that_says_nothing_about_health_closes_or_leaves_its_lease() {
     for (script, expected) in [
         (Script::status(400), "Closed"),

@@ -123,6 +123,29 @@ async fn a_hedge_that_fails_leaves_the_first_in_peace_and_launches_the_next() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_attempt_that_is_made_when_another_serves_was_not_sent() {
+    let harness = Harness::with(
+        [
+            ("a", Script::status(200).yields(1).after(ms(60))),
+            ("b", Script::status(500).after(ms(20))),
+            ("c", Script::status(200)),
+        ],
+        hedged,
+    );
+    let (_, report, took) = ask(&harness).await;
+    assert_eq!(took, ms(60));
+    assert_eq!(
+        attempts(&report),
+        [
+            ("b", Reason::ServerError, true),
+            ("c", Reason::Abandoned, false),
+            ("a", Reason::Ok, false)
+        ]
+    );
+    assert_eq!(harness.asked("c"), 0);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_first_that_fails_beside_its_hedge_leaves_the_answer_to_it() {
     let harness = Harness::with(
         [("a", Script::status(500).after(ms(50))), ("b", Script::status(200).after(ms(100)))],

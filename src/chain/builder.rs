@@ -300,7 +300,11 @@ impl ProviderChainBuilder {
         let limits = Limits {
             max_attempts: self.max_attempts.unwrap_or(usize::MAX),
             ambiguous: self.ambiguous,
-            hold: self.inspect.as_ref().map_or(Duration::ZERO, Inspect::longest_hold),
+            hold: self
+                .inspect
+                .as_ref()
+                .map_or(Duration::ZERO, Inspect::longest_hold)
+                .max(self.error_body_timeout),
             total: self.total_timeout,
             attempts: entries
                 .iter()

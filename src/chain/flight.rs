@@ -187,10 +187,7 @@ impl<'a> Sender<'a> {
                 Box::pin(token(self.shared, state.provider, source)),
                 Box::new((request, own)),
             ),
-            (Ok(()), None) => {
-                state.is_sent = true;
-                Stage::Sent(send(self.next.clone(), request, own))
-            }
+            (Ok(()), None) => Stage::Sent(send(self.next.clone(), request, own)),
         };
         Flight { state, sent, timer: None, stage }
     }
@@ -304,6 +301,8 @@ impl<'a> Flight<'a> {
             let Self { state, stage, .. } = self;
             match stage {
                 Stage::Sent(answer) => {
+                    // Before it is polled for the first time, nothing leaves this machine.
+                    state.is_sent = true;
                     let answer = state.trace.within(|| answer.as_mut().poll(context));
                     let Poll::Ready((result, own)) = answer else { break };
                     let result = sender.receive(state.provider, self.sent.as_ref(), result);
@@ -374,7 +373,6 @@ impl<'a> Flight<'a> {
         let AttemptState { trace, secrets, .. } = state;
         let sent = trace.within(|| sender.map_request(entry, &mut request, secrets))?;
         self.sent = Some(sent);
-        state.is_sent = true;
         if let Some(permit) = state.permit.get_mut() {
             permit.mark_sent(now());
         }

@@ -14,6 +14,7 @@ const LIMITED: Judgement = failed_over(Fault::Cooldown(None), Some(429));
 const REFUSED: Judgement = failed_over(Fault::Failure, None);
 const TIMED_OUT: Judgement = Judgement { ambiguous: true, ..REFUSED };
 const UNSENT: Judgement = failed_over(Fault::None, None);
+const NOTHING_ACCEPTED: Judgement = judgement(Verdict::Accept, None);
 
 const fn failed_over(fault: Fault, status: Option<u16>) -> Judgement {
     judgement(Verdict::FailOver(fault), status)
@@ -1617,6 +1618,8 @@ fn a_run_is_rejected_where_every_provider_that_answered_refused_the_request() {
         (&[BAD_REQUEST, TIMED_OUT], Unserved::Exhausted),
         (&[BAD_REQUEST, UNSENT], Unserved::Exhausted),
         (&[UNSENT, UNSENT], Unserved::Exhausted),
+        // A judge may accept what is no answer.
+        (&[BAD_REQUEST, NOTHING_ACCEPTED], Unserved::Exhausted),
     ] {
         let mut harness = Harness::of(3);
         let mut run = harness.run();

@@ -1,4 +1,4 @@
-//! Whoever sends a cell's requests, and all that they are given.
+//! The caller of a cell: it sends the requests, and keeps all that it is given.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -28,6 +28,12 @@ pub(crate) struct Exchange {
     pub(crate) bytes_sent: Vec<u64>,
 }
 
+impl Exchange {
+    pub(crate) fn is_hedged(&self) -> bool {
+        self.events.iter().any(|told| matches!(told, Told::Hedged(..)))
+    }
+}
+
 pub(crate) enum Ending {
     Answered { status: u16, server: Option<String>, reported: bool, body: BodyEnd },
     FailoverError,
@@ -40,13 +46,15 @@ pub(crate) enum Told {
     Started(String, usize),
     Ended(String),
     Switched(String, String),
+    Hedged(String, String),
+    Rejected,
     Exhausted,
     StreamBroken(String),
     Finished,
     Other,
 }
 
-/// Whoever sends the requests of a cell.
+/// The caller of a cell.
 pub(crate) struct Caller<'a> {
     pub(crate) harness: &'a Harness,
     pub(crate) cell: &'a Cell,
@@ -174,6 +182,8 @@ impl Told {
             Event::Switched { from, to, .. } => {
                 Self::Switched(from.provider().to_owned(), (*to).to_owned())
             }
+            Event::HedgeSent { from, to, .. } => Self::Hedged((*from).to_owned(), (*to).to_owned()),
+            Event::Rejected { .. } => Self::Rejected,
             Event::Exhausted { .. } => Self::Exhausted,
             Event::StreamBroken { provider, .. } => Self::StreamBroken((*provider).to_owned()),
             Event::Finished { .. } => Self::Finished,

@@ -6,7 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use reqwest_failover::{Ambiguous, Breaker, Exhausted, Inspect, Provider, ProviderChain, harden};
+use reqwest_failover::{
+    Ambiguous, Breaker, Exhausted, Hedge, Inspect, Provider, ProviderChain, harden,
+};
 use reqwest_middleware::ClientBuilder;
 use tokio::runtime::Handle;
 
@@ -25,6 +27,9 @@ pub(crate) const CONNECT: Duration = ms(200);
 /// What a success may be held back, where the chain looks into it.
 pub(crate) const HOLD: Duration = ms(200);
 pub(crate) const TOTAL: Duration = Duration::from_secs(3);
+/// How long the body of a failed answer is read, unless told otherwise.
+pub(crate) const READ: Duration = ms(100);
+const HEDGED_AFTER: Duration = ms(50);
 
 /// A chat-completions body with what a careless layer would change: order, spacing, escapes.
 const BODY: &str = "{\"model\": \"gpt-5\",  \"b\":1,\"a\":1.0, \"text\":\"\\u00e9 é \\/\" }\n";
@@ -60,6 +65,8 @@ pub(crate) enum Setup {
     CarefulWithReplay,
     /// `Exhausted::Error`.
     ToldAsError,
+    /// A provider that is silent for [`HEDGED_AFTER`] is hedged.
+    Hedged,
 }
 
 #[derive(Clone)]
@@ -213,6 +220,7 @@ impl Harness {
                 chain.on_ambiguous(Ambiguous::IdempotentOnly)
             }
             Setup::ToldAsError => chain.on_exhausted(Exhausted::Error),
+            Setup::Hedged => chain.hedge(Hedge::after(HEDGED_AFTER).max_extra(1.0)),
         };
         let inspect = Inspect::errors_in_success().time_limit(HOLD).first_content_timeout(HOLD);
         let chain = if cell.kind.inspected { chain.inspect(inspect) } else { chain };

@@ -1,4 +1,4 @@
-//! An HTTP/2 server on the `h2` crate. What that crate would never do is put on the wire beside it,
+//! An HTTP/2 server on the `h2` crate. What that crate would never do is written to the socket as well,
 //! frame by frame.
 
 use std::future::poll_fn;
@@ -29,6 +29,8 @@ pub(crate) enum Http2 {
     HalfThenRaw(u16, Vec<Act>),
     /// A complete answer with this status.
     Status(u16),
+    /// This for the first request, and an answer for those that follow.
+    Once(Box<Http2>),
 }
 
 /// A GOAWAY frame: the last stream that was or may be processed, and why.
@@ -95,7 +97,7 @@ async fn pump(
             },
             Some(acts) = injected.recv() => {
                 let count = |bytes| seen.count_sent(bytes);
-                // Meanwhile nobody answers a ping.
+                // Meanwhile no ping is answered.
                 if let Err(end) = perform(&acts, socket, &count).await {
                     return end;
                 }
@@ -135,8 +137,10 @@ async fn respond_to(
         status => asked.said(status),
     };
     let fault = match seen.fault() {
+        Some(Fault::Http2(Http2::Once(fault))) if seen.heads() == 1 => (**fault).clone(),
+        Some(Fault::Http2(Http2::Once(_))) | None => Http2::Status(200),
         Some(Fault::Http2(fault)) => fault.clone(),
-        _ => Http2::Status(200),
+        Some(_) => Http2::Status(200),
     };
     match fault {
         Http2::Reset(reason) => respond.send_reset(reason),
@@ -145,6 +149,8 @@ async fn respond_to(
             // Dropping it would reset the stream.
             let _ = poll_fn(|context| respond.poll_reset(context)).await;
         }
+        // Is told apart above.
+        Http2::Once(_) => {}
         Http2::Status(status) => {
             let mut body = respond.send_response(head(status), false)?;
             body.send_data(whole(status).into(), true)?;

@@ -1,7 +1,8 @@
 //! The wire fault matrix: everything that can go wrong at a provider, over sockets, at three places
 //! in a chain of three.
 //!
-//! `cargo test --test faults -- --nocapture` prints `cells N, checks M, failed 0`. One of its cells:
+//! `cargo test --test faults -- --nocapture` prints `cells N, hedged H, checks M, failed 0`, once for a
+//! chain without hedges and once for one with them. One of its cells:
 //! `FAULTS="RST before" cargo test --test faults -- --nocapture` plays those whose name holds that.
 
 #[path = "../support/mod.rs"]
@@ -23,15 +24,40 @@ mod server;
 mod sightings;
 mod tls;
 
+use std::sync::{Arc, Mutex};
+
 use cell::{Cell, Position, Setup};
-use kinds::Failure;
+use kinds::{Failure, Kind};
 
 #[test]
 fn every_fault_at_every_place_has_its_one_outcome() {
-    let only = std::env::var("FAULTS").unwrap_or_default();
-    let cells: Vec<_> =
-        cells().into_iter().filter(|cell| cell.to_string().contains(&only)).collect();
-    assert!(!only.is_empty() || cells.len() >= 240, "only {} cells", cells.len());
+    play(cells(), 240);
+}
+
+#[test]
+fn every_fault_at_every_place_has_its_one_outcome_with_hedges() {
+    let hedged = play(hedged_cells(), 240);
+    assert!(hedged > 50 || is_part(), "only {hedged} cells in which a hedge was sent");
+}
+
+/// Which cells are asked for.
+fn only() -> String {
+    std::env::var("FAULTS").unwrap_or_default()
+}
+
+fn is_part() -> bool {
+    !only().is_empty()
+}
+
+/// Plays the cells that are asked for, of which there are so many at least. Returns in how many a hedge
+/// was sent.
+fn play(cells: Vec<Cell>, least: usize) -> usize {
+    let only = only();
+    let cells: Vec<_> = cells.into_iter().filter(|cell| cell.to_string().contains(&only)).collect();
+    assert!(is_part() || cells.len() >= least, "only {} cells", cells.len());
+    // Both at once would be later than their checks allow.
+    static ALONE: Mutex<()> = Mutex::new(());
+    let _alone = support::lock(&ALONE);
     let outcome = runner::run(cells);
     for (cell, failed) in &outcome.failed {
         println!("FAILED {cell}");
@@ -42,8 +68,10 @@ fn every_fault_at_every_place_has_its_one_outcome() {
         println!("{again} cells were played again alone, since the machine was late");
     }
     let failed = outcome.failed.len();
-    println!("cells {}, checks {}, failed {failed}", outcome.cells, outcome.checks);
+    let runner::Outcome { cells, hedged, checks, .. } = outcome;
+    println!("cells {cells}, hedged {hedged}, checks {checks}, failed {failed}");
     assert_eq!(failed, 0);
+    hedged
 }
 
 /// Each kind at three places; where the outcome is ambiguous, also where that is not to be sent
@@ -67,4 +95,12 @@ fn cells() -> Vec<Cell> {
         }
     }
     cells
+}
+
+/// Each kind at three places, in a chain that hedges.
+fn hedged_cells() -> Vec<Cell> {
+    let cell =
+        |kind: &Arc<Kind>, position| Cell { kind: kind.clone(), position, setup: Setup::Hedged };
+    let kinds = kinds::all();
+    kinds.iter().flat_map(|kind| Position::EACH.map(|position| cell(kind, position))).collect()
 }

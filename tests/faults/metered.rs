@@ -4,7 +4,7 @@ use metrics_util::debugging::DebuggingRecorder;
 use reqwest_failover::{Attempt, Report};
 
 use crate::cell::{Cell, NAMES, Observed};
-use crate::checks::Checks;
+use crate::checks::{Checks, unserved};
 use crate::readings::Readings;
 use crate::support::canary::holds_key;
 
@@ -23,14 +23,13 @@ pub(crate) fn check(
     let attempts = || reports.iter().copied().flatten().flat_map(Report::attempts);
     let before = if cell.kind.reused { NAMES.len() } else { 0 };
     let ambiguous = |attempt: &&Attempt| attempt.maybe_processed();
-    let unserved = |report: &&&Option<Report>| {
-        report.as_ref().is_some_and(|report| report.served_by().is_none())
-    };
+    let [rejected, exhausted] = unserved(cell).map(usize::from);
     for (name, wanted) in [
         ("failover_requests_total", before + reports.len()),
         ("failover_attempts_total", before + attempts().count()),
         ("failover_maybe_processed_total", attempts().filter(ambiguous).count()),
-        ("failover_exhausted_total", reports.iter().filter(unserved).count()),
+        ("failover_rejected_total", rejected),
+        ("failover_exhausted_total", exhausted),
         ("failover_passed_through_total", 0),
     ] {
         let counted = readings.total(name);

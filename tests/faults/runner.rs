@@ -24,6 +24,8 @@ const TRIES: usize = 4;
 #[derive(Default)]
 pub(crate) struct Outcome {
     pub(crate) cells: usize,
+    /// In how many of them a hedge was sent.
+    pub(crate) hedged: usize,
     pub(crate) checks: usize,
     pub(crate) played_again: usize,
     /// Each failed cell with all that failed in it.
@@ -69,6 +71,7 @@ fn next(queue: &Mutex<VecDeque<Cell>>) -> Option<Cell> {
 
 fn record(outcome: &Mutex<Outcome>, cell: &Cell, checks: Checks) {
     let mut outcome = lock(outcome);
+    outcome.hedged += usize::from(checks.hedged);
     outcome.checks += checks.count;
     if !checks.failed.is_empty() {
         outcome.failed.push((cell.to_string(), checks.failed));
@@ -94,9 +97,13 @@ fn play(cell: &Cell, servers: &Handle) -> Played {
     let late = Arc::new(AtomicU64::new(0));
     let metronome = servers.spawn(metronome(late.clone()));
     let played = catch_unwind(AssertUnwindSafe(|| play_within(cell, servers, &late)));
-    let checks = played.unwrap_or_else(|_| Checks { count: 1, failed: vec!["it panicked".into()] });
+    let checks = played.unwrap_or_else(|_| Checks {
+        count: 1,
+        failed: vec!["it panicked".into()],
+        hedged: false,
+    });
     if !checks.failed.is_empty() {
-        // Whoever is late at this moment has not noticed yet.
+        // A task that is late at this moment has not noticed yet.
         std::thread::sleep(SLACK);
     }
     metronome.abort();

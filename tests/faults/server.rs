@@ -20,7 +20,7 @@ use crate::tls::{self, Certificate};
 /// What goes wrong at a server.
 #[derive(Clone)]
 pub(crate) enum Fault {
-    /// Nobody listens.
+    /// Nothing listens.
     Refuses,
     /// The server's name leads nowhere.
     Nameless,
@@ -71,7 +71,7 @@ impl Server {
     /// Must be called on the runtime that serves.
     pub(crate) fn start(asked: Asked, wire: Wire, fault: Option<Fault>) -> io::Result<Self> {
         let socket = TcpSocket::new_v4()?;
-        // So that it soon shows when nobody reads.
+        // So that it soon shows when nothing is read.
         socket.set_send_buffer_size(64 * 1024)?;
         socket.set_recv_buffer_size(64 * 1024)?;
         socket.bind((Ipv4Addr::LOCALHOST, 0).into())?;

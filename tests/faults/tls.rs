@@ -10,7 +10,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Certificate {
     Good,
-    /// Signed by nobody but itself.
+    /// Signed by itself only.
     SelfSigned,
     Expired,
     OtherName,

@@ -11,7 +11,7 @@ use fastrand::Rng;
 use http::Extensions;
 use http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue};
 use reqwest::{Body, Method, Request, Url};
-use reqwest_failover::{Ambiguous, Report, Route, State};
+use reqwest_failover::{Ambiguous, Replay, Report, Route, State};
 use tokio::time::{Sleep, sleep};
 
 use crate::answers::pause;
@@ -26,6 +26,10 @@ pub(crate) struct Plan {
     method: Method,
     body: Kind,
     keyed: bool,
+    /// Whether it has the extension that allows it to be processed twice.
+    replay: bool,
+    /// Its own timeout.
+    timeout: Option<Duration>,
     route: Way,
     cut: Cut,
 }
@@ -71,6 +75,9 @@ impl Plan {
             method: method.parse().unwrap(),
             body: if method == "GET" { Kind::None } else { pick(rng, &bodies) },
             keyed: chance(rng, 20),
+            replay: chance(rng, 20),
+            timeout: chance(rng, 15)
+                .then(|| ms(pick(rng, &[1, 50, 1_001, 5_000, 30_000, 700_000]))),
             route: Way::draw(settings.providers.len(), rng),
             cut,
         }
@@ -79,7 +86,8 @@ impl Plan {
     /// A request that some provider must answer when all are well.
     pub(crate) fn plain(id: u64, route: Way) -> Self {
         let (method, body) = (Method::POST, Kind::Bytes);
-        Self { id, method, body, keyed: false, route, cut: Cut::Never }
+        let (keyed, replay, timeout) = (false, false, None);
+        Self { id, method, body, keyed, replay, timeout, route, cut: Cut::Never }
     }
 
     fn request(&self) -> Request {
@@ -91,6 +99,7 @@ impl Plan {
         let own = format!("Bearer {CALLERS_KEY}");
         headers.insert(AUTHORIZATION, HeaderValue::from_str(&own).unwrap());
         if self.keyed {
+            // It changes nothing.
             headers.insert("idempotency-key", HeaderValue::from(self.id));
         }
         let body = body_of(self.id);
@@ -107,6 +116,7 @@ impl Plan {
                 Some(Body::wrap_stream(futures_util::stream::iter(pieces)))
             }
         };
+        *request.timeout_mut() = self.timeout;
         request
     }
 
@@ -122,6 +132,9 @@ impl Plan {
             Way::First(providers) => extensions.insert(Route::order(names(providers))),
             Way::Once => extensions.insert(Route::no_failover()),
         };
+        if self.replay {
+            extensions.insert(Replay::allowed());
+        }
         extensions
     }
 
@@ -139,24 +152,24 @@ impl Plan {
         let usable = order.iter().filter(|at| states[**at] != State::Isolated).count();
         let replayable = match self.body {
             Kind::None | Kind::Bytes => true,
-            // Nobody keeps a copy for nobody.
+            // No copy is kept where no other provider could be asked.
             Kind::Declared => max_attempts > 1 && usable > 1,
             Kind::Stream => false,
         };
+        let begun = now();
+        let is_short = self.timeout.is_some_and(|timeout| timeout < settings.total_timeout);
+        let time = self.timeout.filter(|_| is_short).unwrap_or(settings.total_timeout);
         Call {
             order,
             max_attempts,
             replayable,
             idempotent: settings.ambiguous == Ambiguous::FailOver
-                || self.keyed
+                || self.replay
                 || self.method != Method::POST,
-            begun: now(),
+            timeout: self.timeout,
+            is_short,
             hopeless: usable == 0,
-            entries: Vec::new(),
-            dropped: false,
-            started: 0,
-            finished: 0,
-            reports: Vec::new(),
+            ..Call::new(begun, begun + time)
         }
     }
 }
@@ -222,8 +235,9 @@ pub(crate) async fn call(harness: &Arc<Harness>, plan: Plan) {
     let mut ledger = harness.ledger();
     ledger.current = id;
     check_outcome(&mut ledger, &harness.settings, &call, &result, &extensions, now);
-    if let (Ok(_), Some(said), Some(last)) = (&result, said, call.entries.last()) {
-        let expected = format!("call {id} at {}", NAMES[last.provider]);
+    let given = call.served().map(|at| &call.entries[at]).or(call.last_ended());
+    if let (Ok(_), Some(said), Some(given)) = (&result, said, given) {
+        let expected = given.answer.words(id, NAMES[given.provider]);
         ledger.check(*said == *expected.as_bytes(), || format!("is answered {said:?}"));
     }
 }

@@ -1,23 +1,28 @@
 //! A chain above simulated providers, on one thread and in virtual time.
 
 use std::collections::BTreeSet;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
+use bytes::Bytes;
 use fastrand::Rng;
 use http::Extensions;
+use http_body::Frame;
 use http_body_util::BodyExt;
-use reqwest::{Request, Response};
+use reqwest::{Body, Request, Response};
 use reqwest_failover::{Event, ProviderChain};
-use reqwest_middleware::{ClientBuilder, ClientWithMiddleware, Middleware, Next, Result};
+use reqwest_middleware::{ClientBuilder, ClientWithMiddleware, Error, Middleware, Next, Result};
 
-use crate::answers::{Answer, Price, Script, pause};
-use crate::ledger::{Ledger, index};
-use crate::settings::{KEYS, LONGEST_COOLDOWN, Settings};
+use crate::account::News;
+use crate::answers::{Answer, Script, pause, unreachable};
+use crate::ledger::{Arrived, Ledger, index};
+use crate::settings::{KEYS, LONGEST_COOLDOWN, NAMES, Settings};
 
 /// The caller's own key, which no provider is to see.
 pub(crate) const CALLERS_KEY: &str = "key-of-the-caller";
@@ -42,11 +47,11 @@ pub(crate) struct Shared {
 }
 
 impl Harness {
-    pub(crate) fn new(seed: u64, told: bool) -> Arc<Self> {
+    pub(crate) fn new(seed: u64, hedged: bool, told: bool) -> Arc<Self> {
         // The chain draws its jitter from this.
         fastrand::seed(seed);
         let mut rng = Rng::with_seed(seed);
-        let settings = Settings::draw(&mut rng);
+        let settings = Settings::draw(&mut rng, hedged);
         let begun = now();
         let ledger = Ledger::new(rng, settings.providers.len(), begun, told);
         let shared = Arc::new(Shared {
@@ -85,8 +90,11 @@ impl Shared {
         let ledger = &mut *ledger;
         ledger.note(|| format!("{:>9} {event:?}", ledger.since(now)));
         let current = ledger.current;
-        let told = ledger.calls.get(&current).and_then(|call| call.entries.last());
-        let ended = told.map(|entry| (entry.provider, entry.is_probe, entry.end));
+        // The attempt that this is a consequence of, if it is one.
+        let ended = ledger.calls.get(&current).and_then(|call| {
+            let entry = call.last_ended()?;
+            Some((entry.provider, entry.is_probe, entry.end?.news))
+        });
         match event {
             Event::AttemptStarted { number, .. } => {
                 let call = ledger.calls.get_mut(&current);
@@ -95,12 +103,32 @@ impl Shared {
                     call.started
                 });
                 ledger.check(expected == Some(*number), || {
-                    format!("tells of attempt {number}, not of {expected:?}")
+                    format!("emits the start of attempt {number}, not of {expected:?}")
                 });
             }
             Event::AttemptFinished { .. } => {
                 if let Some(call) = ledger.calls.get_mut(&current) {
                     call.finished += 1;
+                }
+            }
+            Event::HedgeSent { from, to, waited, .. } => {
+                let call = ledger.calls.get(&current);
+                let silent = call.and_then(|call| call.entries.last());
+                let told = silent.map(|silent| (NAMES[silent.provider], now - silent.started));
+                // It is emitted before the request is sent.
+                ledger.check(told == Some((from, *waited)) && from != to, || {
+                    format!("hedges {from} by {to} after {waited:?}, not {told:?}")
+                });
+                ledger.hedges_told += 1;
+            }
+            Event::Exhausted { .. } => {
+                if let Some(call) = ledger.calls.get_mut(&current) {
+                    call.exhaustions += 1;
+                }
+            }
+            Event::Rejected { .. } => {
+                if let Some(call) = ledger.calls.get_mut(&current) {
+                    call.rejections += 1;
                 }
             }
             Event::Finished { report, .. } => {
@@ -118,13 +146,14 @@ impl Shared {
             Event::BreakerOpened { provider, until, breaks, .. } => {
                 let Some(breaker) = breaker else { return };
                 let account = &mut ledger.providers[index(provider)];
-                let (was_open, failures) = (account.is_open, account.failed_since);
+                let (was_open, row, failures) =
+                    (account.is_open, account.row, account.failed_since);
                 account.moved(true);
                 let by_probe = ended.is_some_and(|(own, probe, _)| own == index(provider) && probe);
-                ledger.check(
-                    if was_open { by_probe } else { failures >= breaker.fewest_failures() },
-                    || format!("{provider} opens (again: {was_open}) after {failures} failures"),
-                );
+                let may_open = row >= breaker.consecutive || failures >= breaker.fewest_failures();
+                ledger.check(if was_open { by_probe } else { may_open }, || {
+                    format!("{provider} opens (again: {was_open}) after {row} of {failures}")
+                });
                 let length = until.saturating_duration_since(now);
                 let longest = breaker.break_length(*breaks);
                 ledger.check(length <= longest && length >= longest / 2, || {
@@ -136,26 +165,31 @@ impl Shared {
                 let was_open = account.is_open;
                 account.moved(false);
                 account.lease = None;
-                let price = ended.and_then(|(_, _, end)| end?.meaning).map(|meaning| meaning.price);
-                let is_back = ended.is_some_and(|(own, probe, _)| {
-                    own == index(provider)
-                        && (price == Some(Price::Accepted)
-                            || probe && price.is_some_and(|price| price != Price::Failure))
+                let is_back = ended.is_some_and(|(own, probe, news)| {
+                    let proves = match news {
+                        News::Success => true,
+                        News::Alive | News::Cooldown(_) => probe,
+                        News::Failure | News::Silence | News::None => false,
+                    };
+                    own == index(provider) && proves
                 });
-                ledger.check(was_open && is_back, || format!("{provider} closes by {price:?}"));
+                ledger.check(was_open && is_back, || format!("{provider} closes by {ended:?}"));
             }
             Event::CoolingDown { provider, until, .. } => {
                 let length = until.saturating_duration_since(now);
-                let price = ended.and_then(|(_, _, end)| end?.meaning).map(|meaning| meaning.price);
-                let expected = match price {
-                    Some(Price::Cooldown(Some(hint))) => length == hint,
-                    Some(Price::Cooldown(None)) => {
-                        [5, 10, 20, 40, 80, 160, 300].contains(&length.as_secs())
+                ledger.providers[index(provider)].rests_until(*until);
+                let expected = match ended {
+                    Some((own, _, News::Cooldown(Some(hint)))) => {
+                        own == index(provider) && length == hint
+                    }
+                    Some((own, _, News::Cooldown(None))) => {
+                        let doubled = [5, 10, 20, 40, 80, 160, 300];
+                        own == index(provider) && doubled.contains(&length.as_secs())
                     }
                     _ => false,
                 };
                 ledger.check(expected && length <= LONGEST_COOLDOWN, || {
-                    format!("{provider} cools down for {length:?} by {price:?}")
+                    format!("{provider} cools down for {length:?} by {ended:?}")
                 });
             }
             Event::CallbackPanicked { callback, .. } => {
@@ -168,64 +202,81 @@ impl Shared {
 
 /// The providers: the innermost middleware.
 struct Terminal {
-    harness: std::sync::Weak<Harness>,
+    harness: Weak<Harness>,
 }
 
 #[async_trait]
 impl Middleware for Terminal {
     async fn handle(&self, request: Request, _: &mut Extensions, _: Next<'_>) -> Result<Response> {
         let harness = self.harness.upgrade().expect("a harness outlives its calls");
-        let host =
-            request.url().host_str().unwrap_or_default().trim_end_matches(".test").to_owned();
         let shown = keys_shown(&request);
-        if host == "other" {
+        if request.url().host_str() == Some("other.test") {
             let mut ledger = harness.ledger();
             ledger.unclaimed += 1;
             ledger.check(shown == [CALLERS_KEY].into(), || {
-                format!("a request of nobody's shows {shown:?}")
+                format!("an unclaimed request shows {shown:?}")
             });
             return Ok(http::Response::new("passed through").into());
         }
-        let provider = index(&host);
+        let name = request.url().path_segments().and_then(|mut path| path.next());
+        let provider = index(name.unwrap_or_default());
         let id = request.headers().get("x-call").and_then(|id| id.to_str().ok()?.parse().ok());
         let id: u64 = id.unwrap_or_default();
-        let answer = harness.receive(id, provider);
+        let (at, answer) = harness.receive(id, provider, request.timeout().copied());
         harness.ledger().check(shown == [KEYS[provider]].into(), || {
-            format!("the request to {host} shows {shown:?}")
+            format!("the request to {provider} shows {shown:?}")
         });
-        let mut attempt = Attempt { harness: &harness, id, answer: None };
+        let mut attempt = Attempt { harness: &harness, id, at, answered: false };
         let url = request.url().clone();
-        harness.check_request(id, request).await;
+        harness.check_request(id, provider, request).await;
         if answer.script == Script::Hang {
             std::future::pending::<()>().await;
         }
+        // First, since it takes some polls.
+        let unreachable = match answer.script {
+            Script::Unreachable => Some(unreachable().await),
+            _ => None,
+        };
         if answer.wait > 0 {
             pause(answer.wait).await;
         }
         for _ in 0..answer.yields {
             tokio::task::yield_now().await;
         }
-        attempt.answer = Some(answer.script);
-        answer.give(url, "scripted", format!("call {id} at {host}"))
+        let seen = self.harness.clone();
+        let wrap = move |body| Body::wrap(SeenBody { body, harness: seen, id, at });
+        let words = answer.words(id, NAMES[provider]);
+        attempt.answered = true;
+        match unreachable {
+            Some(error) => Err(Error::Reqwest(error)),
+            None => answer.give(url, wrap, words),
+        }
     }
 }
 
 impl Harness {
     /// Writes down that a request arrived, and says what becomes of it.
-    fn receive(&self, id: u64, provider: usize) -> Answer {
+    fn receive(&self, id: u64, provider: usize, timeout: Option<Duration>) -> (usize, Answer) {
         let (snapshot, now) = (self.chain.snapshot(), now());
         let mut ledger = self.ledger();
-        ledger.begin(id, provider, &snapshot, &self.settings, now);
-        if self.shared.all_well.load(Ordering::Relaxed) {
-            return Answer::WELL;
-        }
-        let age = now.saturating_duration_since(self.shared.begun);
-        let mood = self.settings.providers[provider].mood(age);
-        Answer::draw(mood, &mut ledger.rng)
+        let answer = match self.shared.all_well.load(Ordering::Relaxed) {
+            true => Answer::WELL,
+            false => {
+                let age = now.saturating_duration_since(self.shared.begun);
+                let mood = self.settings.providers[provider].mood(age);
+                let answer = Answer::draw(mood, &mut ledger.rng);
+                // An attempt that yields may end in the very poll in which its hedge is made.
+                let yields = if self.settings.hedge.is_some() { 0 } else { answer.yields };
+                Answer { yields, ..answer }
+            }
+        };
+        let arrived = Arrived { provider, timeout, answer };
+        let at = ledger.begin(id, arrived, &snapshot, &self.settings, now);
+        (at, answer)
     }
 
     /// Everything but address and keys is as the caller gave it.
-    async fn check_request(&self, id: u64, request: Request) {
+    async fn check_request(&self, id: u64, provider: usize, request: Request) {
         let path = request.url().path().to_owned();
         let kind = request.headers().get("content-type").cloned();
         let method = request.method().clone();
@@ -237,18 +288,19 @@ impl Harness {
             },
             None => bytes::Bytes::new(),
         };
-        let intact = path == "/v1/chat/completions"
+        let intact = path == format!("/{}/v1/chat/completions", NAMES[provider])
             && kind.is_some_and(|kind| kind == "application/json")
             && (method == "GET" && body.is_empty() || *body == *body_of(id).as_bytes());
         self.ledger().check(intact, || format!("{method} {path} with {body:?} is not intact"));
     }
 }
 
-/// An attempt at a provider, which ends when it is answered or dropped.
+/// An attempt at a provider, whose future ends when it is answered or dropped.
 struct Attempt<'a> {
     harness: &'a Harness,
     id: u64,
-    answer: Option<Script>,
+    at: usize,
+    answered: bool,
 }
 
 impl Drop for Attempt<'_> {
@@ -256,7 +308,43 @@ impl Drop for Attempt<'_> {
         // Of the same moment as the decision that follows.
         let (snapshot, now) = (self.harness.chain.snapshot(), now());
         let settings = &self.harness.settings;
-        self.harness.ledger().end(self.id, self.answer, &snapshot, settings, now);
+        let Self { id, at, answered, .. } = *self;
+        self.harness.ledger().end(id, at, answered, &snapshot, settings, now);
+    }
+}
+
+/// The body of an answer, which knows when it is read.
+struct SeenBody {
+    body: Body,
+    harness: Weak<Harness>,
+    id: u64,
+    at: usize,
+}
+
+impl http_body::Body for SeenBody {
+    type Data = Bytes;
+    type Error = reqwest::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<reqwest::Result<Frame<Bytes>>>> {
+        let polled = Pin::new(&mut self.body).poll_frame(context);
+        let is_over = matches!(polled, Poll::Ready(None | Some(Err(_))));
+        if let Some(harness) = self.harness.upgrade() {
+            let (snapshot, settings) = (|| harness.chain.snapshot(), &harness.settings);
+            harness.ledger().read(self.id, self.at, is_over, snapshot, settings, now());
+        }
+        polled
+    }
+}
+
+impl Drop for SeenBody {
+    fn drop(&mut self) {
+        if let Some(harness) = self.harness.upgrade() {
+            let (snapshot, settings) = (|| harness.chain.snapshot(), &harness.settings);
+            harness.ledger().drop_answer(self.id, self.at, snapshot, settings, now());
+        }
     }
 }
 

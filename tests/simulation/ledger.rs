@@ -7,9 +7,11 @@ use std::time::{Duration, Instant};
 use fastrand::Rng;
 use reqwest_failover::{Reason, Report, Snapshot, State};
 
-use crate::account::{Account, Lease};
-use crate::answers::{Meaning, Price, Script};
-use crate::settings::{DEFAULT_ATTEMPT, LEASE_MARGIN, NAMES, Settings};
+use crate::account::{Account, Lease, News};
+use crate::answers::{Answer, Meaning, Price};
+use crate::settings::{
+    CLIENTS_TIMEOUT_FIRST, DEFAULT_ATTEMPT, HedgeSettings, LEASE_MARGIN, NAMES, Settings, ms,
+};
 
 pub(crate) struct Ledger {
     pub(crate) rng: Rng,
@@ -20,8 +22,13 @@ pub(crate) struct Ledger {
     pub(crate) providers: Vec<Account>,
     pub(crate) requests: u64,
     pub(crate) switched: u64,
+    pub(crate) rejected: u64,
     pub(crate) exhausted: u64,
     pub(crate) unclaimed: u64,
+    pub(crate) hedges: u64,
+    pub(crate) hedges_told: u64,
+    /// What is left of the hedges that were earned, in millionths of one.
+    earned: u64,
     /// The first thing that was not as it is promised.
     pub(crate) wrong: Option<String>,
     /// All that happened, in one number.
@@ -37,41 +44,84 @@ pub(crate) struct Call {
     pub(crate) order: Vec<usize>,
     pub(crate) max_attempts: usize,
     pub(crate) replayable: bool,
+    /// Whether it may be processed twice.
     pub(crate) idempotent: bool,
     pub(crate) begun: Instant,
+    pub(crate) deadline: Instant,
+    /// The request's own timeout, and whether that is its deadline.
+    pub(crate) timeout: Option<Duration>,
+    pub(crate) is_short: bool,
     /// Whether anybody could be asked when it began.
     pub(crate) hopeless: bool,
     pub(crate) entries: Vec<Entry>,
+    /// The entries that have ended, in that order.
+    pub(crate) ended: Vec<usize>,
     pub(crate) dropped: bool,
-    /// How many attempts' beginnings and ends the events told of.
+    /// Whether an attempt failed just now, in whose place another one may be made.
+    pub(crate) failed_just_now: bool,
+    pub(crate) hedged: bool,
+    /// How many starts and ends of attempts, and how many ends of the request, were emitted.
     pub(crate) started: usize,
     pub(crate) finished: usize,
+    pub(crate) rejections: usize,
+    pub(crate) exhaustions: usize,
     pub(crate) reports: Vec<Report>,
+}
+
+/// What arrives at a provider: a request with this timeout, which is to be answered so.
+pub(crate) struct Arrived {
+    pub(crate) provider: usize,
+    pub(crate) timeout: Option<Duration>,
+    pub(crate) answer: Answer,
 }
 
 /// One request that reached a provider.
 pub(crate) struct Entry {
     pub(crate) provider: usize,
     pub(crate) started: Instant,
-    /// When the chain must give up on it.
-    pub(crate) until: Instant,
+    /// When the chain gives up on it, and whether that is the provider's failure.
+    gives_up: Instant,
+    is_failure: bool,
     pub(crate) is_probe: bool,
     /// Whether it was asked although it wanted rest.
     pub(crate) is_hurried: bool,
-    /// How often its breaker had moved.
+    /// How often its breaker had moved, and how many cooldowns had begun.
     pub(crate) moves: u64,
-    /// Whether nobody else was left to be asked when it began.
+    pub(crate) rests: u64,
+    /// Whether no other provider was left to be asked when it began.
     pub(crate) is_last: bool,
+    pub(crate) answer: Answer,
+    /// When its headers came.
+    headers: Option<Instant>,
+    /// Until when its body is read before the verdict, while it is.
+    reading: Option<Instant>,
     pub(crate) end: Option<End>,
 }
 
 #[derive(Clone, Copy)]
 pub(crate) struct End {
+    /// When the chain had its verdict, or gave up.
     pub(crate) at: Instant,
-    /// `None` if it was dropped by its caller.
+    /// `None` if it was dropped, by its caller or because another one served.
     pub(crate) meaning: Option<Meaning>,
+    pub(crate) news: News,
     /// Who of the others could still be asked.
     pub(crate) left: Left,
+}
+
+/// How an attempt comes to its end.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Ending {
+    /// Answered, and its body was read or not.
+    Answered {
+        heard: bool,
+    },
+    TimedOut,
+    Dropped,
+    /// Another one served: whether that had begun later.
+    Lost {
+        overtaken: bool,
+    },
 }
 
 /// Who could be asked.
@@ -103,6 +153,75 @@ enum Precision {
     AtLeast,
 }
 
+impl Call {
+    pub(crate) fn new(begun: Instant, deadline: Instant) -> Self {
+        Self {
+            order: Vec::new(),
+            max_attempts: usize::MAX,
+            replayable: true,
+            idempotent: true,
+            begun,
+            deadline,
+            timeout: None,
+            is_short: false,
+            hopeless: false,
+            entries: Vec::new(),
+            ended: Vec::new(),
+            dropped: false,
+            failed_just_now: false,
+            hedged: false,
+            started: 0,
+            finished: 0,
+            rejections: 0,
+            exhaustions: 0,
+            reports: Vec::new(),
+        }
+    }
+
+    fn in_flight(&self) -> usize {
+        self.entries.len() - self.ended.len()
+    }
+
+    pub(crate) fn last_ended(&self) -> Option<&Entry> {
+        self.ended.last().map(|at| &self.entries[*at])
+    }
+
+    /// The attempt whose answer is the caller's, of those that have ended: a good answer, else the
+    /// accepted one that was sent first.
+    pub(crate) fn served(&self) -> Option<usize> {
+        let status = |at: &usize| self.entries[*at].accepted();
+        let accepted = |at: &usize| status(at).is_some();
+        let good = |at: &usize| status(at).is_some_and(|status| status < 400);
+        let ended = || self.ended.iter().copied();
+        ended().find(good).or_else(|| ended().filter(accepted).min())
+    }
+}
+
+impl Entry {
+    /// The status with which it was accepted, if it was.
+    fn accepted(&self) -> Option<u16> {
+        let meaning = self.end?.meaning?;
+        meaning.status.filter(|_| meaning.price == Price::Accepted)
+    }
+
+    fn is_unreachable(&self) -> bool {
+        let meaning = self.end.and_then(|end| end.meaning);
+        meaning.is_some_and(|meaning| meaning.reason == Reason::Connect)
+    }
+
+    /// What an attempt's report must say: its reason, status, length, and whether it is ambiguous.
+    pub(crate) fn expected(&self) -> Option<(Reason, Option<u16>, Duration, bool)> {
+        let End { at, meaning, .. } = self.end?;
+        let to_headers = self.headers.filter(|_| meaning.is_some()).unwrap_or(at);
+        let elapsed = to_headers.saturating_duration_since(self.started);
+        Some(match meaning {
+            Some(meaning) => (meaning.reason, meaning.status, elapsed, meaning.ambiguous),
+            // It was sent.
+            None => (Reason::Abandoned, None, at.saturating_duration_since(self.started), true),
+        })
+    }
+}
+
 impl Ledger {
     pub(crate) fn new(rng: Rng, providers: usize, begun: Instant, told: bool) -> Self {
         Self {
@@ -112,8 +231,12 @@ impl Ledger {
             providers: (0..providers).map(|_| Account::default()).collect(),
             requests: 0,
             switched: 0,
+            rejected: 0,
             exhausted: 0,
             unclaimed: 0,
+            hedges: 0,
+            hedges_told: 0,
+            earned: 0,
             wrong: None,
             digest: 0xcbf2_9ce4_8422_2325,
             told,
@@ -146,17 +269,26 @@ impl Ledger {
         }
     }
 
-    /// A request reaches a provider. All that the chain decided was decided at this very moment.
+    /// When a timer fires that is set to then: at the next whole millisecond.
+    fn tick(&self, then: Instant) -> Instant {
+        let since = then.saturating_duration_since(self.begun).as_nanos();
+        self.begun + ms(since.div_ceil(1_000_000) as u64)
+    }
+
+    /// A request reaches a provider. All that the chain decided was decided at this very moment. Returns
+    /// the number of the attempt.
     pub(crate) fn begin(
         &mut self,
         id: u64,
-        provider: usize,
+        arrived: Arrived,
         snapshot: &Snapshot,
         settings: &Settings,
         now: Instant,
-    ) {
-        let Some(call) = self.calls.remove(&id) else {
-            return self.check(false, || "a request of nobody's".to_owned());
+    ) -> usize {
+        let Arrived { provider, answer, timeout } = arrived;
+        let Some(mut call) = self.calls.remove(&id) else {
+            self.check(false, || "a request of no call".to_owned());
+            return 0;
         };
         self.current = id;
         let states = states(snapshot);
@@ -167,52 +299,230 @@ impl Ledger {
         self.check_nothing_due();
         let asked = call.entries.iter().any(|entry| entry.provider == provider);
         self.check(!asked, || format!("asks {name} twice"));
+        let host = |provider: usize| settings.providers[provider].host;
+        let is_lost =
+            |entry: &Entry| entry.is_unreachable() && host(entry.provider) == host(provider);
+        let is_lost = call.entries.iter().any(is_lost);
+        self.check(!is_lost, || format!("asks {name}, whose host could not be reached"));
         self.check(call.order.contains(&provider), || format!("{name} is not on its route"));
         self.check(states[provider] != State::Isolated, || format!("{name} is isolated"));
         let is_probe = states[provider] == State::Probing && !self.is_leased(provider, now);
-        let others: Vec<(usize, Standing)> = self.others(&call, provider, &states, now);
+        let may_probe = call.replayable && call.in_flight() == 0;
+        let others = self.others(&call, Some(provider), settings, &states, now);
         let left = left(&others);
-        let own = match self.standing(provider, states[provider], now, true) {
-            _ if is_probe && !call.replayable => Standing::PassedOver(now, Precision::Exact),
+        let own = match self.standing(provider, states[provider], now, may_probe) {
+            _ if is_probe && !may_probe => Standing::PassedOver(now, Precision::Exact),
             _ if is_probe => Standing::Admissible,
             standing => standing,
         };
         self.check_turn(&call, provider, own, &others);
-        self.check_may_go_on(&call, settings, own, now);
-        let peers = if own == Standing::Admissible { left.admissible } else { left.passed_over };
+        let is_hedge = call.in_flight() > 0 && !call.failed_just_now;
+        match is_hedge {
+            true => self.check_hedge(&call, settings, now),
+            false => self.check_may_go_on(&call, own, now),
+        }
+        self.check(call.in_flight() == 0 || own == Standing::Admissible, || {
+            format!("asks {name} ({own:?}) while it is asking")
+        });
+        self.check(call.in_flight() < 2, || "asks three at once".to_owned());
+        self.check(now < call.deadline, || "asks after its deadline".to_owned());
+        if call.entries.is_empty() {
+            self.earn(settings);
+        }
+        call.failed_just_now = false;
+        call.hedged |= is_hedge;
+        let expected = match call.entries.len() {
+            0 => call.timeout,
+            // What is left of it.
+            _ => call.timeout.map(|_| call.deadline - now),
+        };
+        self.check(timeout == expected, || {
+            format!("{name} is given {timeout:?}, not {expected:?}")
+        });
         let is_last =
             !call.replayable || call.entries.len() + 1 >= call.max_attempts || !left.any();
-        let implied = (peers > 0 && !is_last).then_some(DEFAULT_ATTEMPT);
-        let limit = settings.explicit_limit(provider).or(implied);
-        let deadline = call.begun + settings.total_timeout;
-        let until = limit.map_or(deadline, |limit| (now + limit).min(deadline));
+        let (until, is_failure) = Self::limit(&call, settings, provider, is_last, now);
+        let is_requests = until == call.deadline && call.is_short;
+        let is_explicit =
+            settings.explicit_limit(provider).is_some_and(|limit| now + limit == until);
+        let grace = match is_requests && !is_explicit {
+            true => CLIENTS_TIMEOUT_FIRST,
+            false => Duration::ZERO,
+        };
+        let gives_up = self.tick(until + grace);
         let account = &mut self.providers[provider];
         account.attempts += 1;
         account.in_flight += 1;
         if is_probe {
-            account.lease = Some(Lease { call: id, until: until + LEASE_MARGIN });
+            let until = until + settings.error_body_timeout + LEASE_MARGIN;
+            account.lease = Some(Lease { call: id, until });
         }
-        let is_hurried = matches!(states[provider], State::CoolingDown { .. });
-        let moves = account.moves;
-        let mut call = call;
         call.entries.push(Entry {
             provider,
             started: now,
-            until,
+            gives_up,
+            is_failure,
             is_probe,
-            is_hurried,
-            moves,
+            is_hurried: account.rest.is_some_and(|until| until > now),
+            moves: account.moves,
+            rests: account.rests,
             is_last,
+            answer,
+            headers: None,
+            reading: None,
             end: None,
         });
+        let at = call.entries.len() - 1;
         self.calls.insert(id, call);
+        at
     }
 
-    /// The attempt ended: with an answer, or because nobody waits for it any more.
+    /// When an attempt is to be given up, and whether that is its provider's failure. It is not where the
+    /// caller chose the time, or where other attempts used it up.
+    fn limit(
+        call: &Call,
+        settings: &Settings,
+        provider: usize,
+        is_last: bool,
+        now: Instant,
+    ) -> (Instant, bool) {
+        let is_fair = call.entries.is_empty() && !call.is_short;
+        let left = call.deadline - now;
+        match settings.explicit_limit(provider) {
+            Some(limit) if limit <= left => (now + limit, true),
+            Some(_) => (call.deadline, is_fair),
+            None if is_last => (call.deadline, is_fair),
+            // Time is shared out.
+            None if left >= 2 * DEFAULT_ATTEMPT => (now + DEFAULT_ATTEMPT, true),
+            None => (now + left / 2, is_fair),
+        }
+    }
+
+    /// A request is sent and earns its share of a hedge.
+    fn earn(&mut self, settings: &Settings) {
+        let Some(HedgeSettings { max_extra, .. }) = settings.hedge else { return };
+        let share = (max_extra * 1e6).round() as u64;
+        self.earned = (self.earned + share).min((100 * share).max(1_000_000));
+    }
+
+    /// A hedge is sent.
+    fn check_hedge(&mut self, call: &Call, settings: &Settings, now: Instant) {
+        let Some(HedgeSettings { delay, .. }) = settings.hedge else {
+            return self.check(false, || "asks while it is asking".to_owned());
+        };
+        self.check(!call.hedged, || "hedges twice".to_owned());
+        self.check(call.idempotent, || "hedges what must not be processed twice".to_owned());
+        self.check(call.replayable, || "sends a stream twice".to_owned());
+        self.check(call.entries.len() < call.max_attempts, || "asks too often".to_owned());
+        let silent = call.entries.last().filter(|last| last.end.is_none());
+        let due = silent.map(|silent| self.tick(silent.started + delay));
+        self.check(due == Some(now), || format!("hedges now and not at {due:?}"));
+        let left = self.earned.checked_sub(1_000_000);
+        self.check(left.is_some(), || "has not earned its hedge".to_owned());
+        self.earned = left.unwrap_or_default();
+        self.hedges += 1;
+    }
+
+    /// The attempt's future is gone: there are headers or an error, or they are not waited for any more.
     pub(crate) fn end(
         &mut self,
         id: u64,
-        answer: Option<Script>,
+        at: usize,
+        answered: bool,
+        snapshot: &Snapshot,
+        settings: &Settings,
+        now: Instant,
+    ) {
+        let Some(call) = self.calls.get_mut(&id) else { return };
+        let deadline = call.deadline;
+        let entry = &mut call.entries[at];
+        let (name, gives_up) = (NAMES[entry.provider], entry.gives_up);
+        let mut late = now > gives_up;
+        if answered {
+            entry.headers = Some(now);
+            let until = (now + settings.error_body_timeout).min(deadline);
+            if entry.answer.is_read() && now < until {
+                entry.reading = Some(until);
+                late = false;
+            }
+        }
+        let is_reading = entry.reading.is_some();
+        self.current = id;
+        self.check(!late, || format!("{name} was not given up in time"));
+        if is_reading {
+            return;
+        }
+        let ending = match answered {
+            true => Ending::Answered { heard: false },
+            false => self.ending_of_dropped(id, at),
+        };
+        if ending == Ending::TimedOut {
+            let early = gives_up.saturating_duration_since(now);
+            self.check(now == gives_up, || format!("{early:?} left to {name}"));
+        }
+        self.settle(id, at, ending, snapshot, settings, now);
+    }
+
+    /// Why an attempt is dropped that has no answer.
+    fn ending_of_dropped(&self, id: u64, at: usize) -> Ending {
+        let Some(call) = self.calls.get(&id) else { return Ending::Dropped };
+        if call.dropped {
+            return Ending::Dropped;
+        }
+        let good = |at: &usize| call.entries[*at].accepted().is_some_and(|status| status < 400);
+        match call.ended.iter().copied().find(good) {
+            Some(winner) => Ending::Lost { overtaken: winner > at },
+            None => Ending::TimedOut,
+        }
+    }
+
+    /// The body of an answer is polled, whose verdict follows if that was the end or the time is up.
+    pub(crate) fn read(
+        &mut self,
+        id: u64,
+        at: usize,
+        is_over: bool,
+        snapshot: impl FnOnce() -> Snapshot,
+        settings: &Settings,
+        now: Instant,
+    ) {
+        let Some(until) = self.reading(id, at) else { return };
+        let fires = self.tick(until);
+        self.check(now <= fires, || format!("reads for {:?} too long", now - fires));
+        if is_over || now >= until {
+            self.settle(id, at, Ending::Answered { heard: true }, &snapshot(), settings, now);
+        }
+    }
+
+    /// An answer is dropped. If it was being read, it is not waited for any more.
+    pub(crate) fn drop_answer(
+        &mut self,
+        id: u64,
+        at: usize,
+        snapshot: impl FnOnce() -> Snapshot,
+        settings: &Settings,
+        now: Instant,
+    ) {
+        if self.reading(id, at).is_none() {
+            return;
+        }
+        self.current = id;
+        let ending = self.ending_of_dropped(id, at);
+        self.check(ending != Ending::TimedOut, || "an answer is not read to its end".to_owned());
+        self.settle(id, at, ending, &snapshot(), settings, now);
+    }
+
+    fn reading(&self, id: u64, at: usize) -> Option<Instant> {
+        let entry = &self.calls.get(&id)?.entries[at];
+        entry.reading.filter(|_| entry.end.is_none())
+    }
+
+    /// The chain makes of an attempt what it makes of it.
+    fn settle(
+        &mut self,
+        id: u64,
+        at: usize,
+        ending: Ending,
         snapshot: &Snapshot,
         settings: &Settings,
         now: Instant,
@@ -222,37 +532,48 @@ impl Ledger {
         let states = states(snapshot);
         self.forget_leases(&states);
         self.check_nothing_due();
-        let last = call.entries.len() - 1;
-        let Entry { provider, started, until, is_probe, .. } = call.entries[last];
-        let left = left(&self.others(&call, provider, &states, now));
-        self.check(now <= until, || format!("{} was not given up in time", NAMES[provider]));
-        if answer.is_none() && !call.dropped {
-            let early = until.saturating_duration_since(now);
-            self.check(now == until, || format!("{early:?} left to {}", NAMES[provider]));
-        }
-        let script = answer.or((!call.dropped).then_some(Script::Hang));
-        let meaning = script.map(|script| script.meaning(settings.transient));
+        let meaning = match ending {
+            Ending::Answered { heard } => {
+                Some(call.entries[at].answer.meaning(settings.transient, heard))
+            }
+            Ending::TimedOut => Some(Answer::HANGS.meaning(settings.transient, false)),
+            Ending::Dropped | Ending::Lost { .. } => None,
+        };
+        let entry = &call.entries[at];
+        let (provider, started) = (entry.provider, entry.started);
         let account = &mut self.providers[provider];
+        if let (Some(headers), Some(_)) = (entry.headers, meaning.and_then(|it| it.status)) {
+            account.learn(headers.saturating_duration_since(started));
+        }
+        let silence = now.saturating_duration_since(entry.headers.unwrap_or(started));
+        let silence = if account.is_long(silence) { News::Silence } else { News::None };
+        let news = match (ending, meaning.map(|meaning| (meaning.price, meaning.status))) {
+            (Ending::Lost { overtaken: true }, _) => News::Silence,
+            (Ending::Lost { overtaken: false }, _) => News::None,
+            (Ending::Dropped, _) | (_, None) => silence,
+            (Ending::TimedOut, _) if !entry.is_failure => silence,
+            (_, Some((Price::Accepted, Some(..400)))) => News::Success,
+            (_, Some((Price::Failure, _))) => News::Failure,
+            (_, Some((Price::Cooldown(hint), _))) => News::Cooldown(hint),
+            (_, Some((_, Some(_)))) => News::Alive,
+            (_, Some((_, None))) => News::None,
+        };
         account.in_flight -= 1;
-        if is_probe && account.lease.is_some_and(|lease| lease.call == id) {
+        if entry.is_probe && account.lease.is_some_and(|lease| lease.call == id) {
             account.lease = None;
         }
-        match meaning.map(|meaning| meaning.price) {
-            Some(Price::Failure) => {
-                account.failures += 1;
-                account.failed_since += 1;
-            }
-            Some(Price::Accepted) => account.served += 1,
-            _ => {}
+        if news == News::Failure {
+            account.failures += 1;
+            account.failed_since += 1;
         }
         if settings.watched
-            && let (Some(meaning), Some(breaker)) = (meaning, settings.breaker)
+            && let Some(breaker) = settings.breaker
         {
-            account.hear(&call.entries[last], meaning, breaker.consecutive);
+            account.hear(entry, news, breaker.consecutive, now);
         }
         let reason = meaning.map_or(Reason::Abandoned, |meaning| meaning.reason);
         let line = format!(
-            "{:>9} call {id} has of {}: {reason} {:?}",
+            "{:>9} call {id} has of {}: {reason} {:?}, {news:?}",
             self.since(now),
             NAMES[provider],
             meaning.and_then(|meaning| meaning.status)
@@ -260,11 +581,29 @@ impl Ledger {
         self.note(|| line);
         let (from, to) = (self.since(started), self.since(now));
         self.hash([u128::from(id), provider as u128, from, to, reason as u128]);
-        call.entries[last].end = Some(End { at: now, meaning, left });
+        let end = End { at: now, meaning, news, left: Left::default() };
+        call.entries[at].end = Some(end);
+        call.ended.push(at);
+        call.failed_just_now = meaning.is_some_and(|meaning| meaning.price != Price::Accepted);
+        let left = left(&self.others(&call, None, settings, &states, now));
+        call.entries[at].end = Some(End { left, ..end });
+        self.count_served(&call, at);
         self.calls.insert(id, call);
     }
 
-    /// A breaker that closed has no probe, whoever had been sent.
+    /// Counts the provider whose answer is the caller's, once that is clear.
+    fn count_served(&mut self, call: &Call, just_ended: usize) {
+        let Some(served) = call.served() else { return };
+        let is_good = call.entries[served].accepted().is_some_and(|status| status < 400);
+        let is_clear = match is_good {
+            true => served == just_ended,
+            // An error that is accepted waits for a better answer.
+            false => call.in_flight() == 0 && !call.dropped,
+        };
+        self.providers[call.entries[served].provider].served += u64::from(is_clear);
+    }
+
+    /// A breaker that closed has no probe, whichever request had been one.
     fn forget_leases(&mut self, states: &[State]) {
         for (account, state) in self.providers.iter_mut().zip(states) {
             if !matches!(state, State::Probing | State::Isolated) {
@@ -278,34 +617,48 @@ impl Ledger {
     }
 
     pub(crate) fn check_nothing_due(&mut self) {
-        let mut accounts = NAMES.iter().zip(&mut self.providers);
-        let late = accounts.find_map(|(name, account)| Some((name, account.due.take()?)));
-        if let Some((name, due)) = late {
-            self.check(false, || format!("the breaker of {name} did not {due:?}"));
+        let mut late = None;
+        for (name, account) in NAMES.iter().zip(&mut self.providers) {
+            if let Some(due) = account.due.take() {
+                late = Some(format!("the breaker of {name} did not {due:?}"));
+            }
+            if std::mem::take(&mut account.rest_due) {
+                late = Some(format!("{name} does not cool down"));
+            }
         }
+        self.check(late.is_none(), || late.unwrap_or_default());
     }
 
-    /// The providers that this call may still ask, but for this one.
+    /// The providers that this call may still ask, apart from this one.
     fn others(
         &self,
         call: &Call,
-        but: usize,
+        apart_from: Option<usize>,
+        settings: &Settings,
         states: &[State],
         now: Instant,
     ) -> Vec<(usize, Standing)> {
-        let tried = |provider| call.entries.iter().any(|entry| entry.provider == provider);
+        let host = |provider: usize| settings.providers[provider].host;
+        let excluded = |provider: usize| {
+            let excludes = |entry: &Entry| {
+                entry.provider == provider
+                    || entry.is_unreachable() && host(entry.provider) == host(provider)
+            };
+            call.entries.iter().any(excludes)
+        };
+        let may_probe = call.replayable && call.in_flight() == 0;
         call.order
             .iter()
-            .filter(|provider| **provider != but && !tried(**provider))
-            .map(|&other| (other, self.standing(other, states[other], now, call.replayable)))
+            .filter(|provider| Some(**provider) != apart_from && !excluded(**provider))
+            .map(|&other| (other, self.standing(other, states[other], now, may_probe)))
             .filter(|(_, standing)| *standing != Standing::Isolated)
             .collect()
     }
 
-    fn standing(&self, provider: usize, state: State, now: Instant, replayable: bool) -> Standing {
+    fn standing(&self, provider: usize, state: State, now: Instant, may_probe: bool) -> Standing {
         match state {
             State::Closed => Standing::Admissible,
-            State::Open { until } if until <= now && replayable => Standing::Admissible,
+            State::Open { until } if until <= now && may_probe => Standing::Admissible,
             State::Open { until } if until <= now => Standing::PassedOver(now, Precision::Exact),
             State::Open { until } | State::CoolingDown { until } => {
                 Standing::PassedOver(until, Precision::Exact)
@@ -343,53 +696,44 @@ impl Ledger {
         }
     }
 
-    fn check_may_go_on(&mut self, call: &Call, settings: &Settings, own: Standing, now: Instant) {
-        let deadline = call.begun + settings.total_timeout;
-        self.check(now < deadline, || "asks after its deadline".to_owned());
-        let begins =
-            call.entries.last().map_or(call.begun, |last| last.end.map_or(now, |end| end.at));
+    fn check_may_go_on(&mut self, call: &Call, own: Standing, now: Instant) {
+        let last = call.last_ended().and_then(|last| last.end);
+        let begins = last.map_or(call.begun, |end| end.at);
         self.check(begins == now, || "waits between two attempts".to_owned());
-        let Some(last) = call.entries.last() else { return };
-        let Some(meaning) = last.end.and_then(|end| end.meaning) else {
-            return self.check(false, || "asks while it is asking".to_owned());
+        let Some(last) = last else {
+            return self.check(call.entries.is_empty(), || "asks while it is asking".to_owned());
         };
-        self.check(meaning.price != Price::Accepted, || "asks after an answer".to_owned());
+        let Some(meaning) = last.meaning else {
+            return self.check(false, || "asks after it was dropped".to_owned());
+        };
+        self.check(call.served().is_none(), || "asks after an answer".to_owned());
         self.check(call.entries.len() < call.max_attempts, || "asks too often".to_owned());
         self.check(call.replayable, || "sends a stream twice".to_owned());
-        let replays = !meaning.ambiguous || call.idempotent;
+        let ambiguous = |entry: &Entry| {
+            entry.end.and_then(|end| end.meaning).is_some_and(|meaning| meaning.ambiguous)
+        };
+        let replays = call.idempotent || !call.entries.iter().any(ambiguous);
         self.check(replays, || "may be processed twice, which it forbade".to_owned());
         let desperate = meaning.price != Price::Unhurt || own == Standing::Admissible;
         self.check(desperate, || "storms a provider that rests".to_owned());
     }
 
     /// Why the call may have ended without an answer, if it may.
-    pub(crate) fn reason_to_stop(call: &Call, settings: &Settings) -> Option<&'static str> {
-        let Some(last) = call.entries.last() else {
-            return call.hopeless.then_some("nobody to ask");
+    pub(crate) fn reason_to_stop(call: &Call) -> Option<&'static str> {
+        let Some(last) = call.last_ended() else {
+            return call.hopeless.then_some("none to ask");
         };
-        let End { at, meaning, left } = last.end?;
+        let End { at, meaning, left, .. } = last.end?;
         let meaning = meaning?;
         let reasons = [
             (call.entries.len() >= call.max_attempts, "asked as many as allowed"),
-            (at >= call.begun + settings.total_timeout, "no time left"),
+            (at >= call.deadline, "no time left"),
             (meaning.ambiguous && !call.idempotent, "maybe processed"),
             (!call.replayable, "cannot be sent twice"),
-            (last.is_last || !left.any(), "nobody left"),
+            (call.entries.iter().any(|entry| entry.is_last) || !left.any(), "none left"),
             (left.admissible == 0 && meaning.price == Price::Unhurt, "its own fault"),
         ];
         reasons.into_iter().find(|(holds, _)| *holds).map(|(_, reason)| reason)
-    }
-}
-
-impl Entry {
-    /// What an attempt's report must say: its reason, status, length, and whether it is ambiguous.
-    pub(crate) fn expected(&self) -> Option<(Reason, Option<u16>, Duration, bool)> {
-        let End { at, meaning, .. } = self.end?;
-        let elapsed = at.saturating_duration_since(self.started);
-        Some(match meaning {
-            Some(meaning) => (meaning.reason, meaning.status, elapsed, meaning.ambiguous),
-            None => (Reason::Abandoned, None, elapsed, false),
-        })
     }
 }
 

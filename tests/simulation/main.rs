@@ -20,31 +20,33 @@ use std::time::Instant;
 
 use callers::{Plan, Way, call, keep_calling, steer};
 use harness::Harness;
+use ledger::Ledger;
 use reqwest_failover::State;
 
 /// What came of one harness.
 struct Lived {
     calls: u64,
     attempts: u64,
+    hedges: u64,
     digest: u64,
     wrong: Option<String>,
 }
 
 impl Lived {
     fn panicked() -> Self {
-        Self { calls: 0, attempts: 0, digest: 0, wrong: Some("a panic".to_owned()) }
+        Self { calls: 0, attempts: 0, hedges: 0, digest: 0, wrong: Some("a panic".to_owned()) }
     }
 }
 
-/// Lives through the harness of this seed.
-fn live(seed: u64, told: bool) -> Lived {
+/// Lives through the harness of this seed; with hedges, where that is asked for.
+fn live(seed: u64, hedged: bool, told: bool) -> Lived {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .start_paused(true)
         .build()
         .unwrap();
     runtime.block_on(async {
-        let harness = Harness::new(seed, told);
+        let harness = Harness::new(seed, hedged, told);
         run(&harness).await;
         check_rest(&harness);
         recover(&harness).await;
@@ -53,6 +55,7 @@ fn live(seed: u64, told: bool) -> Lived {
         Lived {
             calls: ledger.requests,
             attempts: ledger.providers.iter().map(|provider| provider.attempts).sum(),
+            hedges: ledger.hedges,
             digest: ledger.digest,
             wrong: ledger.wrong.clone(),
         }
@@ -125,9 +128,15 @@ fn check_counts(harness: &Harness) {
     let snapshot = harness.chain.snapshot();
     let mut ledger = harness.ledger();
     ledger.current = 0;
-    let counted =
-        (snapshot.requests(), snapshot.switched(), snapshot.exhausted(), snapshot.passed_through());
-    let kept = (ledger.requests, ledger.switched, ledger.exhausted, ledger.unclaimed);
+    let counted = [
+        snapshot.requests(),
+        snapshot.switched(),
+        snapshot.rejected(),
+        snapshot.exhausted(),
+        snapshot.passed_through(),
+    ];
+    let Ledger { requests, switched, rejected, exhausted, unclaimed, .. } = *ledger;
+    let kept = [requests, switched, rejected, exhausted, unclaimed];
     ledger.check(counted == kept, || format!("counts {counted:?}, not {kept:?}"));
     for provider in snapshot.providers() {
         let own = &ledger.providers[ledger::index(provider.name())];
@@ -136,6 +145,10 @@ fn check_counts(harness: &Harness) {
         let kept = (own.attempts, own.served, own.failures, own.in_flight);
         let name = provider.name();
         ledger.check(counted == kept, || format!("{name} counts {counted:?}, not {kept:?}"));
+    }
+    if harness.settings.watched {
+        let (sent, told) = (ledger.hedges, ledger.hedges_told);
+        ledger.check(sent == told, || format!("{sent} hedges are told as {told}"));
     }
     let open = ledger.calls.len();
     ledger.check(open == 0, || format!("{open} calls never ended"));
@@ -146,26 +159,41 @@ fn asked(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|value| value.parse().expect("a number"))
 }
 
-fn replay(seed: u64) -> String {
-    format!("FAILOVER_SEED={seed} cargo test --test simulation one_seed -- --nocapture")
+fn replay(seed: u64, hedged: bool) -> String {
+    let hedged = if hedged { "FAILOVER_HEDGED=1 " } else { "" };
+    format!("{hedged}FAILOVER_SEED={seed} cargo test --test simulation one_seed -- --nocapture")
 }
 
 #[test]
 fn no_world_breaks_a_promise() {
+    keeps_promises(false);
+}
+
+#[test]
+fn no_world_with_hedges_breaks_a_promise() {
+    let hedges = keeps_promises(true);
+    assert!(hedges > 1_000, "{hedges} hedges prove little");
+}
+
+/// Lives through world after world, until so many calls are made. Returns how many hedges were sent.
+fn keeps_promises(hedged: bool) -> u64 {
     let calls = asked("FAILOVER_CALLS").unwrap_or(50_000);
     let (next, made) =
         (AtomicU64::new(asked("FAILOVER_FIRST_SEED").unwrap_or(0)), AtomicU64::new(0));
     let (seeds, attempts, failed) = (AtomicU64::new(0), AtomicU64::new(0), AtomicBool::new(false));
+    let hedges = AtomicU64::new(0);
     let begun = now();
     let work = || {
         while made.load(Ordering::Relaxed) < calls {
             let seed = next.fetch_add(1, Ordering::Relaxed);
-            let lived = catch_unwind(|| live(seed, false)).unwrap_or_else(|_| Lived::panicked());
+            let lived =
+                catch_unwind(|| live(seed, hedged, false)).unwrap_or_else(|_| Lived::panicked());
             seeds.fetch_add(1, Ordering::Relaxed);
             made.fetch_add(lived.calls, Ordering::Relaxed);
             attempts.fetch_add(lived.attempts, Ordering::Relaxed);
+            hedges.fetch_add(lived.hedges, Ordering::Relaxed);
             if let Some(wrong) = lived.wrong {
-                eprintln!("seed {seed}: {wrong}\n  {}", replay(seed));
+                eprintln!("seed {seed}: {wrong}\n  {}", replay(seed, hedged));
                 failed.store(true, Ordering::Relaxed);
                 return;
             }
@@ -178,28 +206,30 @@ fn no_world_breaks_a_promise() {
     });
     let failed = usize::from(failed.into_inner());
     println!(
-        "seeds {seeds:?}, calls {made:?}, attempts {attempts:?}, failed {failed} in {:.1} s",
+        "seeds {seeds:?}, calls {made:?}, attempts {attempts:?}, hedges {hedges:?}, \
+         failed {failed} in {:.1} s",
         begun.elapsed().as_secs_f64()
     );
     assert_eq!(failed, 0, "the commands above replay what failed");
+    hedges.into_inner()
 }
 
 #[test]
 fn the_same_seed_is_the_same_world() {
-    for seed in 0..20 {
-        let (once, again) = (live(seed, false), live(seed, false));
+    for (seed, hedged) in (0..20).flat_map(|seed| [(seed, false), (seed, true)]) {
+        let (once, again) = (live(seed, hedged, false), live(seed, hedged, false));
         assert_eq!(once.digest, again.digest, "seed {seed}");
         assert_eq!((once.calls, once.attempts), (again.calls, again.attempts));
     }
-    assert_ne!(live(0, false).digest, live(1, false).digest);
+    assert_ne!(live(0, false, false).digest, live(1, false, false).digest);
 }
 
 /// The harness of `FAILOVER_SEED`, told line by line.
 #[test]
 fn one_seed_can_be_looked_at() {
-    let seed = asked("FAILOVER_SEED");
-    let lived = live(seed.unwrap_or(0), seed.is_some());
-    assert_eq!(lived.wrong, None, "{}", replay(seed.unwrap_or(0)));
+    let (seed, hedged) = (asked("FAILOVER_SEED"), asked("FAILOVER_HEDGED").is_some());
+    let lived = live(seed.unwrap_or(0), hedged, seed.is_some());
+    assert_eq!(lived.wrong, None, "{}", replay(seed.unwrap_or(0), hedged));
 }
 
 fn now() -> Instant {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use reqwest_failover::{
-    Ambiguous, Breaker, Exhausted, Provider, ProviderChain, ProviderChainBuilder, Verdict,
+    Ambiguous, Breaker, Exhausted, Hedge, Provider, ProviderChain, ProviderChainBuilder, Verdict,
 };
 
 pub(crate) const NAMES: [&str; 6] = ["p0", "p1", "p2", "p3", "p4", "p5"];
@@ -13,13 +13,16 @@ pub(crate) const NAMES: [&str; 6] = ["p0", "p1", "p2", "p3", "p4", "p5"];
 pub(crate) const KEYS: [&str; 6] =
     ["key-of-p0", "key-of-p1", "key-of-p2", "key-of-p3", "key-of-p4", "key-of-p5"];
 
-/// How long an attempt may take where nobody said so and another provider is left.
+/// How long an attempt may take at most where no limit is set and another provider is left.
 pub(crate) const DEFAULT_ATTEMPT: Duration = Duration::from_secs(120);
+/// How much longer than the request's own timeout an attempt is waited for: the client below has the
+/// same timeout, and the better error.
+pub(crate) const CLIENTS_TIMEOUT_FIRST: Duration = Duration::from_millis(5);
+/// No shorter silence is news.
+pub(crate) const SHORTEST_SILENCE: Duration = Duration::from_secs(1);
 /// How much longer than its request a probe's lease lasts.
 pub(crate) const LEASE_MARGIN: Duration = Duration::from_secs(1);
 pub(crate) const LONGEST_COOLDOWN: Duration = Duration::from_secs(300);
-/// How long the bodies of failed answers may hold back a `FailoverError`.
-pub(crate) const LONGEST_DRAIN: Duration = Duration::from_millis(250);
 
 pub(crate) struct Settings {
     pub(crate) providers: Vec<ProviderSettings>,
@@ -27,6 +30,8 @@ pub(crate) struct Settings {
     pub(crate) max_attempts: Option<usize>,
     pub(crate) attempt_timeout: Option<Duration>,
     pub(crate) total_timeout: Duration,
+    /// How long the body of a failed answer is read.
+    pub(crate) error_body_timeout: Duration,
     pub(crate) ambiguous: Ambiguous,
     pub(crate) exhausted: Exhausted,
     pub(crate) transient: bool,
@@ -40,10 +45,20 @@ pub(crate) struct Settings {
     pub(crate) dropped: u8,
     /// Whether providers are isolated, restored and reordered meanwhile.
     pub(crate) steered: bool,
+    pub(crate) hedge: Option<HedgeSettings>,
+}
+
+/// When a silent provider is hedged, and for which share of the requests at most.
+#[derive(Clone, Copy)]
+pub(crate) struct HedgeSettings {
+    pub(crate) delay: Duration,
+    pub(crate) max_extra: f64,
 }
 
 pub(crate) struct ProviderSettings {
     pub(crate) attempt_timeout: Option<Duration>,
+    /// The number of the host that it is at.
+    pub(crate) host: usize,
     credential: Credential,
     /// The length of each phase in milliseconds, and how the provider is meanwhile.
     phases: Vec<(u64, Mood)>,
@@ -78,22 +93,25 @@ pub(crate) enum Mood {
     Slow,
     Limited,
     Breaking,
+    Unreachable,
     Refusing,
     Redirecting,
     Locked,
 }
 
 impl Settings {
-    pub(crate) fn draw(rng: &mut Rng) -> Self {
+    pub(crate) fn draw(rng: &mut Rng, hedged: bool) -> Self {
         let total_timeout = ms(pick(rng, &[300, 2_000, 20_000, 600_000]));
         let attempt_timeout = chance(rng, 60).then(|| limit(rng, total_timeout));
         let providers = 1 + rng.usize(..NAMES.len());
-        Self {
-            providers: (0..providers).map(|_| ProviderSettings::draw(rng, total_timeout)).collect(),
+        let provider = |at| ProviderSettings::draw(at, rng, total_timeout);
+        let mut settings = Self {
+            providers: (0..providers).map(provider).collect(),
             breaker: chance(rng, 90).then(|| BreakerSettings::draw(rng)),
             max_attempts: chance(rng, 40).then(|| 1 + rng.usize(..4)),
             attempt_timeout,
             total_timeout,
+            error_body_timeout: ms(pick(rng, &[100, 100, 100, 0, 20, 3_000])),
             ambiguous: pick(rng, &[Ambiguous::FailOver, Ambiguous::IdempotentOnly]),
             exhausted: pick(rng, &[Exhausted::LastOutcome, Exhausted::Error]),
             transient: chance(rng, 30),
@@ -103,7 +121,11 @@ impl Settings {
             pause: pick(rng, &[0, 10, 300, 3_000, 30_000]),
             dropped: pick(rng, &[0, 5, 30]),
             steered: chance(rng, 50),
-        }
+            hedge: None,
+        };
+        // Last, so that the rest is the same without it.
+        settings.hedge = hedged.then(|| HedgeSettings::draw(rng, &settings));
+        settings
     }
 
     pub(crate) fn chain(&self) -> ProviderChainBuilder {
@@ -111,6 +133,7 @@ impl Settings {
         let mut chain = ProviderChain::builder(providers)
             .claim("https://caller.test/v1")
             .total_timeout(self.total_timeout)
+            .error_body_timeout(self.error_body_timeout)
             .on_ambiguous(self.ambiguous)
             .on_exhausted(self.exhausted);
         chain = match self.breaker {
@@ -126,6 +149,9 @@ impl Settings {
         if self.transient {
             chain = chain.classify(Verdict::transient);
         }
+        if let Some(HedgeSettings { delay, max_extra }) = self.hedge {
+            chain = chain.hedge(Hedge::after(delay).max_extra(max_extra));
+        }
         chain
     }
 
@@ -139,19 +165,33 @@ impl Settings {
     }
 }
 
+impl HedgeSettings {
+    /// The delay is shorter than any attempt's limit.
+    fn draw(rng: &mut Rng, settings: &Settings) -> Self {
+        let shortest = settings.attempt_timeout.unwrap_or(DEFAULT_ATTEMPT);
+        let longest = shortest.min(settings.total_timeout) - ms(1);
+        Self {
+            delay: ms(pick(rng, &[5, 40, 300, 1_500])).min(longest),
+            max_extra: pick(rng, &[0.02, 0.2, 1.0]),
+        }
+    }
+}
+
 impl ProviderSettings {
-    fn draw(rng: &mut Rng, total: Duration) -> Self {
+    fn draw(at: usize, rng: &mut Rng, total: Duration) -> Self {
         use Credential::{Basic, Bearer, Header, Query};
         let phase = |rng: &mut Rng| (pick(rng, &[200, 3_000, 30_000, 200_000]), Mood::draw(rng));
         Self {
             attempt_timeout: chance(rng, 30).then(|| limit(rng, total)),
+            host: if chance(rng, 25) { rng.usize(..=at) } else { at },
             credential: pick(rng, &[Bearer, Header, Query, Basic]),
             phases: (0..12).map(|_| phase(rng)).collect(),
         }
     }
 
     fn provider(&self, at: usize) -> Provider {
-        let provider = Provider::new(NAMES[at], format!("https://{}.test/v1", NAMES[at]));
+        let (name, host) = (NAMES[at], NAMES[self.host]);
+        let provider = Provider::new(name, format!("https://{host}.test/{name}/v1"));
         let provider = match self.credential {
             Credential::Bearer => provider.bearer_auth(KEYS[at]),
             Credential::Header => provider.api_key_header("x-api-key", KEYS[at]),
@@ -225,6 +265,7 @@ impl Mood {
             Self::Slow,
             Self::Limited,
             Self::Breaking,
+            Self::Unreachable,
             Self::Refusing,
             Self::Redirecting,
             Self::Locked,

@@ -1,5 +1,5 @@
 //! In the body: of a success, which is the caller's once its headers are accepted; of a success that
-//! is looked into first; and of a failure, whose body nobody waits for.
+//! is looked into first; and of a failure, which is read for so long at most.
 
 use reqwest_failover::Reason;
 

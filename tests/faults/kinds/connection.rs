@@ -22,7 +22,7 @@ fn before_a_connection() -> Vec<Kind> {
     vec![
         Kind::new("the connection is refused", CONNECT, Fault::Refuses),
         Kind::new("the name cannot be resolved", CONNECT, Fault::Nameless),
-        certificate("a certificate signed by nobody", Certificate::SelfSigned),
+        certificate("a certificate signed by itself", Certificate::SelfSigned),
         certificate("a certificate that expired", Certificate::Expired),
         certificate("a certificate of another name", Certificate::OtherName),
         tls("HTTP in place of TLS", vec![Send(b"HTTP/1.1 400 Plain\r\n\r\n".into()), Fin]),

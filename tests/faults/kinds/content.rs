@@ -1,8 +1,8 @@
 //! Errors inside a 200, and event streams; the chain looks into them.
 
 use super::{
-    BROKEN_SUCCESS, BodyEnd, ERROR_IN_SUCCESS, Expected, Kind, SILENT_SUCCESS, broken_stream,
-    reply, served,
+    BROKEN_SUCCESS, BodyEnd, Cost, ERROR_IN_SUCCESS, Expected, Kind, SILENT_SUCCESS, broken_stream,
+    coded, reply, served,
 };
 use crate::script::Act::{self, Again, Fin, Rst, Send, Stall, Wait};
 use crate::script::{Asked, EVENTS, JSON, chunk, ms};
@@ -22,7 +22,19 @@ fn errors_in_a_success() -> Vec<Kind> {
     let plain = "content-type: text/plain";
     let html = "content-type: text/html";
     vec![
-        answer("an error in a 200", JSON, |it| it.said(429)),
+        answer("an error in a 200", JSON, |it| it.said(500)),
+        Kind::new(
+            "a rate limit in a 200",
+            coded(Cost::Cooldown),
+            reply(|it| it.answer(200, &[JSON], it.said(429))),
+        )
+        .inspected(),
+        Kind::new(
+            "a refusal in a 200",
+            coded(Cost::Nothing),
+            reply(|it| it.answer(200, &[JSON], it.said(400))),
+        )
+        .inspected(),
         answer("an error in a 200 of plain text", plain, |it| it.said(500)),
         answer("an error in a 200 of no type", "x-none: 1", |it| it.said(500)),
         answer("an error in a 200, of the type error", JSON, |_| {

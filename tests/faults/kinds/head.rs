@@ -92,7 +92,7 @@ fn informational() -> Vec<Kind> {
             reply(move |it| [vec![Send(early().repeat(100))], it.fine()].concat()),
         ),
         Kind::new(
-            "a final 101 that nobody asked for",
+            "a final 101 without an Upgrade",
             status(101, Reason::Other, Cost::Failure),
             reply(|it| vec![Send(it.head(101, &["connection: upgrade", "upgrade: x"])), Stall]),
         ),

@@ -26,6 +26,9 @@ pub(crate) struct Kind {
     pub(crate) upload: bool,
     /// The connections were used before, when nothing was wrong yet.
     pub(crate) reused: bool,
+    /// How often the transport sends one attempt's request: again where the server has said that it did
+    /// not look at it.
+    pub(crate) sent: usize,
 }
 
 /// What comes of a faulty provider's attempt.
@@ -33,7 +36,7 @@ pub(crate) struct Kind {
 pub(crate) enum Expected {
     /// It fails, and the request goes on.
     Failure(Failure),
-    /// Its headers are accepted, so the rest is the caller's: nobody else is asked.
+    /// Its headers are accepted, so the rest is the caller's: no other provider is asked.
     Served { status: u16, body: BodyEnd, cost: Cost },
 }
 
@@ -109,7 +112,11 @@ impl Kind {
             _ => Wire::Http1,
         };
         let (inspected, upload, reused) = (false, matches!(fault, Fault::Upload(_)), false);
-        Self { name: name.into(), wire, fault, expected, inspected, upload, reused }
+        Self { name: name.into(), wire, fault, expected, inspected, upload, reused, sent: 1 }
+    }
+
+    fn sent(self, sent: usize) -> Self {
+        Self { sent, ..self }
     }
 
     fn inspected(self) -> Self {
@@ -140,28 +147,45 @@ fn upload(acts: impl Fn(&Asked) -> Vec<Act> + Send + Sync + 'static) -> Fault {
 const CONNECT: Expected = failure(Reason::Connect, false);
 const RESET: Expected = failure(Reason::Reset, true);
 const TIMEOUT: Expected = failure(Reason::Timeout, true);
+/// The client's own clock, after a silence that is too short to be news.
 const TRANSPORT_TIMEOUT: Expected = Expected::Failure(Failure {
     reason: Reason::Timeout,
     status: None,
     ambiguous: true,
-    cost: Cost::Failure,
+    cost: Cost::Nothing,
     clock: Clock::Transport,
 });
-/// Found by looking into a successful response.
-const ERROR_IN_SUCCESS: Expected = flaw(Reason::ErrorInSuccess, false);
-const BROKEN_SUCCESS: Expected = flaw(Reason::Reset, true);
-const SILENT_SUCCESS: Expected = flaw(Reason::Timeout, true);
+/// The server says that it has not looked at the request.
+const REFUSED: Expected = failure(Reason::Reset, false);
+/// Found by looking into a successful response, whose request was processed.
+const ERROR_IN_SUCCESS: Expected = flaw(Reason::ErrorInSuccess);
+const BROKEN_SUCCESS: Expected = flaw(Reason::Reset);
+const SILENT_SUCCESS: Expected = flaw(Reason::Timeout);
 
 const fn failure(reason: Reason, ambiguous: bool) -> Expected {
     failed(reason, None, ambiguous, Cost::Failure)
 }
 
-const fn flaw(reason: Reason, ambiguous: bool) -> Expected {
-    failed(reason, Some(200), ambiguous, Cost::Failure)
+const fn flaw(reason: Reason) -> Expected {
+    failed(reason, Some(200), true, Cost::Failure)
+}
+
+/// An error in a success, of which its code says what it costs.
+const fn coded(cost: Cost) -> Expected {
+    failed(Reason::ErrorInSuccess, Some(200), true, cost)
 }
 
 const fn status(status: u16, reason: Reason, cost: Cost) -> Expected {
-    failed(reason, Some(status), matches!(status, 504 | 524), cost)
+    failed(reason, Some(status), !proves_unprocessed(status), cost)
+}
+
+/// The list of what proves that nothing was processed; what is not on it may have been.
+const fn proves_unprocessed(status: u16) -> bool {
+    match status {
+        307 | 308 | 429 | 503 | 521 | 522 | 523 => true,
+        408 | 499 => false,
+        _ => status / 100 == 4,
+    }
 }
 
 const fn failed(reason: Reason, status: Option<u16>, ambiguous: bool, cost: Cost) -> Expected {

@@ -20,7 +20,9 @@ pub(super) fn kinds() -> Vec<Kind> {
     };
     let mut kinds = vec![
         refused(302, Redirected, Nothing, nowhere),
+        refused(303, Redirected, Nothing, nowhere),
         refused(307, Redirected, Nothing, nowhere),
+        refused(308, Redirected, Nothing, nowhere),
         refused(400, ClientError, Nothing, &[]),
         refused(401, Auth, Failure, &[]),
         refused(402, Auth, Failure, &[]),
@@ -37,9 +39,12 @@ pub(super) fn kinds() -> Vec<Kind> {
         refused(429, RateLimited, Cooldown, &["retry-after: Fri, 31 Dec 9999 23:59:59 GMT"]),
         refused(429, RateLimited, Cooldown, &["retry-after-ms: 1500"]),
         refused(429, RateLimited, Cooldown, &["retry-after: soon"]),
+        refused(499, ClientError, Nothing, &[]),
+        refused(402, Auth, Cooldown, &["retry-after: 2"]),
         refused(503, ServerError, Cooldown, &["retry-after: 2"]),
+        refused(529, ServerError, Cooldown, &["retry-after: 2"]),
     ];
-    let failing = [500, 502, 503, 504, 520, 524, 529];
+    let failing = [500, 502, 503, 504, 520, 521, 522, 523, 524, 529];
     kinds.extend(failing.map(|code| refused(code, ServerError, Failure, &[])));
     kinds.push(refused(999, Other, Failure, &[]));
     kinds

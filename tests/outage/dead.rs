@@ -1,7 +1,5 @@
-//! What an outage of the first provider costs, measured over real sockets: attempts that are wasted
-//! on it, answers, and how soon it has its traffic back. Run with `--nocapture` for the table.
-
-mod support;
+//! A first provider that is down, over real sockets: attempts that are wasted on it, answers, and how
+//! soon it has its traffic back.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -12,8 +10,9 @@ use reqwest_middleware::{ClientBuilder, ClientWithMiddleware};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
-use support::harness::BODY;
-use support::{Answer, Received, Refusing, Server};
+use crate::support::harness::BODY;
+use crate::support::{Answer, Received, Refusing, Server};
+use crate::table::{Part, Row, thousands};
 
 const REQUESTS: usize = 1_000;
 
@@ -44,7 +43,17 @@ impl Outage {
                 .header("retry-after-ms", rest.as_millis().to_string()),
             Reset => Answer::reset(),
             Hang => Answer::stall(),
-            Refused => unreachable!("nobody answers"),
+            Refused => unreachable!("no server answers"),
+        }
+    }
+
+    fn words(self) -> &'static str {
+        match self {
+            Error500 => "A answers 500",
+            RateLimited429 => "A answers 429",
+            Refused => "A refuses connections",
+            Reset => "A resets connections",
+            Hang => "A hangs, attempts of 100 ms",
         }
     }
 
@@ -54,7 +63,7 @@ impl Outage {
     }
 }
 
-/// The first provider: down by a switch, or a port that nobody listens at.
+/// The first provider: down by a switch, or a port at which nothing listens.
 enum First {
     Scripted(Server, Arc<AtomicBool>),
     Absent(Refusing),
@@ -110,7 +119,7 @@ impl First {
     }
 }
 
-/// Says 200 once to whoever connects.
+/// Says 200 once on each connection.
 async fn answer_all(listener: TcpListener) {
     while let Ok((mut socket, _)) = listener.accept().await {
         tokio::spawn(async move {
@@ -176,7 +185,7 @@ impl Scene {
     }
 }
 
-struct Row {
+struct Measured {
     outage: Outage,
     concurrent: usize,
     answers: usize,
@@ -186,7 +195,7 @@ struct Row {
     took: Duration,
 }
 
-async fn measure(outage: Outage, concurrent: usize) -> Row {
+async fn measure(outage: Outage, concurrent: usize) -> Measured {
     let scene = Scene::of(outage, Breaker::default(), Duration::from_secs(60)).await;
     let scene = Arc::new(scene);
     let asked = Arc::new(AtomicUsize::new(0));
@@ -213,7 +222,7 @@ async fn measure(outage: Outage, concurrent: usize) -> Row {
     assert_eq!((snapshot.switched(), snapshot.exhausted()), (REQUESTS as u64, 0));
     assert!(snapshot.providers().iter().all(|provider| provider.in_flight() == 0));
     assert_eq!(scene.second.requests().len(), REQUESTS);
-    Row {
+    Measured {
         outage,
         concurrent,
         answers,
@@ -224,24 +233,34 @@ async fn measure(outage: Outage, concurrent: usize) -> Row {
     }
 }
 
-fn print(rows: &[Row]) {
-    println!("\noutage          at once  answers  first attempts  at its server  probes  time");
-    for row in rows {
-        println!(
-            "{:<15} {:>7}  {:>7}  {:>14}  {:>13}  {:>6}  {} ms",
-            format!("{:?}", row.outage),
-            row.concurrent,
-            row.answers,
-            row.attempts,
-            row.received.map_or("-".to_owned(), |received| received.to_string()),
-            row.probes,
-            row.took.as_millis(),
+impl Measured {
+    /// Where it stands in the table.
+    fn enter(&self, at: usize) {
+        let Self { outage, concurrent, answers, attempts, received, probes, took } = self;
+        let price = match outage.price() {
+            1 => "once".to_owned(),
+            times => format!("{times} times"),
+        };
+        let (part, calls, must) = match concurrent {
+            1 => (Part::InARow, String::new(), format!("all served, A asked {price}")),
+            _ => {
+                let must = format!("all served, A asked {price} and by those on their way");
+                (Part::AtOnce, format!(", {concurrent} at once"), must)
+            }
+        };
+        let arrived = received.map_or(String::new(), |all| format!(", {all} arrived"));
+        let seen = format!(
+            "{} served, A asked {attempts}{arrived}, {probes} probes, {} ms",
+            thousands(*answers),
+            took.as_millis(),
         );
+        let setup = format!("{}, {} requests{calls}", outage.words(), thousands(REQUESTS));
+        Row { setup, over: "sockets", seen, must }.enter(part, at);
     }
 }
 
-fn check(row: &Row) {
-    let Row { outage, answers, attempts, received, probes, .. } = row;
+fn check(row: &Measured) {
+    let Measured { outage, answers, attempts, received, probes, .. } = row;
     assert_eq!(*answers, REQUESTS, "{outage:?}");
     // None at all, unless this machine takes longer than a break for a thousand requests.
     let allowed = outage.price() + row.concurrent as u64 - 1 + *probes as u64;
@@ -257,31 +276,26 @@ fn check(row: &Row) {
 
 #[tokio::test]
 async fn a_thousand_requests_in_a_row_cost_a_dead_first_provider_five_attempts() {
-    let mut rows = Vec::new();
-    for outage in OUTAGES {
-        rows.push(measure(outage, 1).await);
-    }
-    print(&rows);
-    for row in &rows {
-        check(row);
+    for (at, outage) in OUTAGES.into_iter().enumerate() {
+        let row = measure(outage, 1).await;
+        row.enter(at);
+        check(&row);
         assert!(row.attempts >= row.outage.price());
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sixty_four_requests_at_once_cost_it_no_more_than_those_already_on_their_way() {
-    let mut rows = Vec::new();
-    for outage in OUTAGES {
-        rows.push(measure(outage, 64).await);
+    for (at, outage) in OUTAGES.into_iter().enumerate() {
+        let row = measure(outage, 64).await;
+        row.enter(at);
+        check(&row);
     }
-    print(&rows);
-    rows.iter().for_each(check);
 }
 
 #[tokio::test]
 async fn a_first_provider_that_recovers_serves_again_within_one_break() {
-    println!("\noutage          rest      first served after  requests meanwhile");
-    for outage in OUTAGES {
+    for (at, outage) in OUTAGES.into_iter().enumerate() {
         let breaker = Breaker::default().breaks(ms(300), ms(300));
         // The shortest rest that a provider is given.
         let mut scene = Scene::of(outage, breaker, ms(1_000)).await;
@@ -318,12 +332,17 @@ async fn a_first_provider_that_recovers_serves_again_within_one_break() {
         for _ in 0..20 {
             assert_eq!(scene.ask().await, "first", "{outage:?}: all of its traffic is back");
         }
-        println!(
-            "{:<15} {:>5} ms  {:>15} ms  {:>18}",
-            format!("{outage:?}"),
-            until.saturating_duration_since(recovered).as_millis(),
-            took.as_millis(),
-            meanwhile,
-        );
+        let rest = until.saturating_duration_since(recovered);
+        let row = Row {
+            setup: format!(
+                "{}, and recovers {} ms before the end",
+                outage.words(),
+                rest.as_millis()
+            ),
+            over: "sockets",
+            seen: format!("serves again after {} ms, B served {meanwhile}", took.as_millis()),
+            must: "with the first request after its rest".to_owned(),
+        };
+        row.enter(Part::Recovery, at);
     }
 }

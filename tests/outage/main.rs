@@ -1,0 +1,12 @@
+//! What an outage costs, and whom it is blamed on: a first provider that is down; and callers with
+//! deadlines, uploads, hedges and judges of their own, of whom no provider is to blame. Run with
+//! `--nocapture` for the table.
+
+#[path = "../support/mod.rs"]
+mod support;
+#[path = "../terminal/mod.rs"]
+mod terminal;
+
+mod dead;
+mod deadlines;
+mod table;

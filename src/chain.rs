@@ -30,8 +30,9 @@ use crate::provider::Provider;
 /// An ordered list of API providers, as a `reqwest-middleware` layer.
 ///
 /// Each request whose URL lies below one of the chain's bases goes to the first healthy provider,
-/// readdressed; if that fails, to the next. Any other request passes through untouched. Clones
-/// share their health.
+/// readdressed; if that fails, to the next. Any other request passes through untouched, and so does an
+/// attempt of another chain, unless this one is [`nested`](ProviderChainBuilder::nested). Clones share
+/// their health.
 ///
 /// ```
 /// use reqwest_failover::{Provider, ProviderChain, harden};

@@ -1,4 +1,4 @@
-//! `ConfigError`, for a chain that cannot be built, and `FailoverError`, for a request that nobody
+//! `ConfigError`, for a chain that cannot be built, and `FailoverError`, for a request that no provider
 //! served.
 //!
 //! `reqwest_middleware::Error` is transparent: its `source()` skips the error that it holds. So a
@@ -149,8 +149,9 @@ impl StdError for FailoverError {}
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Exhausted {
-    /// The last provider's response, untouched, or its `reqwest::Error`: exactly as if that provider
-    /// had been the only one. A [`FailoverError`] where it left neither. The default.
+    /// The last provider's response, its body byte for byte, or its `reqwest::Error`: exactly as if that
+    /// provider had been the only one. A [`FailoverError`] where it left neither, as after a timeout of
+    /// this layer. The default.
     #[default]
     LastOutcome,
     /// Always a [`FailoverError`].

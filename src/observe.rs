@@ -63,18 +63,19 @@ pub enum Event<'a> {
         /// The provider that is asked next.
         to: &'a str,
     },
-    /// A provider has been silent for so long that the next one is asked beside it. Only chains that
+    /// A provider has been silent for so long that the next one is asked as well. Only chains that
     /// [`hedge`](crate::ProviderChainBuilder::hedge) see it.
     #[non_exhaustive]
     HedgeSent {
         /// The provider that is silent.
         from: &'a str,
-        /// The provider that is asked beside it.
+        /// The provider that is asked as well.
         to: &'a str,
         /// For how long it had been silent.
         waited: Duration,
     },
-    /// No provider served a request.
+    /// No provider served a request: one that was asked failed, or none could be asked. Where each one
+    /// refused the request, that is [`Rejected`](Self::Rejected).
     #[non_exhaustive]
     Exhausted {
         /// What was tried.
@@ -97,7 +98,7 @@ pub enum Event<'a> {
         /// The number of breaks that count toward its length.
         breaks: u32,
     },
-    /// A provider's circuit breaker closed.
+    /// A provider's circuit breaker closed: its probe was answered, be it with a 404.
     #[non_exhaustive]
     BreakerClosed {
         /// The provider's name.
@@ -109,7 +110,7 @@ pub enum Event<'a> {
         /// The provider's name.
         provider: &'a str,
     },
-    /// A provider is left alone for a while because it said so.
+    /// A provider is at a limit, or asked for a pause, and is passed over for a while.
     #[non_exhaustive]
     CoolingDown {
         /// The provider's name.
@@ -117,14 +118,15 @@ pub enum Event<'a> {
         /// The end of the cooldown.
         until: Instant,
     },
-    /// A request was passed through untouched: its URL is below no base of the chain.
+    /// A request was passed through untouched: its URL is below no base of the chain. Not emitted for
+    /// attempts of another chain.
     #[non_exhaustive]
     PassedThrough {
         /// The host that the request goes to.
         host: &'a str,
     },
-    /// A stream whose content had begun broke off, or ended without its terminal marker. It is not
-    /// replayed. Only chains that [`inspect`](crate::ProviderChainBuilder::inspect) see it.
+    /// A stream whose content had begun broke off, ended without its terminal marker, or was silent for
+    /// too long. It is not replayed. Only chains that [`inspect`](crate::ProviderChainBuilder::inspect) see it.
     #[non_exhaustive]
     StreamBroken {
         /// The provider's name.
@@ -160,7 +162,7 @@ pub enum Event<'a> {
     Finished {
         /// What was tried.
         report: &'a Report,
-        /// From the first attempt's start to the start of the one that served; `None` if nobody did.
+        /// From the first attempt's start to the start of the one that served; `None` if none did.
         added_latency: Option<Duration>,
         /// As in [`Snapshot::switch_ratio`].
         switch_ratio: Option<f64>,
@@ -217,8 +219,8 @@ impl Snapshot {
         self.counts.rejected
     }
 
-    /// Requests that no provider served, without the [`rejected`](Self::rejected) ones. What its caller dropped is counted
-    /// in [`requests`](Self::requests) only.
+    /// Requests that no provider served, without the [`rejected`](Self::rejected) ones. A request that its
+    /// caller dropped is counted in [`requests`](Self::requests) only.
     pub fn exhausted(&self) -> u64 {
         self.counts.exhausted
     }
@@ -263,7 +265,8 @@ impl ProviderSnapshot {
         self.counts.served
     }
 
-    /// Outcomes judged [`Fault::Failure`](crate::Fault::Failure).
+    /// Failures that its health recorded: outcomes judged [`Fault::Failure`](crate::Fault::Failure), and
+    /// streams that broke. Not what its caller gave up.
     pub fn failures(&self) -> u64 {
         self.counts.failures
     }
@@ -349,7 +352,7 @@ impl Observer {
         request.is_heard() || self.closure.is_some()
     }
 
-    /// Counts a request that is over and that nobody watches.
+    /// Counts a request that is over and that is not watched.
     #[inline]
     pub(crate) fn count_finished(
         &self,
@@ -410,7 +413,7 @@ impl Observer {
         }
     }
 
-    /// What happens to every request is read here, so that nobody pays for the rest of the events.
+    /// What happens to every request is read here, apart from the rest of the events, so that it costs little.
     fn read(&self, event: &Event<'_>) {
         let is_rare = match event {
             Event::AttemptStarted { .. } => false,
@@ -452,7 +455,7 @@ pub(crate) fn catch_panic<T>(call: impl FnOnce() -> T) -> Option<T> {
     catch_unwind(AssertUnwindSafe(call)).map_err(std::mem::forget).ok()
 }
 
-/// The span of a request or of an attempt. It is nothing without `tracing`, or where nobody listens:
+/// The span of a request or of an attempt. It is nothing without `tracing`, or without a subscriber:
 /// then it costs next to nothing either.
 pub(crate) struct Trace {
     #[cfg(feature = "tracing")]

@@ -64,7 +64,7 @@ impl Report {
         self.attempts().last().filter(|_| self.served).map(Attempt::provider)
     }
 
-    /// Every attempt, in the order in which they ended. Empty when nobody was asked.
+    /// Every attempt, in the order in which they ended. Empty when no provider was asked.
     pub fn attempts(&self) -> &[Attempt] {
         match &self.attempts {
             Attempts::One(attempt) => std::slice::from_ref(attempt),
@@ -72,7 +72,7 @@ impl Report {
         }
     }
 
-    /// From the request's arrival at the chain to the response's headers or the final error.
+    /// From the request's arrival at the chain to the answer or the final error that its caller gets.
     pub fn elapsed(&self) -> Duration {
         self.elapsed
     }

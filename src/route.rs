@@ -23,8 +23,8 @@ use crate::error::Cause;
 /// ```
 ///
 /// Or from [`route`](crate::ProviderChainBuilder::route), for clients that lose extensions. An
-/// extension wins over the closure, and is not told to a chain that is stacked inside. A name that is not in the chain is an error, and nothing is
-/// sent.
+/// extension wins over the closure, and is removed for a chain that is stacked inside. A name that is not
+/// in the chain is an error, and nothing is sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Route {
     rule: Rule,

@@ -1,7 +1,7 @@
 //! What one outcome means: where the request goes next, and what the health records.
 //!
-//! The two are separate facts. A 400 sends the request to the next provider without a failure of
-//! anybody; a 429 rests a provider and is no failure of it either. Everything here is
+//! The two are separate facts. A 400 sends the request to the next provider and is a failure of none; a
+//! 429 rests a provider and is no failure of it either. Everything here is
 //! a pure function of the outcome, so that a chain's decisions can be read off a table.
 
 mod outcome;
@@ -34,8 +34,8 @@ pub use self::outcome::Outcome;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Verdict {
-    /// Hand the response to the caller. A success counts as one for the provider's health; a
-    /// status of 400 or more is no news to it.
+    /// Hand the response to the caller. A success counts as one for the provider's health. A status of
+    /// 400 or more counts as neither success nor failure, as [`Fault::None`] does.
     Accept,
     /// Ask the next provider; the provider's health records the [`Fault`].
     FailOver(Fault),
@@ -48,14 +48,19 @@ impl Verdict {
     /// |---|---|---|
     /// | 2xx, 304, 101 when `Upgrade` was asked for | `Accept` | success |
     /// | no response: connect, timeout, reset, credential source | `FailOver` | `Failure` |
-    /// | 5xx, 408, 425 | `FailOver` | `Failure`; `None` if the answer blames the request |
     /// | 429; 402, 503 and 529 with a hint | `FailOver` | `Cooldown` |
-    /// | 401, 402, 403 | `FailOver` | `Failure`; `None` if the answer blames the request by a code of its own |
+    /// | any other 5xx, 408, 425 | `FailOver` | `Failure`; `None` if the answer blames the request |
+    /// | 401, 402, 403, and no cooldown | `FailOver` | `Failure`; `None` if the answer blames the request by a code of its own |
     /// | other 4xx, 3xx; `map_request` failed | `FailOver` | `None` |
     /// | a 2xx that `inspect` found an error in | `FailOver` | that of the status that its code stands for, else `Failure` |
     ///
     /// An answer blames the request by its code: `context_length_exceeded`, `content_filter`,
-    /// `invalid_request` and many more. Gateways say that with statuses of every kind.
+    /// `invalid_request` and many more. Gateways say that with statuses of every kind. Its body is read
+    /// for that before the verdict; see
+    /// [`error_body_timeout`](crate::ProviderChainBuilder::error_body_timeout).
+    ///
+    /// A timeout that was the caller's choice (of the request or of the client) is a `Failure` here, too.
+    /// The health counts it only after a long silence of the provider; see [`Breaker`](crate::Breaker).
     pub fn standard(outcome: &Outcome<'_>) -> Self {
         match outcome.reason() {
             Reason::Ok => Self::Accept,
@@ -75,7 +80,9 @@ impl Verdict {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Fault {
-    /// Nothing: the request was at fault, not the provider.
+    /// No failure: the request was at fault, not the provider. An answer that is judged so counts for
+    /// nothing, with one exception: it closes the circuit breaker if it answers the probe, since the
+    /// provider is alive.
     None,
     /// A failure: it counts toward opening the provider's circuit breaker.
     Failure,
@@ -105,13 +112,15 @@ pub enum Reason {
     RateLimited,
     /// 5xx, 408 or 425.
     ServerError,
-    /// A 3xx, or a response whose URL is not the one that was asked.
+    /// A 3xx, or a response from another origin or path than the one that was asked.
     Redirected,
     /// No connection: refused, DNS, TLS.
     Connect,
-    /// No complete response headers in time.
+    /// No complete response headers in time, or for chains that
+    /// [`inspect`](crate::ProviderChainBuilder::inspect) no content.
     Timeout,
-    /// The connection broke before the response headers were complete.
+    /// The connection broke before the response headers were complete, or for chains that
+    /// [`inspect`](crate::ProviderChainBuilder::inspect) before the first content.
     Reset,
     /// A 2xx whose body is an error, for chains that
     /// [`inspect`](crate::ProviderChainBuilder::inspect).

@@ -140,8 +140,9 @@ impl ProviderChainBuilder {
         self
     }
 
-    /// Judges outcomes in place of [`Verdict::standard`]. Sees every outcome but a response whose
-    /// URL is not the one that was asked, which always fails over. If it accepts an outcome without
+    /// Judges outcomes in place of [`Verdict::standard`], with the code and message of failed answers;
+    /// shown at [`Outcome`]. Sees every outcome except a response from another origin or path than the one
+    /// that was asked, which always fails over. If it accepts an outcome without
     /// a response, the request ends with a [`FailoverError`](crate::FailoverError). If it panics,
     /// the outcome is judged by [`Verdict::standard`].
     pub fn classify<F>(mut self, judge: F) -> Self
@@ -163,16 +164,20 @@ impl ProviderChainBuilder {
         self
     }
 
-    /// How long any provider may take to its response's headers, unless it has a limit of its own.
-    /// Default 120 s, which does not bind the last provider that may be asked; an explicit limit
-    /// always binds. Longer than zero, and at most the total timeout.
+    /// How long any provider may take to its response's headers, unless it has a limit of its own. An
+    /// explicit limit binds as it is. Longer than zero, and at most the total timeout.
+    ///
+    /// Default: while another provider may still be asked, 120 s or half of the time that is left for
+    /// the request, whichever is less; the last one has all that is left. No time passes for a provider
+    /// while the caller's own body stream is pending.
     pub fn attempt_timeout(mut self, limit: Duration) -> Self {
         self.attempt_timeout = Some(limit);
         self
     }
 
     /// How long a request may take to its response's headers, all attempts together. Default 600 s.
-    /// Longer than zero. Bodies stream on for as long as they like.
+    /// Longer than zero. A timeout of the request itself bounds all attempts together, too, if it is
+    /// shorter; each attempt is given what is left of it. This limit does not bind bodies.
     pub fn total_timeout(mut self, limit: Duration) -> Self {
         self.total_timeout = limit;
         self
@@ -202,8 +207,8 @@ impl ProviderChainBuilder {
         self
     }
 
-    /// What to do when a provider may have processed a request without answering. Default
-    /// [`Ambiguous::FailOver`].
+    /// What to do when a provider may have processed a request although no usable answer came; see
+    /// [`Outcome::maybe_processed`]. Default [`Ambiguous::FailOver`].
     pub fn on_ambiguous(mut self, ambiguous: Ambiguous) -> Self {
         self.ambiguous = ambiguous;
         self
@@ -222,7 +227,7 @@ impl ProviderChainBuilder {
         self
     }
 
-    /// Asks the next provider beside one that is silent for long. Off by default, since **a request
+    /// Also asks the next provider when one is silent for long. Off by default, since **a request
     /// may then be processed, and billed, twice**. Shown at [`Hedge`].
     pub fn hedge(mut self, hedge: Hedge) -> Self {
         self.hedge = Some(hedge);
@@ -244,7 +249,8 @@ impl ProviderChainBuilder {
         self
     }
 
-    /// What the caller gets when no provider served. Default [`Exhausted::LastOutcome`].
+    /// What the caller gets when no provider served, also where each refused the request. Default
+    /// [`Exhausted::LastOutcome`].
     pub fn on_exhausted(mut self, exhausted: Exhausted) -> Self {
         self.exhausted = exhausted;
         self

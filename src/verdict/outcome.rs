@@ -210,7 +210,7 @@ impl<'a> Outcome<'a> {
         self.cause?.message.as_deref()
     }
 
-    /// Whether no complete response headers arrived in time.
+    /// Whether no complete response headers arrived in time, or no content where the chain inspects.
     pub fn is_timeout(&self) -> bool {
         self.reason == Reason::Timeout
     }

@@ -110,7 +110,7 @@ pub(super) fn log(event: &Event<'_>, messages: bool) {
             from,
             to,
             elapsed_ms = waited.as_millis() as u64,
-            "a provider is silent: the next is asked beside it"
+            "a provider is silent: a hedge is sent to the next"
         ),
         Event::Exhausted { report } => error!(
             %report,

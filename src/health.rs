@@ -166,6 +166,17 @@ pub(crate) enum OpenCause {
     Probe,
 }
 
+impl OpenCause {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Consecutive => "consecutive",
+            Self::Ratio => "ratio",
+            Self::Silence => "silence",
+            Self::Probe => "probe",
+        }
+    }
+}
+
 /// The changes that one outcome can make: the breaker's; the cooldown's, or another.
 pub(crate) type Changes = [Option<Change>; 2];
 

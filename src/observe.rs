@@ -97,6 +97,9 @@ pub enum Event<'a> {
         until: Instant,
         /// The number of breaks that count toward its length.
         breaks: u32,
+        /// Why it opened: `"consecutive"` failures, a `"ratio"` of failures, `"silence"` that callers gave
+        /// up on, or a `"probe"` that failed.
+        cause: &'static str,
     },
     /// A provider's circuit breaker closed: its probe was answered, be it with a 404.
     #[non_exhaustive]

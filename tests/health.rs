@@ -258,7 +258,9 @@ async fn an_hour_of_callers_who_give_up_on_a_provider_that_hangs_is_served_by_th
         let (begun, first_opened) = (now(), opened.clone());
         let harness = Harness::with([("first", Script::hang()), ("second", ok())], |chain| {
             let chain = chain.observe(move |event| {
-                if let Event::BreakerOpened { provider: "first", .. } = event {
+                if let Event::BreakerOpened { provider: "first", cause, .. } = event {
+                    let is_first = first_opened.get().is_none();
+                    assert!(!is_first || matches!(*cause, "silence" | "consecutive"), "{cause}");
                     first_opened.get_or_init(|| now() - begun);
                 }
             });

@@ -109,8 +109,8 @@ impl Shared {
         let provider = &self.entries[provider].name;
         for change in changes.into_iter().flatten() {
             self.observer.emit(&match change {
-                Change::Opened { until, breaks, .. } => {
-                    Event::BreakerOpened { provider, until, breaks }
+                Change::Opened { until, breaks, cause } => {
+                    Event::BreakerOpened { provider, until, breaks, cause: cause.as_str() }
                 }
                 Change::Closed => Event::BreakerClosed { provider },
                 Change::CoolingDown { until } => Event::CoolingDown { provider, until },

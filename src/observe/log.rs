@@ -124,8 +124,8 @@ pub(super) fn log(event: &Event<'_>, messages: bool) {
             error.message = report.attempts().last().and_then(shown),
             "every provider that was asked refused the request"
         ),
-        Event::BreakerOpened { provider, breaks, .. } => {
-            warn!(gen_ai.provider.name = provider, breaks, "circuit breaker opened");
+        Event::BreakerOpened { provider, breaks, cause, .. } => {
+            warn!(gen_ai.provider.name = provider, breaks, cause, "circuit breaker opened");
         }
         Event::BreakerClosed { provider } => {
             info!(gen_ai.provider.name = provider, "circuit breaker closed");

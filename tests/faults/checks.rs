@@ -98,7 +98,7 @@ pub(crate) fn check(checks: &mut Checks, cell: &Cell, observed: &Observed, memor
     match &faulty.report {
         Some(report) if faulty.is_hedged() => {
             plan = hedged::plan(checks, cell, report, plan);
-            hedged::check_events(checks, faulty, report, plan.served);
+            hedged::check_events(checks, faulty, report, unserved(cell));
             check_time(checks, cell, faulty, report);
             check_wire(checks, cell, observed, report);
         }
@@ -151,9 +151,25 @@ fn check_report(checks: &mut Checks, report: &Report, plan: &Plan) {
             format!("{name}: maybe processed should be {}: {report}", wanted.maybe_processed)
         });
         checks.that(attempt.is_replayable(), || format!("{name} is not replayable: {report}"));
+        check_line(checks, attempt, wanted);
     }
     let server = plan.attempts.last().filter(|_| plan.served).map(|last| NAMES[last.provider]);
     checks.that(report.served_by() == server, || format!("{server:?} was to serve: {report}"));
+}
+
+/// What the attempt's part of the report's line says.
+fn check_line(checks: &mut Checks, attempt: &Attempt, wanted: &Wanted) {
+    let (name, reason) = (NAMES[wanted.provider], wanted.reason);
+    let what = match (wanted.status, reason) {
+        (None, _) => format!("failed ({reason})"),
+        (Some(status), Reason::Redirected) => format!("{status} (redirected)"),
+        // The status alone would look like a success.
+        (Some(status @ 200..=299), reason) if reason != Reason::Ok => format!("{status} {reason}"),
+        (Some(status), _) => status.to_string(),
+    };
+    let mark = if wanted.maybe_processed { " (maybe processed)" } else { "" };
+    let line = format!("{name} {what} in {} ms{mark}", attempt.elapsed().as_millis());
+    checks.that(attempt.to_string() == line, || format!("{attempt} was to be {line}"));
 }
 
 /// Who really answered, and how its body ended.

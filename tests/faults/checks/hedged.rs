@@ -3,7 +3,7 @@
 
 use reqwest_failover::{Reason, Report};
 
-use super::{Checks, Plan, Wanted};
+use super::{Checks, Plan, Wanted, check_line};
 use crate::caller::{Exchange, Told};
 use crate::cell::{Cell, NAMES};
 use crate::kinds::{Expected, Failure};
@@ -29,7 +29,9 @@ pub(super) fn plan(checks: &mut Checks, cell: &Cell, report: &Report, strict: Pl
             format!("{} was to be {reason}, {status:?}, {ambiguous}: {report}", NAMES[provider])
         });
         checks.that(attempt.is_replayable(), || format!("is not replayable: {report}"));
-        attempts.push(Wanted { provider, reason, status, maybe_processed: ambiguous });
+        let wanted = Wanted { provider, reason, status, maybe_processed: ambiguous };
+        check_line(checks, attempt, &wanted);
+        attempts.push(wanted);
     }
     let abandoned = attempts.iter().filter(|one| one.reason == Reason::Abandoned).count();
     checks.that(abandoned <= 1, || format!("{abandoned} were abandoned: {report}"));
@@ -43,7 +45,7 @@ pub(super) fn check_events(
     checks: &mut Checks,
     exchange: &Exchange,
     report: &Report,
-    served: bool,
+    [rejected, exhausted]: [bool; 2],
 ) {
     let told = &exchange.events;
     let count = |is: &dyn Fn(&Told) -> bool| told.iter().filter(|told| is(told)).count();
@@ -58,8 +60,9 @@ pub(super) fn check_events(
     checks.that(started == made, || format!("{made} attempts in {told:?}"));
     let hedges = count(&|told| matches!(told, Told::Hedged(..)));
     checks.that(hedges == 1, || format!("{hedges} hedges in {told:?}"));
-    let unserved = count(&|told| matches!(told, Told::Exhausted | Told::Rejected));
-    checks.that(unserved == usize::from(!served), || format!("the end of {told:?}"));
+    let unserved = [Told::Rejected, Told::Exhausted].map(|end| count(&|told| *told == end));
+    let wanted = [rejected, exhausted].map(usize::from);
+    checks.that(unserved == wanted, || format!("the end of {told:?}, not {wanted:?}"));
     let finished = count(&|told| *told == Told::Finished);
     checks.that(finished == 1, || format!("{finished} ends in {told:?}"));
 }

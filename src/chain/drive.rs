@@ -64,7 +64,7 @@ pub(super) async fn drive<'a>(
     let mut step = flights.state.next_step();
     loop {
         let until = match step {
-            Step::Send { permit, until, last: is_last, hedge } => {
+            Step::Send { permit, until, last: is_last, hedge, full: _ } => {
                 let provider = permit.provider;
                 if hedge {
                     flights.emit_hedged(provider);

@@ -13,7 +13,7 @@ use super::body::{Read, read_answer};
 use super::shared::{Classify, Shared, wall_clock};
 use crate::cause::Cause;
 use crate::error::FailoverError;
-use crate::health::after;
+use crate::health::{Concern, after};
 use crate::inspect::{Asked, CommittedStream, Flaw, FlawKind, Inspected, inspect};
 use crate::message::{self, Secrets};
 use crate::observe::Event;
@@ -146,6 +146,8 @@ impl AttemptResult {
             verdict: Verdict::FailOver(Fault::None),
             ambiguous: false,
             unreachable: false,
+            concern: Concern::Key,
+            unknown_model: false,
             status: status.map(|status| status.as_u16()),
             time_to_headers: elapsed,
             cut_after: None,
@@ -168,6 +170,10 @@ impl AttemptResult {
             judgement.verdict = opinion.unwrap_or_else(|| Verdict::standard(&outcome));
             judgement.ambiguous = outcome.maybe_processed();
             judgement.unreachable = outcome.is_connect();
+            judgement.unknown_model = outcome.blames_model();
+            if outcome.blames_provider() {
+                judgement.concern = Concern::Provider;
+            }
             if self.is_cut_by_caller(&outcome, until) {
                 judgement.cut_after = Some(quiet_for);
             }

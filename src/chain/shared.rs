@@ -11,7 +11,7 @@ use reqwest::Request;
 
 use super::address::Addresses;
 use crate::error::{ConfigError, Exhausted};
-use crate::health::{Change, Changes, HealthSignal, HealthTable, Permit};
+use crate::health::{Change, Changes, Concern, HealthSignal, HealthTable, Permit};
 use crate::inspect::{Inspect, StreamEnd};
 use crate::message::Secrets;
 use crate::observe::rate::SwitchRate;
@@ -78,14 +78,14 @@ impl Shared {
         let health = &mut table.health;
         let (is_broken, changes) = match end {
             StreamEnd::Complete => {
-                (false, health.record_outcome(permit, HealthSignal::Success, now))
+                (false, health.record_outcome(permit, HealthSignal::Success, Concern::Key, now))
             }
-            StreamEnd::Silent { quiet_for } if !health.is_silence(provider, quiet_for) => {
+            StreamEnd::Silent { quiet_for } if !health.is_silence(&permit, quiet_for) => {
                 health.cancel(&permit);
                 (false, Changes::default())
             }
             StreamEnd::Broken | StreamEnd::Silent { .. } => {
-                (true, health.record_outcome(permit, HealthSignal::Failure, now))
+                (true, health.record_outcome(permit, HealthSignal::Failure, Concern::Key, now))
             }
             StreamEnd::Dropped => {
                 health.cancel(&permit);
@@ -103,7 +103,7 @@ impl Shared {
 
     pub(super) fn emit_changes(&self, provider: usize, changes: Changes) {
         let provider = &self.entries[provider].name;
-        for change in changes.into_iter().flatten() {
+        for change in changes.own.into_iter().flatten() {
             self.observer.emit(&match change {
                 Change::Opened { until, breaks, .. } => {
                     Event::BreakerOpened { provider, until, breaks }

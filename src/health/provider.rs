@@ -1,37 +1,83 @@
 //! What the health table keeps of one provider.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use super::circuit::Circuit;
+use super::circuit::{Circuit, Rules};
+use super::keys::Keys;
+use super::permit::{Permit, Standing};
 use super::ring::nanos;
-use super::{Change, Counts, Permit};
+use super::{Admission, Change, Changes, Concern, Counts, HealthSignal, Moves, State, UNMOVED};
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct ProviderHealth {
     pub(super) isolated: bool,
     pub(super) counts: Counts,
     pub(super) circuit: Circuit,
-    /// The moving average of its times to headers, in nanoseconds; zero before its first answer.
-    usual: u64,
+    keys: Option<Box<Keys>>,
+    usual: Usual,
+    /// How many requests it may have at once.
+    pub(super) max_in_flight: u64,
+    /// When it was last passed over because it had as many.
+    passed_over: Option<Instant>,
     /// How often it has answered 404 and nothing else; `ANSWERED` once that is settled.
     not_found: u8,
 }
+
+/// The moving average of times to headers, in nanoseconds; zero before the first answer.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Usual(u64);
 
 impl ProviderHealth {
     /// The answer with which a base URL that holds no API becomes likely.
     const NOT_FOUND: u8 = 10;
     /// It has given another answer, or what it has not given was reported.
     const ANSWERED: u8 = u8::MAX;
-    /// No shorter silence says anything: that long, a healthy provider may take.
-    const SHORTEST_SILENCE: u64 = 1_000_000_000;
+    /// As long as it is passed over more often than this, it is at its limit for one time.
+    const ROOM_FOR: Duration = Duration::from_secs(60);
 
     #[inline]
-    pub(super) fn record_answer(&mut self, status: u16, time: Duration) -> Option<Change> {
-        let time = nanos(time);
-        self.usual = match self.usual {
-            0 => time,
-            usual => usual - usual / 8 + time / 8,
-        };
+    pub(super) fn admission(&self, key: Option<&str>, now: Instant) -> Admission {
+        if self.isolated {
+            return Admission::Isolated;
+        }
+        if self.counts.in_flight >= self.max_in_flight {
+            return Admission::AtCapacity;
+        }
+        let own = self.circuit.admission(now);
+        match (key, &self.keys) {
+            (Some(key), Some(keys)) => own.and(keys.admission(key, now)),
+            _ => own,
+        }
+    }
+
+    #[inline]
+    pub(super) fn admit(
+        &mut self,
+        provider: usize,
+        key: Option<&str>,
+        sequence: u64,
+        now: Instant,
+        lease_until: Instant,
+    ) -> Permit {
+        self.counts.attempts += 1;
+        self.counts.in_flight += 1;
+        let own = self.circuit.admit(sequence, now, lease_until);
+        let key = key.map(|key| {
+            let keys = self.keys.get_or_insert_default();
+            keys.admit(key, sequence, now, lease_until)
+        });
+        Permit::new(provider, sequence, now, own, key)
+    }
+
+    /// An answer came, after so long.
+    #[inline]
+    pub(super) fn record_answer(
+        &mut self,
+        permit: &Permit,
+        status: u16,
+        time: Duration,
+    ) -> Option<Change> {
+        self.usual_of(permit).record(time);
         if self.not_found == Self::ANSWERED {
             return None;
         }
@@ -51,13 +97,165 @@ impl ProviderHealth {
         })
     }
 
-    pub(super) fn is_silence(&self, quiet_for: Duration) -> bool {
-        nanos(quiet_for) > self.usual.saturating_mul(2).max(Self::SHORTEST_SILENCE)
+    pub(super) fn is_silence(&mut self, permit: &Permit, quiet_for: Duration) -> bool {
+        self.usual_of(permit).is_silence(quiet_for)
+    }
+
+    /// A slow model is no reason to wait for a quick one.
+    #[inline]
+    fn usual_of(&mut self, permit: &Permit) -> &mut Usual {
+        let slot = permit.key.zip(self.keys.as_mut()).and_then(|(key, keys)| keys.of(key));
+        slot.map_or(&mut self.usual, |slot| &mut slot.usual)
+    }
+
+    /// Takes a permit off the count. Its leases end.
+    #[inline]
+    pub(super) fn take_back(&mut self, permit: &Permit) {
+        self.leave();
+        self.circuit.end_lease(permit.sequence);
+        if let (Some(key), Some(keys)) = (permit.key, &mut self.keys)
+            && let Some(slot) = keys.of(key)
+        {
+            slot.circuit.end_lease(permit.sequence);
+        }
     }
 
     #[inline]
-    pub(super) fn take_back(&mut self, permit: &Permit) {
+    pub(super) fn leave(&mut self) {
         self.counts.in_flight = self.counts.in_flight.saturating_sub(1);
-        self.circuit.end_lease(permit);
+    }
+
+    #[inline]
+    pub(super) fn record(
+        &mut self,
+        permit: &Permit,
+        signal: HealthSignal,
+        concern: Concern,
+        rules: &mut Rules<'_>,
+    ) -> Changes {
+        match permit.key {
+            None => {
+                let signal = match signal {
+                    HealthSignal::UnknownModel => HealthSignal::Neutral,
+                    signal => signal,
+                };
+                let ticket = permit.own.ticket(permit.sequence);
+                Changes { own: self.circuit.record(ticket, signal, rules), key: UNMOVED }
+            }
+            Some(_) => self.record_with_key(permit, signal, concern, rules),
+        }
+    }
+
+    /// What counts for the key says nothing of the provider, and the reverse.
+    fn record_with_key(
+        &mut self,
+        permit: &Permit,
+        signal: HealthSignal,
+        concern: Concern,
+        rules: &mut Rules<'_>,
+    ) -> Changes {
+        let (own, of_key) = match (signal, concern) {
+            (HealthSignal::Success | HealthSignal::Neutral, _) => (signal, signal),
+            (HealthSignal::UnknownModel, _) => (HealthSignal::Neutral, signal),
+            (_, Concern::Provider) => (signal, HealthSignal::Nothing),
+            (_, Concern::Key) => (HealthSignal::Nothing, signal),
+        };
+        let own = self.circuit.record(permit.own.ticket(permit.sequence), own, rules);
+        let slot = permit
+            .key
+            .zip(self.keys.as_mut())
+            .and_then(|(key, keys)| Some((key.standing.ticket(permit.sequence), keys.of(key)?)));
+        let key: Moves =
+            slot.map_or(UNMOVED, |(ticket, slot)| slot.circuit.record(ticket, of_key, rules));
+        Changes { own, key }
+    }
+
+    /// Probes whose lease ran out, and was lent to another, are none any more.
+    pub(super) fn forget_lost_leases(&mut self, permit: &mut Permit) {
+        let sequence = permit.sequence;
+        if permit.own.is_probe() && !self.circuit.holds_lease(sequence) {
+            permit.own.lose_lease();
+        }
+        if let (Some(key), Some(keys)) = (&mut permit.key, &mut self.keys)
+            && key.standing.is_probe()
+            && !keys.of(*key).is_some_and(|slot| slot.circuit.holds_lease(sequence))
+        {
+            key.standing.lose_lease();
+        }
+    }
+
+    /// A stream has begun well.
+    pub(super) fn commit(&mut self, permit: &mut Permit, rules: &Rules<'_>) -> Changes {
+        let sequence = permit.sequence;
+        let commit = |circuit: &mut Circuit, standing: &mut Standing| {
+            let mut ticket = standing.ticket(sequence);
+            let change = circuit.commit(&mut ticket, rules);
+            standing.mark_committed(ticket);
+            [change, None]
+        };
+        let own = commit(&mut self.circuit, &mut permit.own);
+        let key = match (&mut permit.key, &mut self.keys) {
+            (Some(key), Some(keys)) => {
+                keys.of(*key).map_or(UNMOVED, |slot| commit(&mut slot.circuit, &mut key.standing))
+            }
+            _ => UNMOVED,
+        };
+        Changes { own, key }
+    }
+
+    /// It was passed over at its limit. Whether that is to be reported: not while it has been so
+    /// all along.
+    pub(super) fn pass_over(&mut self, now: Instant) -> bool {
+        let last = self.passed_over.replace(now);
+        last.is_none_or(|last| now.saturating_duration_since(last) > Self::ROOM_FOR)
+    }
+
+    #[inline]
+    pub(super) fn state(&self, now: Instant) -> State {
+        if self.isolated {
+            return State::Isolated;
+        }
+        match self.circuit.state(now) {
+            State::Closed if self.counts.in_flight >= self.max_in_flight => State::AtCapacity,
+            state => state,
+        }
+    }
+
+    pub(super) fn resting_keys(&self, now: Instant) -> impl Iterator<Item = (&str, State)> {
+        let keys = self.keys.iter().flat_map(move |keys| keys.resting(now));
+        keys.map(|(name, state)| (&**name, state))
+    }
+}
+
+impl Default for ProviderHealth {
+    fn default() -> Self {
+        Self {
+            isolated: false,
+            counts: Counts::default(),
+            circuit: Circuit::default(),
+            keys: None,
+            usual: Usual::default(),
+            max_in_flight: u64::MAX,
+            passed_over: None,
+            not_found: 0,
+        }
+    }
+}
+
+impl Usual {
+    /// No shorter silence says anything: that long, a healthy provider may take.
+    const SHORTEST_SILENCE: u64 = 1_000_000_000;
+
+    #[inline]
+    fn record(&mut self, time: Duration) {
+        let time = nanos(time);
+        self.0 = match self.0 {
+            0 => time,
+            usual => usual - usual / 8 + time / 8,
+        };
+    }
+
+    fn is_silence(self, quiet_for: Duration) -> bool {
+        nanos(quiet_for) > self.0.saturating_mul(2).max(Self::SHORTEST_SILENCE)
     }
 }

@@ -30,8 +30,16 @@ fn answers(after: Duration, status: u16) -> Reply {
 }
 
 fn judgement(verdict: Verdict, status: Option<u16>, time_to_headers: Duration) -> Judgement {
-    let (ambiguous, unreachable) = (status.is_none(), false);
-    Judgement { verdict, ambiguous, unreachable, status, time_to_headers, cut_after: None }
+    Judgement {
+        verdict,
+        ambiguous: status.is_none(),
+        unreachable: false,
+        concern: Concern::Key,
+        unknown_model: false,
+        status,
+        time_to_headers,
+        cut_after: None,
+    }
 }
 
 /// How long a caller waits, and what for.
@@ -202,7 +210,7 @@ impl Callers {
 
     fn note(&mut self, provider: usize, changes: Changes) {
         let at = self.now - self.began;
-        self.changes.extend(changes.into_iter().flatten().map(|change| (provider, change, at)));
+        self.changes.extend(changes.own.into_iter().flatten().map(|change| (provider, change, at)));
     }
 
     /// Lets everything happen to a request that is due.
@@ -381,8 +389,8 @@ fn a_second_provider_that_rests_is_asked_within_the_attempt_limit() {
             false => vec![HealthSignal::Cooldown(Some(SECOND * 5))],
         };
         for signal in signals {
-            let permit = callers.health.admit(1, callers.now, callers.now);
-            callers.health.record_outcome(permit, signal, callers.now);
+            let permit = callers.health.admit(1, None, callers.now, callers.now);
+            callers.health.record_outcome(permit, signal, Concern::Key, callers.now);
         }
         assert_ne!(callers.health.state(1, callers.now), State::Closed);
         let (got, took) = callers.wait_for(Caller::default());
@@ -487,7 +495,9 @@ fn hedges_stay_within_their_share_of_what_was_sent() {
 fn a_request_for_what_no_provider_has_is_rejected_and_moves_no_health() {
     let mut callers = Callers::of([answers(MS, 404), answers(MS, 404)]);
     for provider in [0, 1] {
-        callers.health.record_answer(provider, 200, MS);
+        let permit = callers.health.admit(provider, None, callers.now, callers.now);
+        callers.health.record_answer(&permit, 200, MS);
+        callers.health.cancel(&permit);
     }
     callers.call_every(SECOND, |_| Caller::default(), 25);
     assert!(callers.got().all(|(got, _)| got == Got::Nothing(Unserved::Rejected)));

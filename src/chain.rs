@@ -8,6 +8,7 @@ mod flight;
 mod outcome;
 mod request;
 mod shared;
+mod slot;
 
 use std::fmt;
 use std::sync::Arc;
@@ -20,6 +21,7 @@ use reqwest_middleware::{Middleware, Next};
 pub use self::builder::ProviderChainBuilder;
 use self::shared::{Shared, now};
 use crate::error::ConfigError;
+use crate::health::State;
 use crate::observe::{Event, ProviderSnapshot, Snapshot};
 use crate::provider::Provider;
 
@@ -62,18 +64,30 @@ impl ProviderChain {
         let shared = &self.shared;
         let now = now();
         let table = shared.lock();
+        let resting = |provider| -> Vec<(Box<[u8]>, State)> {
+            let resting = table.health.resting_keys(provider, now);
+            resting.map(|(key, state)| (key.into(), state)).collect()
+        };
+        let resting: Vec<_> = table.order.iter().map(|provider| resting(*provider)).collect();
         let provider = |provider: &usize| ProviderSnapshot {
             name: shared.entries[*provider].name.clone(),
             state: table.health.state(*provider, now),
             counts: table.health.counts(*provider),
+            resting_keys: Vec::new(),
         };
-        Snapshot {
+        let mut snapshot = Snapshot {
             providers: table.order.iter().map(provider).collect(),
             counts: table.counts,
             switch_ratio: table.switch_rate.ratio(now),
             passed_through: shared.observer.passed_through(),
             callback_panics: shared.observer.callback_panics(),
+        };
+        drop(table);
+        for (provider, resting) in snapshot.providers.iter_mut().zip(resting) {
+            let shown = resting.iter().map(|(key, state)| (shared.shown_key(key), *state));
+            provider.resting_keys = shown.collect();
         }
+        snapshot
     }
 
     /// Changes the order for requests that begin from now on; those in flight keep theirs.

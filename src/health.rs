@@ -23,7 +23,6 @@ use std::time::{Duration, Instant};
 pub use self::breaker::Breaker;
 use self::circuit::Rules;
 pub use self::cooldown::Cooldown;
-#[expect(unused_imports, reason = "set by the builder from the next commit on")]
 pub use self::key::HealthKey;
 pub(crate) use self::permit::Permit;
 use self::provider::ProviderHealth;
@@ -150,11 +149,35 @@ pub(crate) type Moves = [Option<Change>; 2];
 
 const UNMOVED: Moves = [None, None];
 
-/// The changes that one outcome can make: the provider's own, and its key's.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Changes {
-    pub(crate) own: Moves,
-    pub(crate) key: Moves,
+/// The changes that one outcome has made, if any: hardly any outcome changes anything.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Changes(Option<Box<[Moves; 2]>>);
+
+impl Changes {
+    /// The provider's own, and its key's.
+    fn of(own: Moves, key: Moves) -> Self {
+        let changes = [own, key];
+        Self((changes != [UNMOVED; 2]).then(|| Box::new(changes)))
+    }
+
+    pub(crate) fn own(&self) -> Moves {
+        self.0.as_ref().map_or(UNMOVED, |changes| changes[0])
+    }
+
+    pub(crate) fn key(&self) -> Moves {
+        self.0.as_ref().map_or(UNMOVED, |changes| changes[1])
+    }
+
+    pub(crate) fn is_none(&self) -> bool {
+        self.0.is_none()
+    }
+
+    /// Reports this, too, unless the provider cools down.
+    #[cold]
+    pub(crate) fn report(&mut self, change: Change) {
+        let [breaker, other] = self.own();
+        *self = Self::of([breaker, other.or(Some(change))], self.key());
+    }
 }
 
 /// Every provider's health, and the counts that go with it.
@@ -200,9 +223,14 @@ impl HealthTable {
         self.providers[provider].max_in_flight = most;
     }
 
+    #[inline]
+    pub(crate) fn is_isolated(&self, provider: usize) -> bool {
+        self.providers[provider].isolated
+    }
+
     /// Whether a provider may be asked now, with a request that has this key.
     #[inline]
-    pub(crate) fn admission(&self, provider: usize, key: Option<&str>, now: Instant) -> Admission {
+    pub(crate) fn admission(&self, provider: usize, key: Option<&[u8]>, now: Instant) -> Admission {
         self.providers[provider].admission(key, now)
     }
 
@@ -211,7 +239,7 @@ impl HealthTable {
     pub(crate) fn admit(
         &mut self,
         provider: usize,
-        key: Option<&str>,
+        key: Option<&[u8]>,
         now: Instant,
         lease_until: Instant,
     ) -> Permit {
@@ -294,17 +322,7 @@ impl HealthTable {
         providers[permit.provider].commit(permit, &rules)
     }
 
-    /// A request whose permit is back is still in flight at a provider that may have so many: its answer
-    /// has not been read to its end. It must come back to [`leave`](Self::leave). Returns whether that
-    /// is so.
-    pub(crate) fn stay(&mut self, provider: usize) -> bool {
-        let provider = &mut self.providers[provider];
-        let is_limited = provider.max_in_flight != u64::MAX;
-        provider.counts.in_flight += u64::from(is_limited);
-        is_limited
-    }
-
-    /// The answer of a request that stayed is over.
+    /// The answer of a request is over that counted in the place of its [detached](Permit::detach) permit.
     pub(crate) fn leave(&mut self, provider: usize) {
         self.providers[provider].leave();
     }
@@ -329,7 +347,7 @@ impl HealthTable {
         &self,
         provider: usize,
         now: Instant,
-    ) -> impl Iterator<Item = (&str, State)> {
+    ) -> impl Iterator<Item = (&[u8], State)> {
         self.providers[provider].resting_keys(now)
     }
 

@@ -26,7 +26,7 @@ pub(crate) enum Step {
     /// Ask this provider and give up at `until`. After the `last` attempt no other provider is
     /// asked. A `hedge` is sent while another attempt is silent. It is news of the `full` providers that
     /// they were passed over at their limit.
-    Send { permit: Permit, until: Until, last: bool, hedge: bool, full: ProviderSet },
+    Send { permit: Permit, until: Until, last: bool, hedge: bool, full: Option<Box<ProviderSet>> },
     /// Wait for what is in flight; if there is a time, no longer than until then.
     Wait(Option<Instant>),
     /// No other provider is to be asked.
@@ -38,7 +38,7 @@ pub(crate) enum Step {
 pub(crate) struct Run {
     order: Arc<[usize]>,
     /// What the request is about, as far as health depends on it.
-    key: Option<Box<str>>,
+    key: Option<Box<[u8]>>,
     /// The providers that were asked, or whose host could not be reached.
     excluded: ProviderSet,
     deadline: Deadline,
@@ -66,13 +66,15 @@ pub(crate) struct Run {
 
 #[derive(Clone, Copy, Debug)]
 struct Kept {
-    provider: usize,
     sequence: u64,
+    /// In a size that keeps a run small: it is moved about.
+    provider: u32,
     has_response: bool,
 }
 
 impl Run {
     /// A run of a request whose caller gives it as long as `timeout`, if it says.
+    #[inline]
     pub(crate) fn new(
         order: Arc<[usize]>,
         limits: &Limits,
@@ -108,11 +110,11 @@ impl Run {
     }
 
     /// Sets what the request is about.
-    pub(crate) fn set_key(&mut self, key: Option<Box<str>>) {
+    pub(crate) fn set_key(&mut self, key: Option<Box<[u8]>>) {
         self.key = key;
     }
 
-    pub(crate) fn key(&self) -> Option<&str> {
+    pub(crate) fn key(&self) -> Option<&[u8]> {
         self.key.as_deref()
     }
 
@@ -145,8 +147,8 @@ impl Run {
     }
 
     /// Whether more than one provider could be asked, so that a copy of the request is worth having.
-    pub(crate) fn may_fail_over(&self, health: &HealthTable, now: Instant) -> bool {
-        self.max_attempts > 1 && self.usable(health, now).nth(1).is_some()
+    pub(crate) fn may_fail_over(&self, health: &HealthTable) -> bool {
+        self.max_attempts > 1 && self.usable(health).nth(1).is_some()
     }
 
     pub(crate) fn step(&mut self, limits: &Limits, health: &mut HealthTable, now: Instant) -> Step {
@@ -184,7 +186,10 @@ impl Run {
             true => after(until.at, limits.hold.saturating_add(Limits::LEASE_MARGIN)),
             false => until.at,
         };
-        let full = choice.full.filter(|provider| health.pass_over(provider, now));
+        let full = match choice.full.is_empty() {
+            true => None,
+            false => pass_over(choice.full, health, now),
+        };
         let permit = health.admit(choice.provider, self.key(), now, lease_until);
         Step::Send { permit, until, last, hedge, full }
     }
@@ -203,7 +208,7 @@ impl Run {
         let settled = self.settle(&permit, &judgement, limits);
         let (served_by, has_response) = match (settled, self.kept) {
             (Settled::Serve, _) => (provider, judgement.status.is_some()),
-            (Settled::ServeKept, Some(kept)) => (kept.provider, kept.has_response),
+            (Settled::ServeKept, Some(kept)) => (kept.provider as usize, kept.has_response),
             _ => (provider, false),
         };
         if has_response {
@@ -221,8 +226,8 @@ impl Run {
             (signal, _) => signal,
         };
         let mut changes = health.record_outcome(permit, signal, judgement.concern, now);
-        if report.is_some() {
-            changes.own[1] = changes.own[1].or(report);
+        if let Some(report) = report {
+            changes.report(report);
         }
         (settled, changes)
     }
@@ -258,7 +263,9 @@ impl Run {
         record_latency(health, permit, now);
         let report = health.record_answer(permit, status, time_to_headers);
         let mut changes = health.commit(permit, now);
-        changes.own[1] = report;
+        if let Some(report) = report {
+            changes.report(report);
+        }
         changes
     }
 
@@ -276,7 +283,7 @@ impl Run {
                 // A worse answer is not a better one for being early.
                 self.over = true;
                 self.kept = Some(Kept {
-                    provider: permit.provider,
+                    provider: permit.provider as u32,
                     sequence: permit.sequence(),
                     has_response: judgement.status.is_some(),
                 });
@@ -336,17 +343,13 @@ impl Run {
     }
 
     /// The providers that may still be asked and are not isolated.
+    fn usable(&self, health: &HealthTable) -> impl Iterator<Item = usize> {
+        self.order.iter().copied().filter(|provider| self.is_usable(*provider, health))
+    }
+
     #[inline]
-    fn usable(
-        &self,
-        health: &HealthTable,
-        now: Instant,
-    ) -> impl Iterator<Item = (usize, Admission)> {
-        self.order
-            .iter()
-            .filter(|provider| !self.excluded.contains(**provider))
-            .map(move |provider| (*provider, health.admission(*provider, self.key(), now)))
-            .filter(|(_, admission)| *admission != Admission::Isolated)
+    fn is_usable(&self, provider: usize, health: &HealthTable) -> bool {
+        !self.excluded.contains(provider) && !health.is_isolated(provider)
     }
 
     /// The first available provider in order; else, when none is left, the unavailable one that
@@ -357,14 +360,18 @@ impl Run {
         let may_probe = !is_hedge && self.replayable;
         let mut passed_over = false;
         let mut full = ProviderSet::default();
-        let mut usable = self.usable(health, now);
-        while let Some((provider, admission)) = usable.next() {
+        let mut order = self.order.iter();
+        while let Some(&provider) = order.next() {
+            if self.excluded.contains(provider) {
+                continue;
+            }
+            let admission = health.admission(provider, self.key(), now);
             let is_probe = admission == Admission::ProbeDue;
             if admission == Admission::Available || is_probe && may_probe {
-                let leaves_any = passed_over || usable.next().is_some();
+                let leaves_any = passed_over || order.any(|other| self.is_usable(*other, health));
                 return Some(Choice { provider, may_probe: is_probe, leaves_any, full });
             }
-            passed_over = true;
+            passed_over |= admission != Admission::Isolated;
             if admission == Admission::AtCapacity {
                 full.insert(provider);
             }
@@ -383,14 +390,13 @@ impl Run {
         now: Instant,
     ) -> Option<Choice> {
         // A limit that its user has set is worth more than a provider's own wish.
-        let order = |admission| match admission {
+        let order = |provider: &usize| match health.admission(*provider, self.key(), now) {
             Admission::AtCapacity => (true, now),
             Admission::Unavailable(until) => (false, until),
             _ => (false, now),
         };
-        let usable = self.usable(health, now);
-        let (provider, _) = usable.min_by_key(|(_, admission)| order(*admission))?;
-        let leaves_any = self.usable(health, now).nth(1).is_some();
+        let provider = self.usable(health).min_by_key(order)?;
+        let leaves_any = self.usable(health).nth(1).is_some();
         // A provider that is shut may be one whose key is not.
         Some(Choice { provider, may_probe: true, leaves_any, full })
     }
@@ -400,6 +406,18 @@ fn record_latency(health: &mut HealthTable, permit: &Permit, now: Instant) {
     if let Some(hedging) = &mut health.hedging {
         hedging.record(permit.provider, permit.elapsed(now));
     }
+}
+
+/// Which of these providers it is news of that they were passed over at their limit.
+#[cold]
+fn pass_over(
+    full: ProviderSet,
+    health: &mut HealthTable,
+    now: Instant,
+) -> Option<Box<ProviderSet>> {
+    let mut news = ProviderSet::default();
+    full.iter().filter(|it| health.pass_over(*it, now)).for_each(|it| news.insert(it));
+    (!news.is_empty()).then(|| Box::new(news))
 }
 
 struct Choice {

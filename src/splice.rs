@@ -5,13 +5,17 @@
 //! looked for, which `RawValue` borrows from the body, and the bytes around it are copied as they
 //! are. Whatever is not plainly a JSON object with a `"model"` to rename is left alone.
 
+mod find;
+
 use std::fmt;
 use std::ops::Range;
 
 use http::{HeaderMap, HeaderName};
-use serde::Deserializer;
-use serde::de::{DeserializeSeed, IgnoredAny, MapAccess, Visitor};
+use serde::Deserializer as _;
+use serde::de::{MapAccess, Visitor};
 use serde_json::value::RawValue;
+
+pub(crate) use self::find::top_level_string;
 
 /// The body with its top-level `"model"` renamed, or `None` to leave it as it is: it is not JSON,
 /// or `rename` knows no other name for its model.
@@ -88,64 +92,6 @@ pub(crate) fn for_each_entry<'t>(
     let mut deserializer = serde_json::Deserializer::from_str(text);
     deserializer.deserialize_map(Entries(each))?;
     deserializer.end()
-}
-
-/// The string under this name at the top level of a JSON object; of duplicates the first. What follows
-/// it is not looked at.
-pub(crate) fn top_level_string(body: &[u8], name: &str) -> Option<String> {
-    let body = body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body);
-    let mut found = None;
-    // The error is that something follows, which it mostly does.
-    let _ = serde_json::Deserializer::from_slice(body)
-        .deserialize_map(FirstString { name, found: &mut found });
-    found
-}
-
-struct FirstString<'a> {
-    name: &'a str,
-    found: &'a mut Option<String>,
-}
-
-impl<'de> Visitor<'de> for FirstString<'_> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
-        while let Some(is_it) = map.next_key_seed(Is(self.name))? {
-            if is_it {
-                *self.found = Some(map.next_value()?);
-                break;
-            }
-            map.next_value::<IgnoredAny>()?;
-        }
-        Ok(())
-    }
-}
-
-/// Whether a key is this one, without a copy of it.
-struct Is<'a>(&'a str);
-
-impl<'de> DeserializeSeed<'de> for Is<'_> {
-    type Value = bool;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<bool, D::Error> {
-        deserializer.deserialize_str(self)
-    }
-}
-
-impl Visitor<'_> for Is<'_> {
-    type Value = bool;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a key")
-    }
-
-    fn visit_str<E>(self, key: &str) -> Result<bool, E> {
-        Ok(key == self.0)
-    }
 }
 
 struct Entries<F>(F);

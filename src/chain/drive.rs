@@ -49,6 +49,9 @@ pub(super) async fn drive<'a>(
             }
         };
     }
+    if let Some(key) = &shared.health_key {
+        state.take_key(key, &request);
+    }
     let sender = Sender {
         asked: shared.inspect.as_ref().map(|_| Asked::of(&request)),
         deadline: state.run.deadline(),
@@ -64,16 +67,21 @@ pub(super) async fn drive<'a>(
     let mut step = flights.state.next_step();
     loop {
         let until = match step {
-            Step::Send { permit, until, last: is_last, hedge, full: _ } => {
+            Step::Send { permit, until, last: is_last, hedge, full } => {
                 let provider = permit.provider;
+                if let Some(full) = full {
+                    flights.state.emit_at_capacity(*full);
+                }
                 if hedge {
                     flights.emit_hedged(provider);
                 } else if last.take().is_some() {
                     flights.state.emit_failed_over(provider);
                 }
-                let is_probe = permit.is_probe();
+                if permit.is_probe() {
+                    flights.state.emit_probing(&permit);
+                }
                 let permit = Guard::new(shared, permit);
-                let trace = flights.state.start_attempt(provider, is_probe);
+                let trace = flights.state.start_attempt(provider);
                 let attempt = AttemptState::new(permit, provider, trace, flights.state.now, until);
                 let Some((request, own)) = attempts.next(flights.state, &sender, provider, is_last)
                 else {
@@ -276,7 +284,9 @@ fn serve(
     let result = match (result, attempt.permit.take()) {
         (AttemptResult::Stream(stream), Some(permit)) => {
             let shared = state.shared().clone();
-            Some(Ok(stream.watched(Box::new(move |end| shared.end_stream(permit, end)))))
+            let key: Option<Box<[u8]>> = state.run.key().map(Into::into);
+            let on_end = move |end| shared.end_stream(permit, key.as_deref(), end);
+            Some(Ok(stream.watched(Box::new(on_end))))
         }
         (result, _) => result.into_result(),
     };

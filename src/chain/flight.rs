@@ -19,6 +19,7 @@ use super::address::Address;
 use super::body::Upload;
 use super::outcome::{AttemptResult, Unsent, clean_error, clean_response, is_elsewhere, read};
 use super::shared::{Shared, now};
+use super::slot::keep_place;
 use crate::health::{Permit, after};
 use crate::inspect::Asked;
 use crate::observe::{Event, Trace, catch_panic};
@@ -340,7 +341,10 @@ impl<'a, F: Future<Output = Answer>> Flight<'a, F> {
                     self.as_mut().project().stage.set(stage);
                 }
                 Poll::Ready(Progress::Answer((result, own))) => {
-                    let result = sender.receive(state.provider, this.sent.as_ref(), result);
+                    let mut result = sender.receive(state.provider, this.sent.as_ref(), result);
+                    if sender.entry(state.provider).max_in_flight.is_some() {
+                        result = keep_place(sender.shared, &mut state.permit, result);
+                    }
                     let AttemptResult::Response(response, _) = result else {
                         return Poll::Ready((result, own));
                     };

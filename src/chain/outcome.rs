@@ -170,9 +170,12 @@ impl AttemptResult {
             judgement.verdict = opinion.unwrap_or_else(|| Verdict::standard(&outcome));
             judgement.ambiguous = outcome.maybe_processed();
             judgement.unreachable = outcome.is_connect();
-            judgement.unknown_model = outcome.blames_model();
-            if outcome.blames_provider() {
-                judgement.concern = Concern::Provider;
+            if judgement.verdict != Verdict::Accept {
+                judgement.unknown_model = outcome.blames_model();
+                judgement.concern = match outcome.blames_provider() {
+                    true => Concern::Provider,
+                    false => Concern::Key,
+                };
             }
             if self.is_cut_by_caller(&outcome, until) {
                 judgement.cut_after = Some(quiet_for);

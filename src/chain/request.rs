@@ -11,13 +11,13 @@ use super::flight::AttemptState;
 use super::outcome::{AttemptResult, Circumstances};
 use super::shared::{Shared, Table, now};
 use crate::error::{Cause, FailoverError};
-use crate::health::Changes;
+use crate::health::{Changes, HealthKey, Permit, State};
 use crate::message::{self, Secrets};
 use crate::observe::rate::Crossing;
 use crate::observe::{Ending, Event, Observer, Trace};
 use crate::report::{Attempt, Report};
 use crate::route::Route;
-use crate::run::{Ambiguous, Replay, Run, Settled, Step, Unserved, is_idempotent};
+use crate::run::{Ambiguous, ProviderSet, Replay, Run, Settled, Step, Unserved, is_idempotent};
 use crate::verdict::{Reason, Verdict};
 
 /// A claimed request's state. Dropping it counts the request as abandoned.
@@ -132,6 +132,12 @@ impl<'a> RequestState<'a> {
         Ok(())
     }
 
+    /// Reads what the request is about, as far as its providers' health depends on it.
+    pub(super) fn take_key(&mut self, key: &HealthKey, request: &Request) {
+        let key = self.shared.observer.catch_panic("health_by", || key.of(request));
+        self.run.set_key(key.flatten());
+    }
+
     /// Reads the clock, after a wait.
     pub(super) fn refresh_now(&mut self) -> Instant {
         self.now = now();
@@ -140,7 +146,7 @@ impl<'a> RequestState<'a> {
 
     /// How many bytes of a streamed body are worth keeping: none where no other provider may be asked.
     pub(super) fn replay_limit(&self) -> u64 {
-        let may_fail_over = self.run.may_fail_over(&self.shared.lock().health, self.now);
+        let may_fail_over = self.run.may_fail_over(&self.shared.lock().health);
         if may_fail_over { self.shared.replay_buffer } else { 0 }
     }
 
@@ -166,16 +172,12 @@ impl<'a> RequestState<'a> {
     }
 
     /// An attempt begins. Returns its span.
-    pub(super) fn start_attempt(&mut self, provider: usize, is_probe: bool) -> Trace {
+    pub(super) fn start_attempt(&mut self, provider: usize) -> Trace {
         let entry = &self.shared.entries[provider];
         let resends = self.begun;
         self.begun += 1;
         self.first_asked |= self.run.first() == Some(provider);
         self.first_sent.get_or_insert(self.now);
-        if is_probe {
-            self.shared.observer.set_state_gauge(provider, crate::health::State::Probing);
-            self.emit(&Event::BreakerProbing { provider: &entry.name });
-        }
         if self.is_watched {
             self.emit(&Event::AttemptStarted { provider: &entry.name, number: self.begun });
         }
@@ -275,15 +277,22 @@ impl<'a> RequestState<'a> {
     }
 
     /// Unlocks the table, and emits what has changed in it.
+    #[inline]
     fn release(&self, table: MutexGuard<'_, Table>, provider: usize, changes: Changes) {
         let state = Observer::SHOWS_STATE.then(|| table.health.state(provider, self.now));
         drop(table);
         if let Some(state) = state {
             self.shared.observer.set_state_gauge(provider, state);
         }
-        if changes != Changes::default() {
-            self.trace.within(|| self.shared.emit_changes(provider, changes));
+        if !changes.is_none() {
+            self.emit_changes(provider, changes);
         }
+    }
+
+    #[cold]
+    fn emit_changes(&self, provider: usize, changes: Changes) {
+        let key = self.run.key();
+        self.trace.within(|| self.shared.emit_changes(provider, key, changes));
     }
 
     /// Adds an attempt to the report, and emits that it is over.
@@ -300,6 +309,30 @@ impl<'a> RequestState<'a> {
     pub(super) fn emit_failed_over(&self, to: usize) {
         if let Some(from) = self.report.attempts().last() {
             self.emit(&Event::Switched { from, to: &self.shared.entries[to].name });
+        }
+    }
+
+    /// Emits that the end of a break or of a cooldown is lent to an attempt: the provider's, its key's, or
+    /// both.
+    #[cold]
+    pub(super) fn emit_probing(&self, permit: &Permit) {
+        let shared = self.shared;
+        let provider = &shared.entries[permit.provider].name;
+        if permit.is_own_probe() {
+            shared.observer.set_state_gauge(permit.provider, State::Probing);
+            self.emit(&Event::BreakerProbing { provider, key: None });
+        }
+        if let Some(key) = self.run.key().filter(|_| permit.is_key_probe()) {
+            let key = Some(&*shared.shown_key(key));
+            self.emit(&Event::BreakerProbing { provider, key });
+        }
+    }
+
+    /// Emits that these providers were passed over at their limit.
+    #[cold]
+    pub(super) fn emit_at_capacity(&self, full: ProviderSet) {
+        for provider in full.iter() {
+            self.emit(&Event::AtCapacity { provider: &self.shared.entries[provider].name });
         }
     }
 

@@ -65,7 +65,7 @@ struct Rest {
 impl Circuit {
     #[inline]
     pub(super) fn admission(&self, now: Instant) -> Admission {
-        if self.open_until.is_none() && self.rest.is_none() {
+        if self.is_well() {
             return Admission::Available;
         }
         self.restricted_admission(now)
@@ -89,7 +89,7 @@ impl Circuit {
 
     #[inline]
     pub(super) fn state(&self, now: Instant) -> State {
-        if self.open_until.is_none() && self.rest.is_none() {
+        if self.is_well() {
             return State::Closed;
         }
         let probing = self.lease.is_some_and(|lease| lease.until > now);
@@ -119,14 +119,12 @@ impl Circuit {
     }
 
     /// Ends the lease of the permit of this number, if it holds one.
-    #[inline]
     pub(super) fn end_lease(&mut self, sequence: u64) {
         if self.holds_lease(sequence) {
             self.lease = None;
         }
     }
 
-    #[inline]
     pub(super) fn holds_lease(&self, sequence: u64) -> bool {
         self.lease.is_some_and(|lease| lease.sequence == sequence)
     }
@@ -141,19 +139,20 @@ impl Circuit {
         self.open_until.is_some()
     }
 
+    /// Whether a success changes nothing but counts.
     #[inline]
+    pub(super) fn is_well(&self) -> bool {
+        self.open_until.is_none() && self.rest.is_none()
+    }
+
     pub(super) fn record(
         &mut self,
         ticket: Ticket,
         signal: HealthSignal,
         rules: &mut Rules<'_>,
     ) -> Moves {
-        let is_closed = self.open_until.is_none() && self.rest.is_none();
-        if signal == HealthSignal::Success && is_closed {
-            // What nearly every outcome is, without the rules below that agree.
-            if ticket.sequence > self.moved_after {
-                self.succeed(ticket, rules.tick);
-            }
+        if signal == HealthSignal::Success && self.is_well() {
+            self.succeed(ticket, rules.tick);
             return [None, None];
         }
         [self.move_breaker(ticket, signal, rules), self.move_rest(ticket, signal, rules)]
@@ -227,8 +226,12 @@ impl Circuit {
         }
     }
 
+    /// A success where the breaker is closed.
     #[inline]
-    fn succeed(&mut self, ticket: Ticket, tick: u64) {
+    pub(super) fn succeed(&mut self, ticket: Ticket, tick: u64) {
+        if ticket.sequence <= self.moved_after {
+            return;
+        }
         self.consecutive = 0;
         if ticket.committed.is_none() {
             self.count_request(tick);

@@ -14,7 +14,7 @@ use crate::run::{Ambiguous, Judgement, Limits, Run, Step};
 use crate::verdict::{Fault, Verdict};
 
 const PROVIDERS: usize = 2;
-const KEYS: [&str; 2] = ["a", "b"];
+const KEYS: [&[u8]; 2] = [b"a", b"b"];
 /// How many requests the first provider may have; whom a limit makes no difference to may have more.
 const MOST: u64 = 2;
 const CALLERS: usize = 3;
@@ -38,7 +38,7 @@ struct Account {
     /// The numbers of the permits that are out.
     out: BTreeSet<u64>,
     /// How many answers are being read.
-    stays: u64,
+    answers: u64,
     own: CircuitAccount,
     keys: [CircuitAccount; 2],
     attempts: u64,
@@ -66,7 +66,7 @@ struct Flight<'a> {
 }
 
 /// An answer that is read at leisure.
-struct Stay<'a> {
+struct AnswerInFlight<'a> {
     shared: &'a Mutex<Shared>,
     provider: usize,
 }
@@ -97,7 +97,7 @@ impl Shared {
             assert_eq!(circuit.probes(now), 0, "two probes at once");
             circuit.probes.insert(number, until);
         };
-        if permit.own.is_probe() {
+        if permit.is_own_probe() {
             lend(&mut account.own);
         }
         if permit.is_key_probe() {
@@ -120,10 +120,10 @@ impl Shared {
     ) {
         let permits = self.permits;
         let account = &mut self.accounts[provider];
-        account.own.hear(number, permits, succeeded, changes.own);
+        account.own.hear(number, permits, succeeded, changes.own());
         match key {
-            Some(key) => account.keys[key].hear(number, permits, succeeded, changes.key),
-            None => assert_eq!(changes.key, UNMOVED),
+            Some(key) => account.keys[key].hear(number, permits, succeeded, changes.key()),
+            None => assert_eq!(changes.key(), UNMOVED),
         }
         self.check();
     }
@@ -132,7 +132,7 @@ impl Shared {
     fn check(&self) {
         for (provider, account) in self.accounts.iter().enumerate() {
             let counts = self.health.counts(provider);
-            assert_eq!(counts.in_flight, account.out.len() as u64 + account.stays, "in flight");
+            assert_eq!(counts.in_flight, account.out.len() as u64 + account.answers, "in flight");
             assert_eq!(counts.attempts, account.attempts, "attempts");
             assert_eq!(counts.failures, account.failures, "failures");
             assert_eq!(counts.served, account.served, "served");
@@ -197,11 +197,11 @@ impl Drop for Flight<'_> {
     }
 }
 
-impl Drop for Stay<'_> {
+impl Drop for AnswerInFlight<'_> {
     fn drop(&mut self) {
         let mut shared = lock(self.shared);
         shared.health.leave(self.provider);
-        shared.accounts[self.provider].stays -= 1;
+        shared.accounts[self.provider].answers -= 1;
         shared.check();
     }
 }
@@ -218,9 +218,9 @@ fn keep_calling(shared: &Mutex<Shared>) {
         run.set_key(key.map(|key: usize| KEYS[key].into()));
         while let Some(flight) = next(shared, key, &mut run, &limits) {
             thread::yield_now();
-            let (goes_on, stay) = finish(flight, &mut run, &limits);
+            let (goes_on, answer) = finish(flight, &mut run, &limits);
             thread::yield_now();
-            drop(stay);
+            drop(answer);
             if !goes_on {
                 break;
             }
@@ -254,7 +254,11 @@ fn next<'a>(
 
 /// Ends an attempt in one of the ways in which attempts end; whether the run may go on, and the answer
 /// that is still being read.
-fn finish<'a>(mut flight: Flight<'a>, run: &mut Run, limits: &Limits) -> (bool, Option<Stay<'a>>) {
+fn finish<'a>(
+    mut flight: Flight<'a>,
+    run: &mut Run,
+    limits: &Limits,
+) -> (bool, Option<AnswerInFlight<'a>>) {
     let failed = Verdict::FailOver(Fault::Failure);
     let cooled = Verdict::FailOver(Fault::Cooldown(None));
     let (verdict, status) = match thread_rng().gen_range(0..8) {
@@ -270,7 +274,7 @@ fn finish<'a>(mut flight: Flight<'a>, run: &mut Run, limits: &Limits) -> (bool, 
         _ => (Verdict::Accept, Some(200)),
     };
     let mut locked = lock(flight.shared);
-    let Some((permit, number)) = flight.permit.take() else { return (false, None) };
+    let Some((mut permit, number)) = flight.permit.take() else { return (false, None) };
     let (provider, key) = (permit.provider, flight.key);
     let account = &mut locked.accounts[provider];
     account.forget(key, number);
@@ -287,13 +291,15 @@ fn finish<'a>(mut flight: Flight<'a>, run: &mut Run, limits: &Limits) -> (bool, 
         cut_after: None,
     };
     let Shared { health, now, .. } = &mut *locked;
+    let answer = status.map(|_| {
+        permit.detach();
+        AnswerInFlight { shared: flight.shared, provider }
+    });
     let (_, changes) = run.record_outcome(permit, judgement, limits, health, *now);
-    let stays = status.is_some() && health.stay(provider);
-    locked.accounts[provider].stays += u64::from(stays);
+    locked.accounts[provider].answers += u64::from(answer.is_some());
     locked.hear(provider, key, number, verdict == Verdict::Accept, changes);
-    let stay = stays.then(|| Stay { shared: flight.shared, provider });
     drop(locked);
-    (verdict != Verdict::Accept, stay)
+    (verdict != Verdict::Accept, answer)
 }
 
 /// Hands on a stream, of whose end the provider's health hears later, or never.

@@ -1,6 +1,6 @@
 //! The right to ask one provider once.
 
-use std::num::NonZeroU64;
+use std::num::{NonZeroU32, NonZeroU64};
 use std::time::{Duration, Instant};
 
 use super::ring::after;
@@ -13,26 +13,32 @@ pub(crate) struct Permit {
     pub(crate) provider: usize,
     pub(super) sequence: u64,
     since: Instant,
-    /// How the provider's own circuit admitted it, and how that of its key did.
-    pub(super) own: Standing,
-    pub(super) key: Option<KeyStanding>,
+    /// Where its stream has begun well: the part of the window in which that was counted, plus one. Of
+    /// each circuit.
+    committed: [Option<NonZeroU64>; 2],
+    /// How each circuit has admitted it.
+    admitted: [Admitted; 2],
+    /// Whether its answer counts in its place, until that is over.
+    pub(super) is_detached: bool,
+    /// The key that it was given out for.
+    pub(super) key: Option<KeySlot>,
 }
 
-/// How one circuit stands to a permit.
+/// One of the circuits that a permit has to do with.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Standing {
-    admitted: Admitted,
-    /// Where its stream has begun well: the part of the window in which that was counted, plus one.
-    committed: Option<NonZeroU64>,
+pub(super) enum Of {
+    /// The provider's own.
+    Provider,
+    /// Its key's, if it has one.
+    Key,
 }
 
-/// The same of a key's circuit.
+/// Where a key's health is kept.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct KeyStanding {
+pub(super) struct KeySlot {
     pub(super) slot: u16,
     /// Which of the keys that the slot has held. Another one has a health of its own.
-    pub(super) tenant: u32,
-    pub(super) standing: Standing,
+    pub(super) tenant: NonZeroU32,
 }
 
 /// A permit as one circuit sees it.
@@ -55,14 +61,16 @@ pub(super) enum Admitted {
 
 impl Permit {
     #[inline]
-    pub(super) fn new(
-        provider: usize,
-        sequence: u64,
-        now: Instant,
-        own: Admitted,
-        key: Option<KeyStanding>,
-    ) -> Self {
-        Self { provider, sequence, since: now, own: Standing::new(own), key }
+    pub(super) fn new(provider: usize, sequence: u64, now: Instant, own: Admitted) -> Self {
+        Self {
+            provider,
+            sequence,
+            since: now,
+            committed: [None; 2],
+            admitted: [own, Admitted::Regular],
+            is_detached: false,
+            key: None,
+        }
     }
 
     /// The request is sent now: what came before is not the provider's time.
@@ -83,15 +91,26 @@ impl Permit {
         now.saturating_duration_since(self.since)
     }
 
+    /// From now on the answer counts as in flight in its place. It must come back to
+    /// [`HealthTable::leave`](super::HealthTable::leave).
+    pub(crate) fn detach(&mut self) {
+        self.is_detached = true;
+    }
+
     /// Whether the end of a break or of a cooldown is lent to it: the provider's, or its key's.
     #[inline]
     pub(crate) fn is_probe(&self) -> bool {
-        self.own.is_probe() || self.is_key_probe()
+        self.is_own_probe() || self.is_key_probe()
+    }
+
+    #[inline]
+    pub(crate) fn is_own_probe(&self) -> bool {
+        self.admits_probe(Of::Provider)
     }
 
     #[inline]
     pub(crate) fn is_key_probe(&self) -> bool {
-        self.key.is_some_and(|key| key.standing.is_probe())
+        self.admits_probe(Of::Key)
     }
 
     /// Permits are numbered in the order of their admission.
@@ -99,31 +118,32 @@ impl Permit {
     pub(crate) fn sequence(&self) -> u64 {
         self.sequence
     }
-}
 
-impl Standing {
     #[inline]
-    pub(super) fn new(admitted: Admitted) -> Self {
-        Self { admitted, committed: None }
+    fn admits_probe(&self, of: Of) -> bool {
+        self.admitted[of as usize] == Admitted::Probe
     }
 
     #[inline]
-    pub(super) fn is_probe(self) -> bool {
-        self.admitted == Admitted::Probe
+    pub(super) fn set_key(&mut self, slot: KeySlot, admitted: Admitted) {
+        self.key = Some(slot);
+        self.admitted[Of::Key as usize] = admitted;
     }
 
     #[inline]
-    pub(super) fn ticket(self, sequence: u64) -> Ticket {
-        Ticket { sequence, admitted: self.admitted, committed: self.committed }
+    pub(super) fn ticket(&self, of: Of) -> Ticket {
+        let (admitted, committed) = (self.admitted[of as usize], self.committed[of as usize]);
+        Ticket { sequence: self.sequence, admitted, committed }
     }
 
     /// Its lease ran out, and another probe is on its way.
-    pub(super) fn lose_lease(&mut self) {
-        self.admitted = Admitted::WhileOpen;
+    pub(super) fn lose_lease(&mut self, of: Of) {
+        self.admitted[of as usize] = Admitted::WhileOpen;
     }
 
-    pub(super) fn mark_committed(&mut self, ticket: Ticket) {
-        self.committed = ticket.committed;
+    /// Takes over what a circuit has marked.
+    pub(super) fn mark(&mut self, of: Of, ticket: Ticket) {
+        self.committed[of as usize] = ticket.committed;
     }
 }
 

@@ -3,10 +3,10 @@
 use std::time::{Duration, Instant};
 
 use super::circuit::{Circuit, Rules};
-use super::keys::Keys;
-use super::permit::{Permit, Standing};
+use super::keys::{KeyHealth, Keys};
+use super::permit::{Of, Permit};
 use super::ring::nanos;
-use super::{Admission, Change, Changes, Concern, Counts, HealthSignal, Moves, State, UNMOVED};
+use super::{Admission, Change, Changes, Concern, Counts, HealthSignal, State, UNMOVED};
 
 #[derive(Debug)]
 pub(super) struct ProviderHealth {
@@ -36,7 +36,7 @@ impl ProviderHealth {
     const ROOM_FOR: Duration = Duration::from_secs(60);
 
     #[inline]
-    pub(super) fn admission(&self, key: Option<&str>, now: Instant) -> Admission {
+    pub(super) fn admission(&self, key: Option<&[u8]>, now: Instant) -> Admission {
         if self.isolated {
             return Admission::Isolated;
         }
@@ -54,7 +54,7 @@ impl ProviderHealth {
     pub(super) fn admit(
         &mut self,
         provider: usize,
-        key: Option<&str>,
+        key: Option<&[u8]>,
         sequence: u64,
         now: Instant,
         lease_until: Instant,
@@ -62,11 +62,13 @@ impl ProviderHealth {
         self.counts.attempts += 1;
         self.counts.in_flight += 1;
         let own = self.circuit.admit(sequence, now, lease_until);
-        let key = key.map(|key| {
+        let mut permit = Permit::new(provider, sequence, now, own);
+        if let Some(key) = key {
             let keys = self.keys.get_or_insert_default();
-            keys.admit(key, sequence, now, lease_until)
-        });
-        Permit::new(provider, sequence, now, own, key)
+            let (slot, admitted) = keys.admit(key, sequence, now, lease_until);
+            permit.set_key(slot, admitted);
+        }
+        permit
     }
 
     /// An answer came, after so long.
@@ -104,19 +106,26 @@ impl ProviderHealth {
     /// A slow model is no reason to wait for a quick one.
     #[inline]
     fn usual_of(&mut self, permit: &Permit) -> &mut Usual {
-        let slot = permit.key.zip(self.keys.as_mut()).and_then(|(key, keys)| keys.of(key));
-        slot.map_or(&mut self.usual, |slot| &mut slot.usual)
+        let of_key = permit.key.zip(self.keys.as_mut()).and_then(|(key, keys)| keys.of(key));
+        of_key.map_or(&mut self.usual, |key| &mut key.usual)
     }
 
-    /// Takes a permit off the count. Its leases end.
+    /// Takes a permit off the count, unless its answer counts in its place. Its leases end.
     #[inline]
     pub(super) fn take_back(&mut self, permit: &Permit) {
-        self.leave();
+        if !permit.is_detached {
+            self.leave();
+        }
+        if permit.is_probe() {
+            self.end_leases(permit);
+        }
+    }
+
+    #[cold]
+    fn end_leases(&mut self, permit: &Permit) {
         self.circuit.end_lease(permit.sequence);
-        if let (Some(key), Some(keys)) = (permit.key, &mut self.keys)
-            && let Some(slot) = keys.of(key)
-        {
-            slot.circuit.end_lease(permit.sequence);
+        if let Some(key) = self.key_of(permit) {
+            key.circuit.end_lease(permit.sequence);
         }
     }
 
@@ -133,74 +142,82 @@ impl ProviderHealth {
         concern: Concern,
         rules: &mut Rules<'_>,
     ) -> Changes {
-        match permit.key {
-            None => {
-                let signal = match signal {
-                    HealthSignal::UnknownModel => HealthSignal::Neutral,
-                    signal => signal,
-                };
-                let ticket = permit.own.ticket(permit.sequence);
-                Changes { own: self.circuit.record(ticket, signal, rules), key: UNMOVED }
-            }
-            Some(_) => self.record_with_key(permit, signal, concern, rules),
+        if signal == HealthSignal::Success && self.succeed(permit, rules.tick) {
+            return Changes::default();
         }
+        self.record_any(permit, signal, concern, rules)
+    }
+
+    /// What nearly every outcome is, without the rules that agree: a success where all is well. Whether
+    /// that is so.
+    #[inline]
+    fn succeed(&mut self, permit: &Permit, tick: u64) -> bool {
+        let Self { circuit, keys, .. } = self;
+        if !circuit.is_well() {
+            return false;
+        }
+        if let (Some(key), Some(keys)) = (permit.key, keys)
+            && let Some(key) = keys.of(key)
+        {
+            if !key.circuit.is_well() {
+                return false;
+            }
+            key.circuit.succeed(permit.ticket(Of::Key), tick);
+        }
+        circuit.succeed(permit.ticket(Of::Provider), tick);
+        true
     }
 
     /// What counts for the key says nothing of the provider, and the reverse.
-    fn record_with_key(
+    fn record_any(
         &mut self,
         permit: &Permit,
         signal: HealthSignal,
         concern: Concern,
         rules: &mut Rules<'_>,
     ) -> Changes {
+        let ticket = permit.ticket(Of::Provider);
         let (own, of_key) = match (signal, concern) {
             (HealthSignal::Success | HealthSignal::Neutral, _) => (signal, signal),
             (HealthSignal::UnknownModel, _) => (HealthSignal::Neutral, signal),
-            (_, Concern::Provider) => (signal, HealthSignal::Nothing),
-            (_, Concern::Key) => (HealthSignal::Nothing, signal),
+            (_, Concern::Key) if permit.key.is_some() => (HealthSignal::Nothing, signal),
+            _ => (signal, HealthSignal::Nothing),
         };
-        let own = self.circuit.record(permit.own.ticket(permit.sequence), own, rules);
-        let slot = permit
-            .key
-            .zip(self.keys.as_mut())
-            .and_then(|(key, keys)| Some((key.standing.ticket(permit.sequence), keys.of(key)?)));
-        let key: Moves =
-            slot.map_or(UNMOVED, |(ticket, slot)| slot.circuit.record(ticket, of_key, rules));
-        Changes { own, key }
+        let own = self.circuit.record(ticket, own, rules);
+        let ticket = permit.ticket(Of::Key);
+        let key = self.key_of(permit);
+        let key = key.map_or(UNMOVED, |key| key.circuit.record(ticket, of_key, rules));
+        Changes::of(own, key)
     }
 
     /// Probes whose lease ran out, and was lent to another, are none any more.
+    #[cold]
     pub(super) fn forget_lost_leases(&mut self, permit: &mut Permit) {
         let sequence = permit.sequence;
-        if permit.own.is_probe() && !self.circuit.holds_lease(sequence) {
-            permit.own.lose_lease();
+        if !self.circuit.holds_lease(sequence) && permit.is_own_probe() {
+            permit.lose_lease(Of::Provider);
         }
-        if let (Some(key), Some(keys)) = (&mut permit.key, &mut self.keys)
-            && key.standing.is_probe()
-            && !keys.of(*key).is_some_and(|slot| slot.circuit.holds_lease(sequence))
-        {
-            key.standing.lose_lease();
+        let key = self.key_of(permit);
+        if permit.is_key_probe() && !key.is_some_and(|key| key.circuit.holds_lease(sequence)) {
+            permit.lose_lease(Of::Key);
         }
     }
 
     /// A stream has begun well.
     pub(super) fn commit(&mut self, permit: &mut Permit, rules: &Rules<'_>) -> Changes {
-        let sequence = permit.sequence;
-        let commit = |circuit: &mut Circuit, standing: &mut Standing| {
-            let mut ticket = standing.ticket(sequence);
-            let change = circuit.commit(&mut ticket, rules);
-            standing.mark_committed(ticket);
-            [change, None]
-        };
-        let own = commit(&mut self.circuit, &mut permit.own);
-        let key = match (&mut permit.key, &mut self.keys) {
-            (Some(key), Some(keys)) => {
-                keys.of(*key).map_or(UNMOVED, |slot| commit(&mut slot.circuit, &mut key.standing))
-            }
-            _ => UNMOVED,
-        };
-        Changes { own, key }
+        let mut ticket = permit.ticket(Of::Provider);
+        let own = self.circuit.commit(&mut ticket, rules);
+        permit.mark(Of::Provider, ticket);
+        let mut ticket = permit.ticket(Of::Key);
+        let key = self.key_of(permit);
+        let key = key.and_then(|key| key.circuit.commit(&mut ticket, rules));
+        permit.mark(Of::Key, ticket);
+        Changes::of([own, None], [key, None])
+    }
+
+    #[inline]
+    fn key_of(&mut self, permit: &Permit) -> Option<&mut KeyHealth> {
+        self.keys.as_mut()?.of(permit.key?)
     }
 
     /// It was passed over at its limit. Whether that is to be reported: not while it has been so
@@ -221,7 +238,7 @@ impl ProviderHealth {
         }
     }
 
-    pub(super) fn resting_keys(&self, now: Instant) -> impl Iterator<Item = (&str, State)> {
+    pub(super) fn resting_keys(&self, now: Instant) -> impl Iterator<Item = (&[u8], State)> {
         let keys = self.keys.iter().flat_map(move |keys| keys.resting(now));
         keys.map(|(name, state)| (&**name, state))
     }

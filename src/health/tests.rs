@@ -58,7 +58,7 @@ impl Harness {
     }
 
     fn record_outcome(&mut self, permit: Permit, signal: HealthSignal) -> Moves {
-        self.health.record_outcome(permit, signal, Concern::Key, self.now).own
+        self.health.record_outcome(permit, signal, Concern::Key, self.now).own()
     }
 
     /// Asks, and is answered in the same moment.
@@ -68,7 +68,7 @@ impl Harness {
     }
 
     fn commit(&mut self, stream: &mut Permit) -> Option<Change> {
-        self.health.commit(stream, self.now).own[0]
+        self.health.commit(stream, self.now).own()[0]
     }
 
     fn record_answer(&mut self, status: u16, time: Duration) -> Option<Change> {
@@ -817,7 +817,7 @@ fn a_stream_that_breaks_long_after_it_began_is_a_request_of_its_own() {
 /// Abandons an attempt after this silence.
 fn abandon(harness: &mut Harness, quiet_for: Duration) -> Moves {
     let permit = harness.ask();
-    harness.health.abandon(permit, quiet_for, harness.now).own
+    harness.health.abandon(permit, quiet_for, harness.now).own()
 }
 
 #[test]
@@ -889,7 +889,7 @@ fn a_short_silence_is_no_signal_and_returns_the_lease_of_a_probe() {
     assert_eq!(harness.counts(), Counts { attempts: 1000, ..Counts::default() });
 
     let (mut harness, probe) = Harness::probing();
-    assert_eq!(harness.health.abandon(probe, SECOND, harness.now).own, UNMOVED);
+    assert_eq!(harness.health.abandon(probe, SECOND, harness.now).own(), UNMOVED);
     assert_eq!(harness.admission(), Admission::ProbeDue);
     let changes = abandon(&mut harness, SECOND * 2);
     assert!(matches!(
@@ -1194,7 +1194,7 @@ fn a_short_cooldown_ends_for_all() {
 fn a_model_that_is_unknown_rests_for_a_minute_and_opens_no_breaker() {
     let mut harness = Harness::with(Breaker::default().consecutive(1).ratio(0.01, 1));
     for _ in 0..20 {
-        let mut permit = harness.health.admit(0, Some("m"), harness.now, harness.now + LEASE);
+        let mut permit = harness.health.admit(0, Some(b"m"), harness.now, harness.now + LEASE);
         permit.mark_sent(harness.now);
         let changes = harness.health.record_outcome(
             permit,
@@ -1203,10 +1203,10 @@ fn a_model_that_is_unknown_rests_for_a_minute_and_opens_no_breaker() {
             harness.now,
         );
         let until = harness.now + SECOND * 60;
-        assert_eq!(changes.own, UNMOVED);
-        assert_eq!(changes.key, [None, Some(Change::CoolingDown { until })]);
+        assert_eq!(changes.own(), UNMOVED);
+        assert_eq!(changes.key(), [None, Some(Change::CoolingDown { until })]);
         harness.now = until;
-        assert_eq!(harness.health.admission(0, Some("m"), harness.now), Admission::ProbeDue);
+        assert_eq!(harness.health.admission(0, Some(b"m"), harness.now), Admission::ProbeDue);
         assert_eq!(harness.state(), State::Closed);
     }
     // Without a key it is an answer like any other.
@@ -2060,17 +2060,17 @@ enum Pair {
 
 impl Pair {
     /// The provider and the key of one of the two.
-    fn at(self, number: usize) -> (usize, Option<&'static str>) {
+    fn at(self, number: usize) -> (usize, Option<&'static [u8]>) {
         match self {
             Self::Providers => (number, None),
-            Self::Keys => (0, Some(["a", "b"][number])),
+            Self::Keys => (0, Some([b"a", b"b"][number])),
         }
     }
 
     fn moves(self, changes: Changes) -> Moves {
         let (moved, unmoved) = match self {
-            Self::Providers => (changes.own, changes.key),
-            Self::Keys => (changes.key, changes.own),
+            Self::Providers => (changes.own(), changes.key()),
+            Self::Keys => (changes.key(), changes.own()),
         };
         assert_eq!(unmoved, UNMOVED);
         moved
@@ -2208,7 +2208,7 @@ impl PairHarness {
         if self.pair == Pair::Keys {
             prop_assert_eq!(self.health.state(0, self.now), State::Closed);
             prop_assert_eq!(self.health.admission(0, None, self.now), Admission::Available);
-            prop_assert_eq!(self.health.admission(0, Some("c"), self.now), Admission::Available);
+            prop_assert_eq!(self.health.admission(0, Some(b"c"), self.now), Admission::Available);
         }
         let in_flight = |number: usize| self.out[number].len() as u64 + self.forgotten[number];
         let counted = [0, 1].map(|provider| self.health.counts(provider).in_flight);

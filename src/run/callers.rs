@@ -210,7 +210,8 @@ impl Callers {
 
     fn note(&mut self, provider: usize, changes: Changes) {
         let at = self.now - self.began;
-        self.changes.extend(changes.own.into_iter().flatten().map(|change| (provider, change, at)));
+        self.changes
+            .extend(changes.own().into_iter().flatten().map(|change| (provider, change, at)));
     }
 
     /// Lets everything happen to a request that is due.

@@ -91,7 +91,7 @@ impl Harness {
     }
 
     fn record_outcome(&mut self, run: &mut Run, sent: Sent, judgement: Judgement) -> Moves {
-        self.settle(run, sent.permit, judgement).1.own
+        self.settle(run, sent.permit, judgement).1.own()
     }
 
     fn is_silence(&mut self, quiet_for: Duration) -> bool {
@@ -111,7 +111,7 @@ impl Harness {
     }
 
     fn commit(&mut self, run: &mut Run, permit: &mut Permit) -> Moves {
-        run.commit(permit, 200, Duration::ZERO, &mut self.health, self.now).own
+        run.commit(permit, 200, Duration::ZERO, &mut self.health, self.now).own()
     }
 
     /// Asks and is answered in one moment; returns who was asked.
@@ -659,19 +659,19 @@ fn only_the_attempt_after_which_no_provider_is_left_is_the_last() {
 #[test]
 fn tells_whether_a_copy_of_the_request_is_worth_having() {
     let mut harness = Harness::of(2);
-    assert!(harness.run().may_fail_over(&harness.health, harness.now));
+    assert!(harness.run().may_fail_over(&harness.health));
     let mut run = harness.run();
     run.forbid_failover();
-    assert!(!run.may_fail_over(&harness.health, harness.now));
+    assert!(!run.may_fail_over(&harness.health));
     harness.open(0);
-    assert!(harness.run().may_fail_over(&harness.health, harness.now));
+    assert!(harness.run().may_fail_over(&harness.health));
     harness.health.isolate(0, true);
-    assert!(!harness.run().may_fail_over(&harness.health, harness.now));
+    assert!(!harness.run().may_fail_over(&harness.health));
     harness.limits.max_attempts = 1;
     harness.health.isolate(0, false);
-    assert!(!harness.run().may_fail_over(&harness.health, harness.now));
+    assert!(!harness.run().may_fail_over(&harness.health));
     let harness = Harness::of(1);
-    assert!(!harness.run().may_fail_over(&harness.health, harness.now));
+    assert!(!harness.run().may_fail_over(&harness.health));
 }
 
 // What an outcome tells of the provider.
@@ -1312,7 +1312,7 @@ impl Harness {
         let slow = self.send(&mut run);
         let hedge = self.hedge(&mut run);
         run.record_outcome(hedge, SERVED, &self.limits, &mut self.health, self.now);
-        run.cancel_loser(slow.permit, &mut self.health, self.now).own
+        run.cancel_loser(slow.permit, &mut self.health, self.now).own()
     }
 }
 
@@ -1867,7 +1867,7 @@ fn a_step_names_the_providers_at_their_limit_that_it_passed_over_once_a_minute()
         let mut run = harness.run();
         let Step::Send { permit, full, .. } = harness.raw_step(&mut run) else { panic!() };
         harness.health.cancel(&permit);
-        full.iter().collect()
+        full.map_or_else(Vec::new, |full| full.iter().collect())
     };
     let now = Harness::of(1).now;
     assert_eq!(full(now), [0, 1]);
@@ -1884,7 +1884,7 @@ fn what_a_run_is_about_decides_whom_it_asks_and_what_its_outcome_counts_for() {
         let mut harness = Harness::of(2);
         let about = |key: &str, harness: &Harness| {
             let mut run = harness.run();
-            run.set_key(Some(key.into()));
+            run.set_key(Some(key.as_bytes().into()));
             run
         };
         for _ in 0..times {
@@ -1900,10 +1900,10 @@ fn what_a_run_is_about_decides_whom_it_asks_and_what_its_outcome_counts_for() {
     // The account's limit is that of every model.
     let mut harness = Harness::of(2);
     let mut run = harness.run();
-    run.set_key(Some("a".into()));
+    run.set_key(Some(b"a"[..].into()));
     let limited = Judgement { concern: Concern::Provider, ..limited };
     assert_eq!(harness.ask(&mut run, limited), Some(0));
     let mut run = harness.run();
-    run.set_key(Some("b".into()));
+    run.set_key(Some(b"b"[..].into()));
     assert_eq!(harness.ask(&mut run, SERVED), Some(1));
 }

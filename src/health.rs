@@ -253,15 +253,16 @@ impl HealthTable {
         self.providers[provider].pass_over(now)
     }
 
-    /// An answer came, after so long. Returns what is to be reported of it.
+    /// An answer came, after so long: perhaps that there is nothing where it was sent, which is no word of
+    /// an API. Returns what is to be reported of it.
     #[inline]
     pub(crate) fn record_answer(
         &mut self,
         permit: &Permit,
-        status: u16,
+        not_found: bool,
         time_to_headers: Duration,
     ) -> Option<Change> {
-        self.providers[permit.provider].record_answer(permit, status, time_to_headers)
+        self.providers[permit.provider].record_answer(permit, not_found, time_to_headers)
     }
 
     /// Takes a permit back together with what its attempt says, and of what.

@@ -216,7 +216,8 @@ impl Run {
         }
         let mut report = None;
         if let Some(status) = judgement.status {
-            report = health.record_answer(&permit, status, judgement.time_to_headers);
+            let not_found = status == 404 && !judgement.unknown_model;
+            report = health.record_answer(&permit, not_found, judgement.time_to_headers);
             if judgement.verdict == Verdict::Accept {
                 record_latency(health, &permit, now);
             }
@@ -261,7 +262,7 @@ impl Run {
         self.serve(permit);
         health.serve(permit.provider);
         record_latency(health, permit, now);
-        let report = health.record_answer(permit, status, time_to_headers);
+        let report = health.record_answer(permit, status == 404, time_to_headers);
         let mut changes = health.commit(permit, now);
         if let Some(report) = report {
             changes.report(report);

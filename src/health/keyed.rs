@@ -162,7 +162,7 @@ fn what_is_usual_for_one_model_is_not_for_another() {
     let mut harness = Harness::new();
     for (key, time) in [("slow", SECOND * 30), ("quick", SECOND / 10)] {
         let permit = harness.ask(Some(key));
-        harness.health.record_answer(&permit, 200, time);
+        harness.health.record_answer(&permit, false, time);
         harness.health.cancel(&permit);
     }
     for (key, is_silence) in [("slow", false), ("quick", true)] {
@@ -209,7 +209,7 @@ fn what_comes_back_for_a_key_that_made_room_moves_no_other() {
         harness.answer(Some(&name(number)), HealthSignal::Success, Concern::Key);
     }
     for permit in early {
-        harness.health.record_answer(&permit, 500, SECOND * 100);
+        harness.health.record_answer(&permit, false, SECOND * 100);
         let changes =
             harness.health.record_outcome(permit, HealthSignal::Failure, Concern::Key, harness.now);
         assert_eq!(changes, Changes::default());

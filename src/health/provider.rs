@@ -76,19 +76,19 @@ impl ProviderHealth {
     pub(super) fn record_answer(
         &mut self,
         permit: &Permit,
-        status: u16,
+        not_found: bool,
         time: Duration,
     ) -> Option<Change> {
         self.usual_of(permit).record(time);
         if self.not_found == Self::ANSWERED {
             return None;
         }
-        self.count_not_found(status)
+        self.count_not_found(not_found)
     }
 
     #[cold]
-    fn count_not_found(&mut self, status: u16) -> Option<Change> {
-        if status != 404 {
+    fn count_not_found(&mut self, not_found: bool) -> Option<Change> {
+        if !not_found {
             self.not_found = Self::ANSWERED;
             return None;
         }

@@ -73,7 +73,7 @@ impl Harness {
 
     fn record_answer(&mut self, status: u16, time: Duration) -> Option<Change> {
         let permit = self.ask();
-        let report = self.health.record_answer(&permit, status, time);
+        let report = self.health.record_answer(&permit, status == 404, time);
         self.health.cancel(&permit);
         report
     }
@@ -926,7 +926,7 @@ fn a_breaker_says_why_it_opened() {
 fn ten_answers_of_404_and_no_other_are_reported_once() {
     let answer = |health: &mut HealthTable, provider, status| {
         let permit = health.admit(provider, None, start(), start());
-        health.record_answer(&permit, status, Duration::ZERO)
+        health.record_answer(&permit, status == 404, Duration::ZERO)
     };
     let mut health = HealthTable::new(2, None, start(), 7);
     for number in 1..=100 {

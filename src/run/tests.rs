@@ -1798,6 +1798,15 @@ fn ten_404s_are_reported_with_the_outcome_of_the_tenth() {
         assert_eq!(run.ending(), Unserved::Rejected);
     }
     assert_eq!((harness.state(0), harness.counts(0).failures), (State::Closed, 0));
+    // That a model is unknown is the word of an API.
+    let mut harness = Harness::of(1);
+    for _ in 0..25 {
+        let mut run = harness.run();
+        let sent = harness.send(&mut run);
+        let not_found = failed_over(Fault::None, Some(404));
+        let unknown = Judgement { unknown_model: true, ..not_found };
+        assert_eq!(harness.record_outcome(&mut run, sent, unknown), Moves::default());
+    }
 }
 
 // Which requests may be processed twice.

@@ -548,9 +548,9 @@ async fn a_provider_rests_for_as_long_as_it_says() {
         assert_eq!(harness.ask().await, "second");
         assert_eq!((harness.asked("first"), harness.of_provider("first").failures()), (1, 0));
         sleep_until(until).await;
-        assert_eq!(harness.state("first"), State::Closed);
         harness.tell("first", ok());
         assert_eq!(harness.ask().await, "first");
+        assert_eq!(harness.state("first"), State::Closed);
     }
 }
 

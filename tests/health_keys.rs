@@ -666,7 +666,7 @@ async fn an_answer_is_the_same_with_a_limit_as_without() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_failed_answer_that_was_read_is_not_in_flight_beside_the_next_attempt() {
+async fn a_failed_answer_that_was_read_is_not_in_flight_during_the_next_attempt() {
     let world = Arc::new(Mutex::new(None::<World>));
     let seen = Arc::new(AtomicU64::new(u64::MAX));
     let second = {
@@ -786,7 +786,7 @@ async fn a_refused_connection_rests_every_model() {
 
 #[tokio::test(start_paused = true)]
 async fn a_classify_of_ones_own_decides_what_a_key_records() {
-    // Whoever accepts the answer has it, and nobody rests.
+    // An answer that is accepted rests no key.
     let world = World::new(script(|_| async { unknown_model() }), |builder| {
         builder.health_by(HealthKey::model()).classify(|_| Verdict::Accept)
     });

@@ -9,6 +9,7 @@ mod mark;
 mod outcome;
 mod request;
 mod shared;
+mod slot;
 
 use std::fmt;
 use std::pin::Pin;
@@ -24,6 +25,7 @@ use self::drive::drive;
 use self::flight::Sender;
 use self::shared::{Shared, now};
 use crate::error::ConfigError;
+use crate::health::State;
 use crate::observe::{Event, ProviderSnapshot, Snapshot};
 use crate::provider::Provider;
 
@@ -67,18 +69,30 @@ impl ProviderChain {
         let shared = &self.shared;
         let now = now();
         let table = shared.lock();
+        let resting = |provider| -> Vec<(Box<[u8]>, State)> {
+            let resting = table.health.resting_keys(provider, now);
+            resting.map(|(key, state)| (key.into(), state)).collect()
+        };
+        let resting: Vec<_> = table.order.iter().map(|provider| resting(*provider)).collect();
         let provider = |provider: &usize| ProviderSnapshot {
             name: shared.entries[*provider].name.clone(),
             state: table.health.state(*provider, now),
             counts: table.health.counts(*provider),
+            resting_keys: Vec::new(),
         };
-        Snapshot {
+        let mut snapshot = Snapshot {
             providers: table.order.iter().map(provider).collect(),
             counts: table.counts,
             switch_ratio: table.switch_rate.ratio(now),
             passed_through: shared.observer.passed_through(),
             callback_panics: shared.observer.callback_panics(),
+        };
+        drop(table);
+        for (provider, resting) in snapshot.providers.iter_mut().zip(resting) {
+            let shown = resting.iter().map(|(key, state)| (shared.shown_key(key), *state));
+            provider.resting_keys = shown.collect();
         }
+        snapshot
     }
 
     /// Changes the order for requests that begin from now on; those in flight keep theirs.

@@ -1,4 +1,5 @@
-//! Each provider's circuit breaker and cooldown, and the rules that move them.
+//! The circuit breaker, cooldown and capacity of each provider and of each of its health keys, and the
+//! rules that move them.
 //!
 //! Nothing here reads a clock, waits or locks: every call is told `now`, so that each rule can be
 //! tested in virtual time. There is no half-open state. When a break ends, one request is lent the
@@ -10,6 +11,10 @@
 
 mod breaker;
 mod circuit;
+mod cooldown;
+mod key;
+mod keys;
+mod permit;
 mod provider;
 mod ring;
 
@@ -17,6 +22,9 @@ use std::time::{Duration, Instant};
 
 pub use self::breaker::Breaker;
 use self::circuit::Rules;
+pub use self::cooldown::Cooldown;
+pub use self::key::HealthKey;
+pub(crate) use self::permit::Permit;
 use self::provider::ProviderHealth;
 pub(crate) use self::ring::{Ring, Ticks, after};
 use crate::hedge::Hedging;
@@ -41,13 +49,17 @@ pub enum State {
         /// The end of the break.
         until: Instant,
     },
-    /// The break is over and one request is out to see whether the provider is back.
+    /// The break or the cooldown is over and one request is out to see whether the provider is back.
     Probing,
-    /// The provider asked for a pause.
+    /// The provider asked for a pause. Once `until` is past, the next request is the probe, as after a
+    /// break.
     CoolingDown {
         /// The end of the cooldown.
         until: Instant,
     },
+    /// Healthy, with as many requests in flight as it may have
+    /// ([`max_in_flight`](crate::Provider::max_in_flight)).
+    AtCapacity,
     /// Taken out by [`isolate`](crate::ProviderChain::isolate): never asked.
     Isolated,
 }
@@ -56,70 +68,25 @@ pub enum State {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Admission {
     Available,
-    /// The break is over and no probe is out: the next request is the probe.
+    /// The break or the cooldown is over and no probe is out: the next request is the probe.
     ProbeDue,
     /// Open, cooling down, or being probed until then.
     Unavailable(Instant),
+    /// As many requests are in flight as it may have.
+    AtCapacity,
     Isolated,
 }
 
-/// The right to ask one provider once. It must come back to [`HealthTable::record_outcome`],
-/// [`HealthTable::abandon`] or [`HealthTable::cancel`].
-#[derive(Debug)]
-pub(crate) struct Permit {
-    pub(crate) provider: usize,
-    sequence: u64,
-    since: Instant,
-    /// Where its stream has begun well: the part of the window in which that was counted.
-    committed: Option<u64>,
-    admitted: Admitted,
-}
-
-impl Permit {
-    /// The request is sent now: what came before is not the provider's time.
-    #[inline]
-    pub(crate) fn mark_sent(&mut self, now: Instant) {
-        self.since = now;
+impl Admission {
+    /// For a request whose key is admitted so.
+    fn and(self, key: Self) -> Self {
+        match (self, key) {
+            (Self::Unavailable(until), Self::Unavailable(key)) => Self::Unavailable(until.max(key)),
+            (until @ Self::Unavailable(_), _) | (_, until @ Self::Unavailable(_)) => until,
+            (Self::ProbeDue, _) | (_, Self::ProbeDue) => Self::ProbeDue,
+            (own, _) => own,
+        }
     }
-
-    /// The caller's own body was pending for this long, which is not the provider's time.
-    #[inline]
-    pub(crate) fn exclude(&mut self, pending: Duration) {
-        self.since = after(self.since, pending);
-    }
-
-    /// Since when the provider has had the request.
-    #[inline]
-    pub(crate) fn since(&self) -> Instant {
-        self.since
-    }
-
-    /// How long the provider has had the request.
-    #[inline]
-    pub(crate) fn elapsed(&self, now: Instant) -> Duration {
-        now.saturating_duration_since(self.since)
-    }
-
-    #[inline]
-    pub(crate) fn is_probe(&self) -> bool {
-        self.admitted == Admitted::Probe
-    }
-
-    /// Permits are numbered in the order of their admission.
-    #[inline]
-    pub(crate) fn sequence(&self) -> u64 {
-        self.sequence
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Admitted {
-    Regular,
-    Probe,
-    /// Asked while the breaker was open, because no better provider was left.
-    WhileOpen,
-    /// The same during a cooldown.
-    WhileCoolingDown,
 }
 
 /// What an attempt says about its provider's health.
@@ -130,11 +97,22 @@ pub(crate) enum HealthSignal {
     Neutral,
     Failure,
     Cooldown(Option<Duration>),
+    /// The provider is alive and does not have the model. To a permit without a key this is neutral.
+    UnknownModel,
     /// It was silent for so long that its caller gave up, or that a later attempt at another
     /// provider answered first.
     Silent,
     /// Nothing was learnt, because nothing was sent or the answer was not waited for.
     Nothing,
+}
+
+/// What a failure or a cooldown counts for, where the permit has a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Concern {
+    /// That key at that provider.
+    Key,
+    /// The provider, as its host, its credential and its account do.
+    Provider,
 }
 
 /// A state that was entered.
@@ -177,13 +155,47 @@ impl OpenCause {
     }
 }
 
-/// The changes that one outcome can make: the breaker's; the cooldown's, or another.
-pub(crate) type Changes = [Option<Change>; 2];
+/// The changes that one outcome can make to one circuit: the breaker's; the cooldown's, or another.
+pub(crate) type Moves = [Option<Change>; 2];
+
+const UNMOVED: Moves = [None, None];
+
+/// The changes that one outcome has made, if any: hardly any outcome changes anything.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Changes(Option<Box<[Moves; 2]>>);
+
+impl Changes {
+    /// The provider's own, and its key's.
+    fn of(own: Moves, key: Moves) -> Self {
+        let changes = [own, key];
+        Self((changes != [UNMOVED; 2]).then(|| Box::new(changes)))
+    }
+
+    pub(crate) fn own(&self) -> Moves {
+        self.0.as_ref().map_or(UNMOVED, |changes| changes[0])
+    }
+
+    pub(crate) fn key(&self) -> Moves {
+        self.0.as_ref().map_or(UNMOVED, |changes| changes[1])
+    }
+
+    pub(crate) fn is_none(&self) -> bool {
+        self.0.is_none()
+    }
+
+    /// Reports this, too, unless the provider cools down.
+    #[cold]
+    pub(crate) fn report(&mut self, change: Change) {
+        let [breaker, other] = self.own();
+        *self = Self::of([breaker, other.or(Some(change))], self.key());
+    }
+}
 
 /// Every provider's health, and the counts that go with it.
 #[derive(Debug)]
 pub(crate) struct HealthTable {
     breaker: Option<Breaker>,
+    pub(crate) cooldown: Cooldown,
     providers: Vec<ProviderHealth>,
     /// The number of the last permit.
     sequence: u64,
@@ -209,6 +221,7 @@ impl HealthTable {
         Self {
             ticks: Ticks::new(now, window),
             breaker,
+            cooldown: Cooldown::default(),
             providers: (0..providers).map(|_| ProviderHealth::default()).collect(),
             sequence: 0,
             random: fastrand::Rng::with_seed(seed),
@@ -216,67 +229,85 @@ impl HealthTable {
         }
     }
 
+    /// The most requests that a provider may have at once.
+    pub(crate) fn limit_in_flight(&mut self, provider: usize, most: u64) {
+        self.providers[provider].max_in_flight = most;
+    }
+
     #[inline]
-    pub(crate) fn admission(&self, provider: usize, now: Instant) -> Admission {
-        let provider = &self.providers[provider];
-        if provider.isolated { Admission::Isolated } else { provider.circuit.admission(now) }
+    pub(crate) fn is_isolated(&self, provider: usize) -> bool {
+        self.providers[provider].isolated
+    }
+
+    /// Whether a provider may be asked now, with a request that has this key.
+    #[inline]
+    pub(crate) fn admission(&self, provider: usize, key: Option<&[u8]>, now: Instant) -> Admission {
+        self.providers[provider].admission(key, now)
     }
 
     /// Takes a permit. If this is a probe, its lease ends at `lease_until`.
     #[inline]
-    pub(crate) fn admit(&mut self, provider: usize, now: Instant, lease_until: Instant) -> Permit {
+    pub(crate) fn admit(
+        &mut self,
+        provider: usize,
+        key: Option<&[u8]>,
+        now: Instant,
+        lease_until: Instant,
+    ) -> Permit {
         self.sequence += 1;
-        let sequence = self.sequence;
-        let ProviderHealth { counts, circuit, .. } = &mut self.providers[provider];
-        counts.attempts += 1;
-        counts.in_flight += 1;
-        let admitted = circuit.admit(sequence, now, lease_until);
-        Permit { provider, sequence, since: now, committed: None, admitted }
+        self.providers[provider].admit(provider, key, self.sequence, now, lease_until)
     }
 
-    /// An answer came, after so long. Returns what is to be reported of it.
+    /// A provider was passed over because it has as many requests as it may have. Whether that is to be
+    /// reported: once, until it has had room for a minute.
+    pub(crate) fn pass_over(&mut self, provider: usize, now: Instant) -> bool {
+        self.providers[provider].pass_over(now)
+    }
+
+    /// An answer came, after so long: perhaps that there is nothing where it was sent, which is no word of
+    /// an API. Returns what is to be reported of it.
     #[inline]
     pub(crate) fn record_answer(
         &mut self,
-        provider: usize,
-        status: u16,
+        permit: &Permit,
+        not_found: bool,
         time_to_headers: Duration,
     ) -> Option<Change> {
-        self.providers[provider].record_answer(status, time_to_headers)
+        self.providers[permit.provider].record_answer(permit, not_found, time_to_headers)
     }
 
-    /// Takes a permit back together with what its attempt says.
+    /// Takes a permit back together with what its attempt says, and of what.
     pub(crate) fn record_outcome(
         &mut self,
         mut permit: Permit,
         signal: HealthSignal,
+        concern: Concern,
         now: Instant,
     ) -> Changes {
-        let Self { breaker, providers, sequence, random, ticks, .. } = self;
+        let Self { breaker, cooldown, providers, sequence, random, ticks, .. } = self;
         let provider = &mut providers[permit.provider];
-        if permit.is_probe() && !provider.circuit.holds_lease(&permit) {
-            // Its lease ran out and another probe is on its way.
-            permit.admitted = Admitted::WhileOpen;
+        if permit.is_probe() {
+            provider.forget_lost_leases(&mut permit);
         }
         provider.take_back(&permit);
         provider.counts.failures += u64::from(signal == HealthSignal::Failure);
-        let Some(breaker) = breaker else { return [None, None] };
+        let Some(breaker) = breaker else { return Changes::default() };
         let tick = ticks.at(now);
-        let mut rules = Rules { breaker, random, tick, sequence: *sequence, now };
-        provider.circuit.record(&permit, signal, &mut rules)
+        let mut rules = Rules { breaker, cooldown, random, tick, sequence: *sequence, now };
+        provider.record(&permit, signal, concern, &mut rules)
     }
 
     /// Takes a permit back whose attempt its caller gave up, after the provider was silent for so
     /// long: for no time at all where nothing was sent, or the caller's own body was pending.
     pub(crate) fn abandon(&mut self, permit: Permit, quiet_for: Duration, now: Instant) -> Changes {
-        let signal = self.silence(permit.provider, quiet_for);
-        self.record_outcome(permit, signal, now)
+        let signal = self.silence(&permit, quiet_for);
+        self.record_outcome(permit, signal, Concern::Key, now)
     }
 
     /// What a silence that its caller ended says: nothing, unless it was long. So no caller, however
     /// impatient, moves the health of a provider that answers others.
-    pub(crate) fn silence(&self, provider: usize, quiet_for: Duration) -> HealthSignal {
-        match self.is_silence(provider, quiet_for) {
+    pub(crate) fn silence(&mut self, permit: &Permit, quiet_for: Duration) -> HealthSignal {
+        match self.is_silence(permit, quiet_for) {
             true => HealthSignal::Silent,
             false => HealthSignal::Nothing,
         }
@@ -284,8 +315,8 @@ impl HealthTable {
 
     /// Whether the provider has been silent for long: more than a second, and more than twice its
     /// usual time to headers. A stream that is cut after such a silence is a broken stream.
-    pub(crate) fn is_silence(&self, provider: usize, quiet_for: Duration) -> bool {
-        self.providers[provider].is_silence(quiet_for)
+    pub(crate) fn is_silence(&mut self, permit: &Permit, quiet_for: Duration) -> bool {
+        self.providers[permit.provider].is_silence(permit, quiet_for)
     }
 
     /// Takes a permit back whose attempt was dropped.
@@ -295,11 +326,17 @@ impl HealthTable {
 
     /// A stream has begun well. That ends what a success ends; whether the stream counts as a
     /// success is known at its end, with which the permit must come back.
-    pub(crate) fn commit(&mut self, permit: &mut Permit, now: Instant) -> Option<Change> {
-        let Self { breaker, providers, sequence, random, ticks, .. } = self;
-        let breaker = breaker.as_ref()?;
-        let rules = Rules { breaker, random, tick: ticks.at(now), sequence: *sequence, now };
-        providers[permit.provider].circuit.commit(permit, &rules)
+    pub(crate) fn commit(&mut self, permit: &mut Permit, now: Instant) -> Changes {
+        let Self { breaker, cooldown, providers, sequence, random, ticks, .. } = self;
+        let Some(breaker) = breaker else { return Changes::default() };
+        let tick = ticks.at(now);
+        let rules = Rules { breaker, cooldown, random, tick, sequence: *sequence, now };
+        providers[permit.provider].commit(permit, &rules)
+    }
+
+    /// The answer of a request is over that counted in the place of its [detached](Permit::detach) permit.
+    pub(crate) fn leave(&mut self, provider: usize) {
+        self.providers[provider].leave();
     }
 
     /// Counts a response that was handed to the caller as this provider's success.
@@ -314,8 +351,16 @@ impl HealthTable {
 
     #[inline]
     pub(crate) fn state(&self, provider: usize, now: Instant) -> State {
-        let provider = &self.providers[provider];
-        if provider.isolated { State::Isolated } else { provider.circuit.state(now) }
+        self.providers[provider].state(now)
+    }
+
+    /// The keys that a provider is not asked with for now, and how each stands.
+    pub(crate) fn resting_keys(
+        &self,
+        provider: usize,
+        now: Instant,
+    ) -> impl Iterator<Item = (&[u8], State)> {
+        self.providers[provider].resting_keys(now)
     }
 
     pub(crate) fn counts(&self, provider: usize) -> Counts {
@@ -325,5 +370,7 @@ impl HealthTable {
 
 #[cfg(test)]
 mod interleavings;
+#[cfg(test)]
+mod keyed;
 #[cfg(test)]
 mod tests;

@@ -23,7 +23,7 @@ mod verdict;
 
 pub use chain::{ProviderChain, ProviderChainBuilder};
 pub use error::{ConfigError, Exhausted, FailoverError};
-pub use health::{Breaker, State};
+pub use health::{Breaker, Cooldown, HealthKey, State};
 pub use hedge::Hedge;
 pub use inspect::{Answer, Flaw, Inspect};
 pub use observe::{Event, ProviderSnapshot, Snapshot};

@@ -93,6 +93,9 @@ pub enum Event<'a> {
     BreakerOpened {
         /// The provider's name.
         provider: &'a str,
+        /// The health key whose breaker it is; `None` where it is the provider's own. Control characters
+        /// are escaped.
+        key: Option<&'a str>,
         /// The end of the break.
         until: Instant,
         /// The number of breaks that count toward its length.
@@ -106,20 +109,35 @@ pub enum Event<'a> {
     BreakerClosed {
         /// The provider's name.
         provider: &'a str,
+        /// As in [`BreakerOpened`](Self::BreakerOpened).
+        key: Option<&'a str>,
     },
-    /// A break is over and a request is sent to see whether the provider is back.
+    /// A break or a cooldown is over and a request is sent to see whether the provider is back.
     #[non_exhaustive]
     BreakerProbing {
         /// The provider's name.
         provider: &'a str,
+        /// As in [`BreakerOpened`](Self::BreakerOpened).
+        key: Option<&'a str>,
     },
-    /// A provider is at a limit, or asked for a pause, and is passed over for a while.
+    /// A provider is at a limit, asked for a pause, or does not have the model that is its health key, and
+    /// is passed over for a while.
     #[non_exhaustive]
     CoolingDown {
         /// The provider's name.
         provider: &'a str,
+        /// As in [`BreakerOpened`](Self::BreakerOpened).
+        key: Option<&'a str>,
         /// The end of the cooldown.
         until: Instant,
+    },
+    /// A provider was passed over because it has as many requests in flight as it may have
+    /// ([`max_in_flight`](crate::Provider::max_in_flight)). It is emitted once, and again only after the
+    /// provider was passed over for no request in a minute.
+    #[non_exhaustive]
+    AtCapacity {
+        /// The provider's name.
+        provider: &'a str,
     },
     /// A request was passed through untouched: its URL is below no base of the chain. Not emitted for
     /// attempts of another chain.
@@ -138,8 +156,8 @@ pub enum Event<'a> {
     /// One of the user's closures panicked and was treated as having no opinion.
     #[non_exhaustive]
     CallbackPanicked {
-        /// `"classify"`, `"route"`, `"map_request"`, `"bearer_auth_with"`, `"inspect"` or `"observe"`;
-        /// `"display"` for an error that cannot be shown.
+        /// `"classify"`, `"route"`, `"health_by"`, `"map_request"`, `"bearer_auth_with"`, `"inspect"` or
+        /// `"observe"`; `"display"` for an error that cannot be shown.
         callback: &'static str,
     },
     /// Many requests are not served by the first provider, which may mean trouble there.
@@ -245,6 +263,7 @@ pub struct ProviderSnapshot {
     pub(crate) name: Arc<str>,
     pub(crate) state: State,
     pub(crate) counts: Counts,
+    pub(crate) resting_keys: Vec<(Box<str>, State)>,
 }
 
 impl ProviderSnapshot {
@@ -274,9 +293,31 @@ impl ProviderSnapshot {
         self.counts.failures
     }
 
-    /// Attempts that are waiting for their outcome, and inspected streams for their end.
+    /// Attempts that are waiting for their outcome, and inspected streams for their end. At a provider
+    /// with [`max_in_flight`](crate::Provider::max_in_flight) an answer counts until its body ends or is
+    /// dropped.
     pub fn in_flight(&self) -> u64 {
         self.counts.in_flight
+    }
+
+    /// The health keys with which the provider is not asked for now, and how each of them stands with the
+    /// chain. Keys are data from outside: control characters are escaped, and keys of the chain's
+    /// providers removed. Empty without [`health_by`](crate::ProviderChainBuilder::health_by).
+    ///
+    /// ```
+    /// # use reqwest_failover::{HealthKey, Provider, ProviderChain};
+    /// # let chain = ProviderChain::builder([Provider::openai("key")])
+    /// #     .health_by(HealthKey::model())
+    /// #     .build()?;
+    /// for provider in chain.snapshot().providers() {
+    ///     for (model, state) in provider.resting_keys() {
+    ///         println!("{} rests for {model}: {state:?}", provider.name());
+    ///     }
+    /// }
+    /// # Ok::<(), reqwest_failover::ConfigError>(())
+    /// ```
+    pub fn resting_keys(&self) -> impl Iterator<Item = (&str, State)> {
+        self.resting_keys.iter().map(|(key, state)| (&**key, *state))
     }
 }
 

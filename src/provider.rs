@@ -71,6 +71,7 @@ pub struct Provider {
     keep_headers: Vec<String>,
     models: Vec<(String, String)>,
     attempt_timeout: Option<Duration>,
+    max_in_flight: Option<usize>,
     map_request: Option<MapRequest>,
     forward_caller_auth: bool,
     danger_allow_plaintext: bool,
@@ -101,6 +102,7 @@ impl Provider {
             keep_headers: Vec::new(),
             models: Vec::new(),
             attempt_timeout: None,
+            max_in_flight: None,
             map_request: None,
             forward_caller_auth: false,
             danger_allow_plaintext: false,
@@ -299,6 +301,27 @@ impl Provider {
     /// ```
     pub fn attempt_timeout(mut self, limit: Duration) -> Self {
         self.attempt_timeout = Some(limit);
+        self
+    }
+
+    /// How many requests this provider may have at once; at least 1. Default no limit.
+    ///
+    /// While it has as many, it is passed over as if it were cooling down: without a fault, and without a
+    /// queue. Only where every other provider is at its limit, too, or has failed, it is asked all the
+    /// same. An answer counts until its body ends or is dropped, also where nobody reads it.
+    ///
+    /// ```
+    /// # use reqwest_failover::{Provider, ProviderChain};
+    /// // Eight slots on a GPU of one's own; what does not fit goes to a cloud.
+    /// let chain = ProviderChain::builder([
+    ///     Provider::new("gpu", "http://localhost:8000/v1").max_in_flight(8),
+    ///     Provider::openai("openai-key"),
+    /// ])
+    /// .build()?;
+    /// # Ok::<(), reqwest_failover::ConfigError>(())
+    /// ```
+    pub fn max_in_flight(mut self, requests: usize) -> Self {
+        self.max_in_flight = Some(requests);
         self
     }
 

@@ -7,6 +7,7 @@
 mod judgement;
 mod limits;
 mod replay;
+mod set;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,15 +16,17 @@ pub(crate) use self::judgement::{Judgement, Settled, Unserved};
 pub(crate) use self::limits::{Bound, Deadline, Limits, Until};
 pub(crate) use self::replay::is_idempotent;
 pub use self::replay::{Ambiguous, Replay};
-use crate::health::{Admission, Changes, HealthSignal, HealthTable, Permit, after};
+pub(crate) use self::set::ProviderSet;
+use crate::health::{Admission, Changes, Concern, HealthSignal, HealthTable, Permit, after};
 use crate::verdict::{Fault, Verdict};
 
 /// What is to be done next.
 #[derive(Debug)]
 pub(crate) enum Step {
     /// Ask this provider and give up at `until`. After the `last` attempt no other provider is
-    /// asked. A `hedge` is sent while another attempt is silent.
-    Send { permit: Permit, until: Until, last: bool, hedge: bool },
+    /// asked. A `hedge` is sent while another attempt is silent. It is news of the `full` providers that
+    /// they were passed over at their limit.
+    Send { permit: Permit, until: Until, last: bool, hedge: bool, full: Option<Box<ProviderSet>> },
     /// Wait for what is in flight; if there is a time, no longer than until then.
     Wait(Option<Instant>),
     /// No other provider is to be asked.
@@ -34,6 +37,8 @@ pub(crate) enum Step {
 #[derive(Debug)]
 pub(crate) struct Run {
     order: Arc<[usize]>,
+    /// What the request is about, as far as health depends on it.
+    key: Option<Box<[u8]>>,
     /// The providers that were asked, or whose host could not be reached.
     excluded: ProviderSet,
     deadline: Deadline,
@@ -61,13 +66,15 @@ pub(crate) struct Run {
 
 #[derive(Clone, Copy, Debug)]
 struct Kept {
-    provider: usize,
     sequence: u64,
+    /// In a size that keeps a run small: it is moved about.
+    provider: u32,
     has_response: bool,
 }
 
 impl Run {
     /// A run of a request whose caller gives it as long as `timeout`, if it says.
+    #[inline]
     pub(crate) fn new(
         order: Arc<[usize]>,
         limits: &Limits,
@@ -77,6 +84,7 @@ impl Run {
     ) -> Self {
         Self {
             order,
+            key: None,
             excluded: ProviderSet::default(),
             deadline: limits.deadline(timeout, now),
             attempts: 0,
@@ -99,6 +107,15 @@ impl Run {
     /// The provider that serves where nothing fails.
     pub(crate) fn first(&self) -> Option<usize> {
         self.order.first().copied()
+    }
+
+    /// Sets what the request is about.
+    pub(crate) fn set_key(&mut self, key: Option<Box<[u8]>>) {
+        self.key = key;
+    }
+
+    pub(crate) fn key(&self) -> Option<&[u8]> {
+        self.key.as_deref()
     }
 
     pub(crate) fn deadline(&self) -> Deadline {
@@ -130,8 +147,8 @@ impl Run {
     }
 
     /// Whether more than one provider could be asked, so that a copy of the request is worth having.
-    pub(crate) fn may_fail_over(&self, health: &HealthTable, now: Instant) -> bool {
-        self.max_attempts > 1 && self.usable(health, now).nth(1).is_some()
+    pub(crate) fn may_fail_over(&self, health: &HealthTable) -> bool {
+        self.max_attempts > 1 && self.usable(health).nth(1).is_some()
     }
 
     pub(crate) fn step(&mut self, limits: &Limits, health: &mut HealthTable, now: Instant) -> Step {
@@ -165,12 +182,16 @@ impl Run {
         self.hedge_at =
             self.silence(choice.provider, limits, health).map(|silence| after(now, silence));
         let until = limits.until(choice.provider, &self.deadline, is_first, last, now);
-        let lease_until = match choice.is_probe {
+        let lease_until = match choice.may_probe {
             true => after(until.at, limits.hold.saturating_add(Limits::LEASE_MARGIN)),
             false => until.at,
         };
-        let permit = health.admit(choice.provider, now, lease_until);
-        Step::Send { permit, until, last, hedge }
+        let full = match choice.full.is_empty() {
+            true => None,
+            false => pass_over(choice.full, health, now),
+        };
+        let permit = health.admit(choice.provider, self.key(), now, lease_until);
+        Step::Send { permit, until, last, hedge, full }
     }
 
     /// Records the outcome of an attempt.
@@ -187,7 +208,7 @@ impl Run {
         let settled = self.settle(&permit, &judgement, limits);
         let (served_by, has_response) = match (settled, self.kept) {
             (Settled::Serve, _) => (provider, judgement.status.is_some()),
-            (Settled::ServeKept, Some(kept)) => (kept.provider, kept.has_response),
+            (Settled::ServeKept, Some(kept)) => (kept.provider as usize, kept.has_response),
             _ => (provider, false),
         };
         if has_response {
@@ -195,17 +216,21 @@ impl Run {
         }
         let mut report = None;
         if let Some(status) = judgement.status {
-            report = health.record_answer(provider, status, judgement.time_to_headers);
+            let not_found = status == 404 && !judgement.unknown_model;
+            report = health.record_answer(&permit, not_found, judgement.time_to_headers);
             if judgement.verdict == Verdict::Accept {
                 record_latency(health, &permit, now);
             }
         }
         let signal = match (judgement.signal(), judgement.cut_after) {
-            (HealthSignal::Failure, Some(quiet_for)) => health.silence(provider, quiet_for),
+            (HealthSignal::Failure, Some(quiet_for)) => health.silence(&permit, quiet_for),
             (signal, _) => signal,
         };
-        let [breaker, cooldown] = health.record_outcome(permit, signal, now);
-        (settled, [breaker, cooldown.or(report)])
+        let mut changes = health.record_outcome(permit, signal, judgement.concern, now);
+        if let Some(report) = report {
+            changes.report(report);
+        }
+        (settled, changes)
     }
 
     /// Records an attempt that was dropped because another one served.
@@ -221,7 +246,7 @@ impl Run {
             true => HealthSignal::Silent,
             false => HealthSignal::Nothing,
         };
-        health.record_outcome(permit, signal, now)
+        health.record_outcome(permit, signal, Concern::Key, now)
     }
 
     /// Ends the run with a stream that has begun well, whose end is still to come.
@@ -237,8 +262,12 @@ impl Run {
         self.serve(permit);
         health.serve(permit.provider);
         record_latency(health, permit, now);
-        let report = health.record_answer(permit.provider, status, time_to_headers);
-        [health.commit(permit, now), report]
+        let report = health.record_answer(permit, status == 404, time_to_headers);
+        let mut changes = health.commit(permit, now);
+        if let Some(report) = report {
+            changes.report(report);
+        }
+        changes
     }
 
     /// How a run ends that served no answer.
@@ -257,7 +286,7 @@ impl Run {
                 // A worse answer is not a better one for being early.
                 self.over = true;
                 self.kept = Some(Kept {
-                    provider: permit.provider,
+                    provider: permit.provider as u32,
                     sequence: permit.sequence(),
                     has_response: judgement.status.is_some(),
                 });
@@ -317,52 +346,62 @@ impl Run {
     }
 
     /// The providers that may still be asked and are not isolated.
+    fn usable(&self, health: &HealthTable) -> impl Iterator<Item = usize> {
+        self.order.iter().copied().filter(|provider| self.is_usable(*provider, health))
+    }
+
     #[inline]
-    fn usable(
-        &self,
-        health: &HealthTable,
-        now: Instant,
-    ) -> impl Iterator<Item = (usize, Admission)> {
-        self.order
-            .iter()
-            .filter(|provider| !self.excluded.contains(**provider))
-            .map(move |provider| (*provider, health.admission(*provider, now)))
-            .filter(|(_, admission)| *admission != Admission::Isolated)
+    fn is_usable(&self, provider: usize, health: &HealthTable) -> bool {
+        !self.excluded.contains(provider) && !health.is_isolated(provider)
     }
 
     /// The first available provider in order; else, when none is left, the unavailable one that
-    /// reopens first. A hedge is sent to an available one only.
+    /// reopens first, and those at their limit last. A hedge is sent to an available one only.
     #[inline]
     fn choose(&self, health: &HealthTable, now: Instant) -> Option<Choice> {
         let is_hedge = self.in_flight > 0;
         let may_probe = !is_hedge && self.replayable;
         let mut passed_over = false;
-        let mut usable = self.usable(health, now);
-        while let Some((provider, admission)) = usable.next() {
+        let mut full = ProviderSet::default();
+        let mut order = self.order.iter();
+        while let Some(&provider) = order.next() {
+            if self.excluded.contains(provider) {
+                continue;
+            }
+            let admission = health.admission(provider, self.key(), now);
             let is_probe = admission == Admission::ProbeDue;
             if admission == Admission::Available || is_probe && may_probe {
-                let leaves_any = passed_over || usable.next().is_some();
-                return Some(Choice { provider, is_probe, leaves_any });
+                let leaves_any = passed_over || order.any(|other| self.is_usable(*other, health));
+                return Some(Choice { provider, may_probe: is_probe, leaves_any, full });
             }
-            passed_over = true;
+            passed_over |= admission != Admission::Isolated;
+            if admission == Admission::AtCapacity {
+                full.insert(provider);
+            }
         }
         if is_hedge || !self.allow_unhealthy {
             return None;
         }
-        self.choose_unavailable(health, now)
+        self.choose_unavailable(health, full, now)
     }
 
     #[cold]
-    fn choose_unavailable(&self, health: &HealthTable, now: Instant) -> Option<Choice> {
-        let reopens = |admission| match admission {
-            Admission::Unavailable(until) => until,
-            _ => now,
+    fn choose_unavailable(
+        &self,
+        health: &HealthTable,
+        full: ProviderSet,
+        now: Instant,
+    ) -> Option<Choice> {
+        // A limit that its user has set is worth more than a provider's own wish.
+        let order = |provider: &usize| match health.admission(*provider, self.key(), now) {
+            Admission::AtCapacity => (true, now),
+            Admission::Unavailable(until) => (false, until),
+            _ => (false, now),
         };
-        let usable = self.usable(health, now);
-        let (provider, admission) = usable.min_by_key(|(_, admission)| reopens(*admission))?;
-        let is_probe = admission == Admission::ProbeDue;
-        let leaves_any = self.usable(health, now).nth(1).is_some();
-        Some(Choice { provider, is_probe, leaves_any })
+        let provider = self.usable(health).min_by_key(order)?;
+        let leaves_any = self.usable(health).nth(1).is_some();
+        // A provider that is shut may be one whose key is not.
+        Some(Choice { provider, may_probe: true, leaves_any, full })
     }
 }
 
@@ -372,28 +411,26 @@ fn record_latency(health: &mut HealthTable, permit: &Permit, now: Instant) {
     }
 }
 
-struct Choice {
-    provider: usize,
-    /// Whether its circuit breaker is open and its break is over.
-    is_probe: bool,
-    /// Whether any other provider could be asked at all.
-    leaves_any: bool,
+/// Which of these providers it is news of that they were passed over at their limit.
+#[cold]
+fn pass_over(
+    full: ProviderSet,
+    health: &mut HealthTable,
+    now: Instant,
+) -> Option<Box<ProviderSet>> {
+    let mut news = ProviderSet::default();
+    full.iter().filter(|it| health.pass_over(*it, now)).for_each(|it| news.insert(it));
+    (!news.is_empty()).then(|| Box::new(news))
 }
 
-/// One bit for each provider; `build()` allows no more than fit.
-#[derive(Clone, Copy, Debug, Default)]
-struct ProviderSet([u64; 2]);
-
-impl ProviderSet {
-    #[inline]
-    fn insert(&mut self, provider: usize) {
-        self.0[provider / 64] |= 1 << (provider % 64);
-    }
-
-    #[inline]
-    fn contains(&self, provider: usize) -> bool {
-        self.0[provider / 64] & 1 << (provider % 64) != 0
-    }
+struct Choice {
+    provider: usize,
+    /// Whether this may be a probe, whose lease lasts a little longer than its request.
+    may_probe: bool,
+    /// Whether any other provider could be asked at all.
+    leaves_any: bool,
+    /// The providers that were passed over at their limit.
+    full: ProviderSet,
 }
 
 #[cfg(test)]

@@ -5,6 +5,8 @@
 //! looked for, which `RawValue` borrows from the body, and the bytes around it are copied as they
 //! are. Whatever is not plainly a JSON object with a `"model"` to rename is left alone.
 
+mod find;
+
 use std::fmt;
 use std::ops::Range;
 
@@ -12,6 +14,8 @@ use http::{HeaderMap, HeaderName};
 use serde::Deserializer as _;
 use serde::de::{MapAccess, Visitor};
 use serde_json::value::RawValue;
+
+pub(crate) use self::find::top_level_string;
 
 /// The body with its top-level `"model"` renamed, or `None` to leave it as it is: it is not JSON,
 /// or `rename` knows no other name for its model.

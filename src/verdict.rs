@@ -86,8 +86,9 @@ pub enum Fault {
     None,
     /// A failure: it counts toward opening the provider's circuit breaker.
     Failure,
-    /// A rest without a failure: the provider is passed over for this long, clamped to 1–300 s;
-    /// without a duration 5 s, doubling with each cooldown in a row.
+    /// A rest without a failure: the provider is passed over for this long, as
+    /// [`Cooldown`](crate::Cooldown) allows; zero is 1 s. Without a duration 5 s, doubling with each
+    /// cooldown in a row.
     Cooldown(Option<Duration>),
 }
 

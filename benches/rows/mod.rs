@@ -8,7 +8,7 @@ use http::Extensions;
 use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue, USER_AGENT};
 use reqwest::{Method, Request, Response, ResponseBuilderExt, Url};
 use reqwest_chain::{ChainMiddleware, Chainer};
-use reqwest_failover::{Ambiguous, Breaker, Provider, ProviderChain, Route, Verdict};
+use reqwest_failover::{Ambiguous, Breaker, HealthKey, Provider, ProviderChain, Route, Verdict};
 use reqwest_middleware::{ClientBuilder, ClientWithMiddleware, Error, Middleware, Next, Result};
 use reqwest_retry::RetryTransientMiddleware;
 use reqwest_retry::policies::ExponentialBackoff;
@@ -26,6 +26,8 @@ pub(crate) enum Row {
     Ours,
     /// The same with every option that a request passes through.
     Options,
+    /// The same with health by model.
+    ByModel,
     /// The first provider answers 503 and the second 200; no breaker.
     FailoverOnce,
     /// The first provider's breaker is open.
@@ -42,13 +44,14 @@ pub(crate) enum Row {
 }
 
 impl Row {
-    pub(crate) const ALL: [Self; 13] = [
+    pub(crate) const ALL: [Self; 14] = [
         Self::Bare,
         Self::Noop,
         Self::Retry,
         Self::Chain,
         Self::Ours,
         Self::Options,
+        Self::ByModel,
         Self::FailoverOnce,
         Self::BreakerOpen,
         Self::OneUsable,
@@ -66,6 +69,7 @@ impl Row {
             Self::Chain => "reqwest-chain",
             Self::Ours => "failover: defaults",
             Self::Options => "failover: every option",
+            Self::ByModel => "failover: by model",
             Self::FailoverOnce => "failover: one switch",
             Self::BreakerOpen => "failover: breaker open",
             Self::OneUsable => "failover: one usable",
@@ -108,7 +112,7 @@ impl Bench {
             client: builder.with(Terminal { failing, waits }).build(),
             waits,
             url: Url::parse("https://api.openai.com/v1/chat/completions").unwrap(),
-            body: Bytes::from(vec![b'x'; body]),
+            body: chat(body),
         };
         // The first requests fill caches, and open the breaker where one is to be open.
         for _ in 0..10 {
@@ -129,6 +133,15 @@ impl Bench {
         let response = self.client.execute(request).await.unwrap();
         assert_eq!(response.status(), 200);
     }
+}
+
+/// A request for a chat of this many bytes. The model follows the messages, as `serde_json` sorts them and
+/// as OpenAI's own clients send them.
+fn chat(length: usize) -> Bytes {
+    let before = r#"{"messages":[{"role":"user","content":""#;
+    let after = r#""}],"model":"gpt-4o-mini","temperature":0.2}"#;
+    let content = "x".repeat(length - before.len() - after.len());
+    format!("{before}{content}{after}").into()
 }
 
 fn chain(row: Row) -> ProviderChain {
@@ -159,6 +172,7 @@ fn chain(row: Row) -> ProviderChain {
             .on_ambiguous(Ambiguous::IdempotentOnly)
             .observe(|_| {})
             .build(),
+        Row::ByModel => builder.health_by(HealthKey::model()).build(),
         Row::FailoverOnce => builder.without_health().build(),
         Row::BreakerOpen => {
             let long = Duration::from_secs(1_000_000);

@@ -11,7 +11,7 @@ use super::address::Addresses;
 use super::mark::CountedChain;
 use super::shared::{Classify, RouteFor, Shared, Table, now};
 use crate::error::{ConfigError, Exhausted};
-use crate::health::{Breaker, HealthTable, State};
+use crate::health::{Breaker, Cooldown, HealthKey, HealthTable, State};
 use crate::hedge::{Hedge, Hedging};
 use crate::inspect::Inspect;
 use crate::message::Secrets;
@@ -56,8 +56,10 @@ pub struct ProviderChainBuilder {
     error_body_timeout: Duration,
     max_attempts: Option<usize>,
     ambiguous: Ambiguous,
+    health_key: Option<HealthKey>,
     breaker: Option<Breaker>,
     nested: bool,
+    cooldown: Cooldown,
     replay_buffer: u64,
     hedge: Option<Hedge>,
     inspect: Option<Inspect>,
@@ -80,8 +82,10 @@ impl ProviderChainBuilder {
             error_body_timeout: DEFAULT_ERROR_BODY_TIMEOUT,
             max_attempts: None,
             ambiguous: Ambiguous::default(),
+            health_key: None,
             breaker: Some(Breaker::default()),
             nested: false,
+            cooldown: Cooldown::default(),
             replay_buffer: DEFAULT_REPLAY_BUFFER,
             hedge: None,
             inspect: None,
@@ -214,14 +218,28 @@ impl ProviderChainBuilder {
         self
     }
 
+    /// Keeps each provider's health for each key of requests, such as their model, so that a limit on one
+    /// of them does not rest the others. Off by default. Shown at [`HealthKey`], which also says when not
+    /// to use it.
+    pub fn health_by(mut self, key: HealthKey) -> Self {
+        self.health_key = Some(key);
+        self
+    }
+
     /// When a provider's circuit breaker opens, and for how long. Default [`Breaker::default`].
     pub fn breaker(mut self, breaker: Breaker) -> Self {
         self.breaker = Some(breaker);
         self
     }
 
-    /// Keeps no health: no breaker opens, no provider cools down, and every request asks the first
-    /// provider first.
+    /// How long a provider rests after a 429 and the like. Default [`Cooldown::default`].
+    pub fn cooldown(mut self, cooldown: Cooldown) -> Self {
+        self.cooldown = cooldown;
+        self
+    }
+
+    /// Keeps no health: no breaker opens, no provider or key cools down, and every request asks the first
+    /// provider first that has room ([`max_in_flight`](Provider::max_in_flight)).
     pub fn without_health(mut self) -> Self {
         self.breaker = None;
         self
@@ -295,6 +313,7 @@ impl ProviderChainBuilder {
         settings.check(&entries)?;
         let problems = [
             ("breaker", self.breaker.as_ref().and_then(Breaker::problem)),
+            ("cooldown", self.cooldown.problem()),
             ("switch_rate_limits", self.rate_limits.problem()),
             ("hedge", self.hedge.as_ref().and_then(|hedge| hedge.problem(settings.shortest()))),
         ];
@@ -319,8 +338,15 @@ impl ProviderChainBuilder {
             hosts: hosts(&entries),
         };
         let now = now();
+        let health_key = self.health_key.filter(|_| self.breaker.is_some());
         let mut health = HealthTable::new(entries.len(), self.breaker, now, fastrand::u64(..));
         health.hedging = self.hedge.as_ref().map(|hedge| Hedging::new(hedge, entries.len()));
+        health.cooldown = self.cooldown;
+        for (provider, entry) in entries.iter().enumerate() {
+            if let Some(most) = entry.max_in_flight {
+                health.limit_in_flight(provider, most.get() as u64);
+            }
+        }
         let table = Table {
             health,
             switch_rate: SwitchRate::new(self.rate_limits, now),
@@ -343,6 +369,7 @@ impl ProviderChainBuilder {
             route: self.route,
             _counted: CountedChain::new(),
             nested: self.nested,
+            health_key,
             replay_buffer: self.replay_buffer,
             inspect: self.inspect,
             error_body_timeout: self.error_body_timeout,

@@ -48,16 +48,21 @@ pub(super) fn drive<'a>(
         let mut kept: Option<Box<Ended>> = None;
         loop {
             let until = match step {
-                Step::Send { permit, until, last: is_last, hedge } => {
+                Step::Send { permit, until, last: is_last, hedge, full } => {
                     let provider = permit.provider;
+                    if let Some(full) = full {
+                        flights.state.emit_at_capacity(*full);
+                    }
                     if hedge {
                         flights.emit_hedged(provider);
                     } else if last.take().is_some() {
                         flights.state.emit_failed_over(provider);
                     }
-                    let is_probe = permit.is_probe();
+                    if permit.is_probe() {
+                        flights.state.emit_probing(&permit);
+                    }
                     let permit = Guard::new(sender.shared, permit);
-                    let trace = flights.state.start_attempt(provider, is_probe);
+                    let trace = flights.state.start_attempt(provider);
                     let attempt =
                         AttemptState::new(permit, provider, trace, flights.state.now, until);
                     let url = || sender.target(provider).unwrap_or_else(|| sender.address.caller());
@@ -240,6 +245,7 @@ async fn make_replayable(
         }
     };
     *request.body_mut() = Some(body);
+    state.take_key(request);
     Ok(())
 }
 
@@ -254,7 +260,9 @@ fn serve(
     let result = match (result, permit) {
         (AttemptResult::Stream(stream), Some(permit)) => {
             let shared = state.shared().clone();
-            Some(Ok(stream.watched(Box::new(move |end| shared.end_stream(permit, end)))))
+            let key: Option<Box<[u8]>> = state.run.key().map(Into::into);
+            let on_end = move |end| shared.end_stream(permit, key.as_deref(), end);
+            Some(Ok(stream.watched(Box::new(on_end))))
         }
         (result, _) => result.into_result(),
     };

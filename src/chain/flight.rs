@@ -18,6 +18,7 @@ use super::address::Address;
 use super::body::Upload;
 use super::outcome::{AttemptResult, Unsent, clean_error, clean_response, is_elsewhere, read};
 use super::shared::{Shared, now};
+use super::slot::keep_place;
 use crate::health::{Permit, after};
 use crate::inspect::Asked;
 use crate::observe::{Event, Trace, catch_panic};
@@ -305,7 +306,10 @@ impl<'a> Flight<'a> {
                     state.is_sent = true;
                     let answer = state.trace.within(|| answer.as_mut().poll(context));
                     let Poll::Ready((result, own)) = answer else { break };
-                    let result = sender.receive(state.provider, self.sent.as_ref(), result);
+                    let mut result = sender.receive(state.provider, self.sent.as_ref(), result);
+                    if sender.entry(state.provider).max_in_flight.is_some() {
+                        result = keep_place(sender.shared, &mut state.permit, result);
+                    }
                     let response = match result {
                         AttemptResult::Response(response)
                             if sender.shared.reads(response.status()) =>

@@ -13,7 +13,7 @@ use super::body::{ReadAnswer, read_answer};
 use super::shared::{Classify, Shared, wall_clock};
 use crate::cause::Cause;
 use crate::error::FailoverError;
-use crate::health::after;
+use crate::health::{Concern, after};
 use crate::inspect::{Asked, CommittedStream, Flaw, FlawKind, Inspected, inspect};
 use crate::message::{self, Secrets};
 use crate::observe::Event;
@@ -142,6 +142,8 @@ impl AttemptResult {
             verdict: Verdict::FailOver(Fault::None),
             ambiguous: false,
             unreachable: false,
+            concern: Concern::Key,
+            unknown_model: false,
             status: status.map(|status| status.as_u16()),
             time_to_headers: elapsed,
             cut_after: None,
@@ -164,6 +166,13 @@ impl AttemptResult {
             judgement.verdict = opinion.unwrap_or_else(|| Verdict::standard(&outcome));
             judgement.ambiguous = outcome.maybe_processed();
             judgement.unreachable = outcome.is_connect();
+            if judgement.verdict != Verdict::Accept {
+                judgement.unknown_model = outcome.blames_model();
+                judgement.concern = match outcome.blames_provider() {
+                    true => Concern::Provider,
+                    false => Concern::Key,
+                };
+            }
             if self.is_cut_by_caller(&outcome, until) {
                 judgement.cut_after = Some(circumstances.quiet_for());
             }

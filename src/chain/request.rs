@@ -119,8 +119,11 @@ impl<'a> RequestState<'a> {
             true => Err(Cause::PathRefused),
             false => Ok(request.and_then(|request| Self::route(shared, request, extensions))),
         };
+        let is_read = request.is_none_or(is_replayable);
+        let key = request.filter(|_| is_read).and_then(|request| Self::key(shared, request));
         let mut table = shared.lock();
-        let run = Run::new(table.order.clone(), &shared.limits, idempotent, timeout, started);
+        let mut run = Run::new(table.order.clone(), &shared.limits, idempotent, timeout, started);
+        run.set_key(key);
         let mut state = Self {
             shared,
             run,
@@ -143,7 +146,7 @@ impl<'a> RequestState<'a> {
         let applied = route.and_then(|route| route.map_or(Ok(()), |route| state.apply(&route)));
         let begun = match applied {
             Err(cause) => Begun::Refused(Box::new(cause)),
-            Ok(()) if !request.is_none_or(is_replayable) => Begun::Unread,
+            Ok(()) if !is_read => Begun::Unread,
             Ok(()) => Begun::Step(state.run.step(&shared.limits, &mut table.health, started)),
         };
         (state, begun)
@@ -167,6 +170,17 @@ impl<'a> RequestState<'a> {
         Ok(())
     }
 
+    /// What the request is about, as far as its providers' health depends on it.
+    fn key(shared: &Shared, request: &Request) -> Option<Box<[u8]>> {
+        let key = shared.health_key.as_ref()?;
+        shared.observer.catch_panic("health_by", || key.of(request)).flatten()
+    }
+
+    /// Reads what the request is about, once its body is in memory.
+    pub(super) fn take_key(&mut self, request: &Request) {
+        self.run.set_key(Self::key(self.shared, request));
+    }
+
     /// Reads the clock, after a wait.
     pub(super) fn refresh_now(&mut self) -> Instant {
         self.now = now();
@@ -175,7 +189,7 @@ impl<'a> RequestState<'a> {
 
     /// How many bytes of a streamed body are worth keeping: none where no other provider may be asked.
     pub(super) fn replay_limit(&self) -> u64 {
-        let may_fail_over = self.run.may_fail_over(&self.shared.lock().health, self.now);
+        let may_fail_over = self.run.may_fail_over(&self.shared.lock().health);
         if may_fail_over { self.shared.replay_buffer } else { 0 }
     }
 
@@ -201,16 +215,12 @@ impl<'a> RequestState<'a> {
     }
 
     /// An attempt begins. Returns its span.
-    pub(super) fn start_attempt(&mut self, provider: usize, is_probe: bool) -> Trace {
+    pub(super) fn start_attempt(&mut self, provider: usize) -> Trace {
         let entry = &self.shared.entries[provider];
         let resends = self.begun;
         self.begun += 1;
         self.first_asked |= self.run.first() == Some(provider);
         self.first_sent.get_or_insert(self.now);
-        if is_probe {
-            self.shared.observer.set_state_gauge(provider, crate::health::State::Probing);
-            self.emit(&Event::BreakerProbing { provider: &entry.name });
-        }
         if self.is_watched {
             self.emit(&Event::AttemptStarted { provider: &entry.name, number: self.begun });
         }
@@ -317,15 +327,22 @@ impl<'a> RequestState<'a> {
     }
 
     /// Unlocks the table, and emits what has changed in it.
+    #[inline]
     fn release(&self, table: MutexGuard<'_, Table>, provider: usize, changes: Changes) {
         let state = Observer::SHOWS_STATE.then(|| table.health.state(provider, self.now));
         drop(table);
         if let Some(state) = state {
             self.shared.observer.set_state_gauge(provider, state);
         }
-        if changes != Changes::default() {
-            self.trace.within(|| self.shared.emit_changes(provider, changes));
+        if !changes.is_none() {
+            self.emit_changes(provider, changes);
         }
+    }
+
+    #[cold]
+    fn emit_changes(&self, provider: usize, changes: Changes) {
+        let key = self.run.key();
+        self.trace.within(|| self.shared.emit_changes(provider, key, changes));
     }
 
     pub(super) fn secrets(&self) -> Secrets {

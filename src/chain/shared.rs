@@ -12,9 +12,9 @@ use reqwest::Request;
 use super::address::Addresses;
 use super::mark::CountedChain;
 use crate::error::{ConfigError, Exhausted};
-use crate::health::{Change, Changes, HealthSignal, HealthTable, Permit};
+use crate::health::{Change, Changes, Concern, HealthKey, HealthSignal, HealthTable, Permit};
 use crate::inspect::{Inspect, StreamEnd};
-use crate::message::Secrets;
+use crate::message::{self, Secrets};
 use crate::observe::rate::SwitchRate;
 use crate::observe::{Event, Observer, RequestCounts};
 use crate::provider::Entry;
@@ -37,6 +37,7 @@ pub(super) struct Shared {
     pub(super) _counted: CountedChain,
     /// Whether attempts of other chains are claimed.
     pub(super) nested: bool,
+    pub(super) health_key: Option<HealthKey>,
     pub(super) replay_buffer: u64,
     pub(super) inspect: Option<Inspect>,
     pub(super) error_body_timeout: Duration,
@@ -74,22 +75,22 @@ impl Shared {
         self.observer.set_state_gauge(provider, state);
     }
 
-    /// Records how a stream that had begun well has ended.
-    pub(super) fn end_stream(&self, permit: Permit, end: StreamEnd) {
+    /// Records how a stream that had begun well has ended. `key` is its request's.
+    pub(super) fn end_stream(&self, permit: Permit, key: Option<&[u8]>, end: StreamEnd) {
         let provider = permit.provider;
         let now = now();
         let mut table = self.lock();
         let health = &mut table.health;
         let (is_broken, changes) = match end {
             StreamEnd::Complete => {
-                (false, health.record_outcome(permit, HealthSignal::Success, now))
+                (false, health.record_outcome(permit, HealthSignal::Success, Concern::Key, now))
             }
-            StreamEnd::Silent { quiet_for } if !health.is_silence(provider, quiet_for) => {
+            StreamEnd::Silent { quiet_for } if !health.is_silence(&permit, quiet_for) => {
                 health.cancel(&permit);
                 (false, Changes::default())
             }
             StreamEnd::Broken | StreamEnd::Silent { .. } => {
-                (true, health.record_outcome(permit, HealthSignal::Failure, now))
+                (true, health.record_outcome(permit, HealthSignal::Failure, Concern::Key, now))
             }
             StreamEnd::Dropped => {
                 health.cancel(&permit);
@@ -102,24 +103,36 @@ impl Shared {
         if is_broken {
             self.observer.emit(&Event::StreamBroken { provider: &self.entries[provider].name });
         }
-        self.emit_changes(provider, changes);
+        self.emit_changes(provider, key, changes);
     }
 
-    pub(super) fn emit_changes(&self, provider: usize, changes: Changes) {
-        let provider = &self.entries[provider].name;
-        for change in changes.into_iter().flatten() {
-            self.observer.emit(&match change {
-                Change::Opened { until, breaks, cause } => {
-                    Event::BreakerOpened { provider, until, breaks, cause: cause.as_str() }
-                }
-                Change::Closed => Event::BreakerClosed { provider },
-                Change::CoolingDown { until } => Event::CoolingDown { provider, until },
-                Change::OnlyNotFound => {
-                    self.observer.warn_of_base_url(provider);
-                    continue;
-                }
-            });
+    /// Emits what has changed in a provider's health, and in that of its key.
+    pub(super) fn emit_changes(&self, provider: usize, key: Option<&[u8]>, changes: Changes) {
+        let (own, of_key) = (changes.own(), changes.key());
+        own.into_iter().flatten().for_each(|change| self.emit_change(provider, None, change));
+        if let (Some(key), [Some(_), _] | [_, Some(_)]) = (key, of_key) {
+            let key = self.shown_key(key);
+            let changes = of_key.into_iter().flatten();
+            changes.for_each(|change| self.emit_change(provider, Some(&key), change));
         }
+    }
+
+    fn emit_change(&self, provider: usize, key: Option<&str>, change: Change) {
+        let provider = &self.entries[provider].name;
+        self.observer.emit(&match change {
+            Change::Opened { until, breaks, cause } => {
+                Event::BreakerOpened { provider, key, until, breaks, cause: cause.as_str() }
+            }
+            Change::Closed => Event::BreakerClosed { provider, key },
+            Change::CoolingDown { until } => Event::CoolingDown { provider, key, until },
+            Change::OnlyNotFound => return self.observer.warn_of_base_url(provider),
+        });
+    }
+
+    /// A health key as it may be shown: it is data from outside.
+    pub(super) fn shown_key(&self, key: &[u8]) -> Box<str> {
+        message::make_safe(&String::from_utf8_lossy(key), true, &self.secrets(&[]))
+            .unwrap_or_default()
     }
 
     pub(super) fn find(&self, name: &str) -> Option<usize> {

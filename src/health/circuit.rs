@@ -2,13 +2,16 @@
 
 use std::time::{Duration, Instant};
 
-use super::breaker::{Breaker, doubled};
+use super::breaker::Breaker;
+use super::cooldown::{Cooldown, LENT_FROM};
+use super::permit::{Admitted, Ticket};
 use super::ring::{Ring, after, is_recent, nanos};
-use super::{Admission, Admitted, Change, Changes, HealthSignal, OpenCause, Permit, State};
+use super::{Admission, Change, HealthSignal, Moves, OpenCause, State};
 
 /// What the rules need to know besides the circuit that they move.
 pub(super) struct Rules<'a> {
     pub(super) breaker: &'a Breaker,
+    pub(super) cooldown: &'a Cooldown,
     pub(super) random: &'a mut fastrand::Rng,
     /// The number of the current tenth of the window.
     pub(super) tick: u64,
@@ -55,40 +58,49 @@ struct Lease {
 struct Rest {
     until: Instant,
     level: u32,
+    /// Whether its end is lent to one request, and none has yet been answered well.
+    is_lent: bool,
 }
 
 impl Circuit {
     #[inline]
     pub(super) fn admission(&self, now: Instant) -> Admission {
-        if self.open_until.is_none() && self.rest.is_none() {
+        if self.is_well() {
             return Admission::Available;
         }
         self.restricted_admission(now)
     }
 
     fn restricted_admission(&self, now: Instant) -> Admission {
-        let shut = self.open_until.and_then(|until| {
-            let lease = self.lease.map_or(until, |lease| lease.until.max(until));
-            (lease > now).then_some(lease)
-        });
-        match (self.resting(now).max(shut), self.open_until) {
-            (Some(until), _) => Admission::Unavailable(until),
-            (None, Some(_)) => Admission::ProbeDue,
-            (None, None) => Admission::Available,
+        let is_lent = self.is_lent();
+        let shut = self.open_until.max(self.rest.map(|rest| rest.until));
+        let lease = self.lease.filter(|_| is_lent).map(|lease| lease.until);
+        match shut.max(lease).filter(|until| *until > now) {
+            Some(until) => Admission::Unavailable(until),
+            None if is_lent => Admission::ProbeDue,
+            None => Admission::Available,
         }
+    }
+
+    /// Whether what comes next is a probe.
+    fn is_lent(&self) -> bool {
+        self.open_until.is_some() || self.rest.is_some_and(|rest| rest.is_lent)
     }
 
     #[inline]
     pub(super) fn state(&self, now: Instant) -> State {
-        if self.open_until.is_none() && self.rest.is_none() {
+        if self.is_well() {
             return State::Closed;
         }
         let probing = self.lease.is_some_and(|lease| lease.until > now);
         match (self.open_until, self.resting(now)) {
-            (Some(_), _) if probing => State::Probing,
+            _ if probing && self.is_lent() => State::Probing,
             (open, Some(until)) if open < Some(until) => State::CoolingDown { until },
             (Some(until), _) => State::Open { until },
-            (None, _) => State::Closed,
+            (None, _) => match self.rest.filter(|rest| rest.is_lent) {
+                Some(rest) => State::CoolingDown { until: rest.until },
+                None => State::Closed,
+            },
         }
     }
 
@@ -102,47 +114,57 @@ impl Circuit {
                 Admitted::Probe
             }
             _ if self.resting(now).is_some() => Admitted::WhileCoolingDown,
-            Admission::Unavailable(_) | Admission::Isolated => Admitted::WhileOpen,
+            _ => Admitted::WhileOpen,
         }
     }
 
-    /// Ends the lease of this permit, if it holds one.
-    #[inline]
-    pub(super) fn end_lease(&mut self, permit: &Permit) {
-        if self.holds_lease(permit) {
+    /// Ends the lease of the permit of this number, if it holds one.
+    pub(super) fn end_lease(&mut self, sequence: u64) {
+        if self.holds_lease(sequence) {
             self.lease = None;
         }
     }
 
-    #[inline]
-    pub(super) fn holds_lease(&self, permit: &Permit) -> bool {
-        self.lease.is_some_and(|lease| lease.sequence == permit.sequence)
+    pub(super) fn holds_lease(&self, sequence: u64) -> bool {
+        self.lease.is_some_and(|lease| lease.sequence == sequence)
     }
 
+    /// Whether it cools down, or has, and it is not known how it is after that.
+    pub(super) fn is_resting(&self, now: Instant) -> bool {
+        self.rest.is_some_and(|rest| rest.is_lent || rest.until > now)
+    }
+
+    /// Whether the breaker is open, also where its break is over.
+    pub(super) fn is_open(&self) -> bool {
+        self.open_until.is_some()
+    }
+
+    /// Whether a success changes nothing but counts.
     #[inline]
+    pub(super) fn is_well(&self) -> bool {
+        self.open_until.is_none() && self.rest.is_none()
+    }
+
     pub(super) fn record(
         &mut self,
-        permit: &Permit,
+        ticket: Ticket,
         signal: HealthSignal,
         rules: &mut Rules<'_>,
-    ) -> Changes {
-        let is_closed = self.open_until.is_none() && self.rest.is_none();
-        if signal == HealthSignal::Success && is_closed {
-            // What nearly every outcome is, without the rules below that agree.
-            if permit.sequence > self.moved_after {
-                self.succeed(permit, rules.tick);
-            }
+    ) -> Moves {
+        if signal == HealthSignal::Success && self.is_well() {
+            self.succeed(ticket, rules.tick);
             return [None, None];
         }
-        [self.move_breaker(permit, signal, rules), self.move_rest(permit, signal, rules)]
+        [self.move_breaker(ticket, signal, rules), self.move_rest(ticket, signal, rules)]
     }
 
-    /// A stream has begun well. It counts as a request that did not fail, until it breaks.
-    pub(super) fn commit(&mut self, permit: &mut Permit, rules: &Rules<'_>) -> Option<Change> {
-        if permit.sequence > self.rested_after {
-            self.rest = None;
+    /// A stream has begun well. It counts as a request that did not fail, until it breaks. The ticket
+    /// is marked where it was counted.
+    pub(super) fn commit(&mut self, ticket: &mut Ticket, rules: &Rules<'_>) -> Option<Change> {
+        if ticket.sequence > self.rested_after {
+            self.end_rest();
         }
-        if permit.sequence <= self.moved_after || permit.committed.is_some() {
+        if ticket.sequence <= self.moved_after || ticket.committed.is_some() {
             return None;
         }
         if self.open_until.is_some() {
@@ -150,7 +172,7 @@ impl Circuit {
         }
         self.consecutive = 0;
         self.count_request(rules.tick);
-        permit.committed = Some(rules.tick);
+        ticket.commit(rules.tick);
         None
     }
 
@@ -161,23 +183,23 @@ impl Circuit {
 
     fn move_breaker(
         &mut self,
-        permit: &Permit,
+        ticket: Ticket,
         signal: HealthSignal,
         rules: &mut Rules<'_>,
     ) -> Option<Change> {
-        if permit.sequence <= self.moved_after {
+        if ticket.sequence <= self.moved_after {
             return None;
         }
-        match (self.open_until, permit.admitted, signal) {
+        match (self.open_until, ticket.admitted, signal) {
             (_, _, HealthSignal::Nothing) => None,
             (None, _, HealthSignal::Success) => {
-                self.succeed(permit, rules.tick);
+                self.succeed(ticket, rules.tick);
                 None
             }
             // It was not given the rest that it had asked for.
             (None, Admitted::WhileCoolingDown, _) => None,
             (None, _, HealthSignal::Failure) => {
-                self.count_failure(permit, rules.tick);
+                self.count_failure(ticket, rules.tick);
                 let row = self.lengthen_row(OpenCause::Consecutive, rules);
                 let cause = row.or_else(|| self.is_bad(rules).then_some(OpenCause::Ratio));
                 cause.map(|cause| self.open(cause, rules))
@@ -188,11 +210,12 @@ impl Circuit {
                 cause.map(|cause| self.open(cause, rules))
             }
             // It asked for a rest, was given it, and asks again: a rest does not help.
-            (None, _, HealthSignal::Cooldown(_)) if self.asks_again(permit, rules.now) => {
+            (None, _, HealthSignal::Cooldown(_)) if self.asks_again(ticket, rules.now) => {
                 let cause = self.lengthen_row(OpenCause::Consecutive, rules);
                 cause.map(|cause| self.open(cause, rules))
             }
-            (None, _, HealthSignal::Neutral | HealthSignal::Cooldown(_)) => None,
+            (None, _, HealthSignal::Cooldown(_) | HealthSignal::Neutral) => None,
+            (None, _, HealthSignal::UnknownModel) => None,
             (Some(_), Admitted::Probe, HealthSignal::Failure | HealthSignal::Silent) => {
                 Some(self.open(OpenCause::Probe, rules))
             }
@@ -203,10 +226,14 @@ impl Circuit {
         }
     }
 
+    /// A success where the breaker is closed.
     #[inline]
-    fn succeed(&mut self, permit: &Permit, tick: u64) {
+    pub(super) fn succeed(&mut self, ticket: Ticket, tick: u64) {
+        if ticket.sequence <= self.moved_after {
+            return;
+        }
         self.consecutive = 0;
-        if permit.committed.is_none() {
+        if ticket.committed.is_none() {
             self.count_request(tick);
         }
     }
@@ -218,8 +245,8 @@ impl Circuit {
     }
 
     /// Whether a cooldown that begins now follows one, without a success between.
-    fn asks_again(&self, permit: &Permit, now: Instant) -> bool {
-        permit.sequence > self.rested_after && self.rest.is_some_and(|rest| rest.until <= now)
+    fn asks_again(&self, ticket: Ticket, now: Instant) -> bool {
+        ticket.sequence > self.rested_after && self.rest.is_some_and(|rest| rest.until <= now)
     }
 
     #[inline]
@@ -228,9 +255,9 @@ impl Circuit {
         share.requests = share.requests.saturating_add(1);
     }
 
-    fn count_failure(&mut self, permit: &Permit, tick: u64) {
+    fn count_failure(&mut self, ticket: Ticket, tick: u64) {
         // A stream that breaks was counted as a request when it began.
-        if !permit.committed.is_some_and(|committed| is_recent(committed, tick)) {
+        if !ticket.committed().is_some_and(|committed| is_recent(committed, tick)) {
             self.count_request(tick);
         }
         let share = self.window.current(tick);
@@ -257,6 +284,7 @@ impl Circuit {
         let until = after(after(rules.now, half), half.mul_f64(rules.random.f64()));
         self.level = self.level.saturating_add(1);
         self.open_until = Some(until);
+        self.lease = None;
         self.moved_after = rules.sequence;
         Change::Opened { until, breaks: self.level, cause }
     }
@@ -274,47 +302,63 @@ impl Circuit {
 
     fn move_rest(
         &mut self,
-        permit: &Permit,
+        ticket: Ticket,
         signal: HealthSignal,
         rules: &Rules<'_>,
     ) -> Option<Change> {
-        if permit.sequence <= self.rested_after {
+        if ticket.sequence <= self.rested_after {
             return None;
         }
         let hint = match signal {
             HealthSignal::Success => {
-                self.rest = None;
+                self.end_rest();
                 return None;
             }
-            HealthSignal::Cooldown(hint) => {
-                hint.map(|hint| hint.clamp(SHORTEST_COOLDOWN, LONGEST_COOLDOWN))
+            HealthSignal::Neutral => {
+                self.reopen_if_probe(ticket);
+                return None;
             }
+            HealthSignal::Cooldown(hint) => hint.map(|hint| rules.cooldown.hinted(hint)),
+            HealthSignal::UnknownModel => Some(rules.cooldown.unknown_model()),
             _ => return None,
         };
         let while_cooling_down =
-            |rest: &Rest| permit.admitted == Admitted::WhileCoolingDown || rest.until > rules.now;
+            |rest: &Rest| ticket.admitted == Admitted::WhileCoolingDown || rest.until > rules.now;
         if let Some(current) = self.rest.as_mut().filter(|current| while_cooling_down(current)) {
             // Asked while it rests, it can only ask for more time: it was not given the rest after
             // which a longer one would be due.
-            let until = after(rules.now, hint?);
+            let hint = hint?;
+            let until = after(rules.now, hint);
             return (until > current.until).then(|| {
                 current.until = until;
+                current.is_lent |= hint >= LENT_FROM;
                 Change::CoolingDown { until }
             });
         }
         let level = self.rest.map_or(0, |last| last.level.saturating_add(1));
-        let length = hint.unwrap_or_else(|| doubled(FIRST_COOLDOWN, level, LONGEST_COOLDOWN));
+        let length = hint.unwrap_or_else(|| rules.cooldown.unhinted(level));
         let until = after(rules.now, length);
-        self.rest = Some(Rest { until, level });
+        self.end_rest();
+        self.rest = Some(Rest { until, level, is_lent: length >= LENT_FROM });
         self.rested_after = rules.sequence;
         Some(Change::CoolingDown { until })
     }
-}
 
-/// The shortest, first and longest cooldown.
-const SHORTEST_COOLDOWN: Duration = Duration::from_secs(1);
-const FIRST_COOLDOWN: Duration = Duration::from_secs(5);
-pub(super) const LONGEST_COOLDOWN: Duration = Duration::from_secs(300);
+    /// Forgets the cooldown. Its probe is none any more.
+    fn end_rest(&mut self) {
+        self.rest = None;
+        if self.open_until.is_none() {
+            self.lease = None;
+        }
+    }
+
+    /// The end of a cooldown was lent to this request, which was answered, if not with a success.
+    fn reopen_if_probe(&mut self, ticket: Ticket) {
+        if let Some(rest) = self.rest.as_mut().filter(|_| ticket.admitted == Admitted::Probe) {
+            rest.is_lent = false;
+        }
+    }
+}
 
 /// How many times `part` fits into `length`.
 fn whole(length: Duration, part: Duration) -> u32 {

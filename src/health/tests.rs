@@ -2,11 +2,13 @@ use std::ops::RangeInclusive;
 
 use proptest::prelude::*;
 
-use super::circuit::LONGEST_COOLDOWN;
 use super::*;
 
 const SECOND: Duration = Duration::from_secs(1);
 const MOMENT: Duration = Duration::from_nanos(1);
+
+/// The longest cooldown by default.
+const LONGEST_REST: Duration = Duration::from_secs(300);
 
 /// How long probes last in these tests.
 const LEASE: Duration = Duration::from_secs(121);
@@ -52,21 +54,35 @@ impl Harness {
     }
 
     fn ask(&mut self) -> Permit {
-        self.health.admit(0, self.now, self.now + LEASE)
+        self.health.admit(0, None, self.now, self.now + LEASE)
     }
 
-    fn record_outcome(&mut self, permit: Permit, signal: HealthSignal) -> Changes {
-        self.health.record_outcome(permit, signal, self.now)
+    fn record_outcome(&mut self, permit: Permit, signal: HealthSignal) -> Moves {
+        self.health.record_outcome(permit, signal, Concern::Key, self.now).own()
     }
 
     /// Asks, and is answered in the same moment.
-    fn answer(&mut self, signal: HealthSignal) -> Changes {
+    fn answer(&mut self, signal: HealthSignal) -> Moves {
         let permit = self.ask();
         self.record_outcome(permit, signal)
     }
 
     fn commit(&mut self, stream: &mut Permit) -> Option<Change> {
-        self.health.commit(stream, self.now)
+        self.health.commit(stream, self.now).own()[0]
+    }
+
+    fn record_answer(&mut self, status: u16, time: Duration) -> Option<Change> {
+        let permit = self.ask();
+        let report = self.health.record_answer(&permit, status == 404, time);
+        self.health.cancel(&permit);
+        report
+    }
+
+    fn is_silence(&mut self, quiet_for: Duration) -> bool {
+        let permit = self.ask();
+        let is_silence = self.health.is_silence(&permit, quiet_for);
+        self.health.cancel(&permit);
+        is_silence
     }
 
     /// Answers with all of these, none of which may change anything.
@@ -106,7 +122,7 @@ impl Harness {
     }
 
     fn admission(&self) -> Admission {
-        self.health.admission(0, self.now)
+        self.health.admission(0, None, self.now)
     }
 
     fn state(&self) -> State {
@@ -124,11 +140,10 @@ impl Harness {
     }
 }
 
-const UNMOVED: Changes = [None, None];
-const CLOSED: Changes = [Some(Change::Closed), None];
+const CLOSED: Moves = [Some(Change::Closed), None];
 
 #[track_caller]
-fn break_of(changes: Changes) -> (u32, Instant) {
+fn break_of(changes: Moves) -> (u32, Instant) {
     match changes {
         [Some(Change::Opened { until, breaks, .. }), None] => (breaks, until),
         changes => panic!("{changes:?} opens no breaker"),
@@ -136,7 +151,7 @@ fn break_of(changes: Changes) -> (u32, Instant) {
 }
 
 #[track_caller]
-fn rest_of(changes: Changes) -> Instant {
+fn rest_of(changes: Moves) -> Instant {
     match changes {
         [None, Some(Change::CoolingDown { until })] => until,
         changes => panic!("{changes:?} begins no cooldown"),
@@ -578,7 +593,8 @@ fn a_429_turns_a_probe_into_a_cooldown() {
     assert_eq!(harness.state(), State::CoolingDown { until });
     assert_eq!(harness.admission(), Admission::Unavailable(until));
     harness.now = until;
-    assert_eq!((harness.admission(), harness.state()), (Admission::Available, State::Closed));
+    assert_eq!(harness.admission(), Admission::ProbeDue);
+    assert_eq!(harness.state(), State::CoolingDown { until });
 }
 
 #[test]
@@ -799,9 +815,9 @@ fn a_stream_that_breaks_long_after_it_began_is_a_request_of_its_own() {
 // Silence.
 
 /// Abandons an attempt after this silence.
-fn abandon(harness: &mut Harness, quiet_for: Duration) -> Changes {
+fn abandon(harness: &mut Harness, quiet_for: Duration) -> Moves {
     let permit = harness.ask();
-    harness.health.abandon(permit, quiet_for, harness.now)
+    harness.health.abandon(permit, quiet_for, harness.now).own()
 }
 
 #[test]
@@ -817,26 +833,26 @@ fn a_silence_is_long_after_a_second_and_twice_the_usual_time_to_headers() {
     ] {
         let mut harness = Harness::new();
         if let Some(usual) = usual {
-            assert_eq!(harness.health.record_answer(0, 200, usual), None);
+            assert_eq!(harness.record_answer(200, usual), None);
         }
-        assert!(!harness.health.is_silence(0, Duration::ZERO));
-        assert!(!harness.health.is_silence(0, longest), "{usual:?}");
+        assert!(!harness.is_silence(Duration::ZERO));
+        assert!(!harness.is_silence(longest), "{usual:?}");
         let longer = longest.saturating_add(MOMENT);
-        assert_eq!(harness.health.is_silence(0, longer), longer > longest, "{usual:?}");
+        assert_eq!(harness.is_silence(longer), longer > longest, "{usual:?}");
     }
 }
 
 #[test]
 fn the_usual_time_follows_the_last_answers() {
     let mut harness = Harness::new();
-    (0..100).for_each(|_| _ = harness.health.record_answer(0, 200, SECOND * 10));
-    assert!(!harness.health.is_silence(0, SECOND * 20));
+    (0..100).for_each(|_| _ = harness.record_answer(200, SECOND * 10));
+    assert!(!harness.is_silence(SECOND * 20));
     // One quick answer of eight moves it by an eighth.
-    harness.health.record_answer(0, 500, Duration::ZERO);
-    assert!(harness.health.is_silence(0, SECOND * 35 / 2 + MOMENT * 100));
-    assert!(!harness.health.is_silence(0, SECOND * 35 / 2 - MOMENT * 100));
-    (0..100).for_each(|_| _ = harness.health.record_answer(0, 200, SECOND / 5));
-    assert!(harness.health.is_silence(0, SECOND + MOMENT));
+    harness.record_answer(500, Duration::ZERO);
+    assert!(harness.is_silence(SECOND * 35 / 2 + MOMENT * 100));
+    assert!(!harness.is_silence(SECOND * 35 / 2 - MOMENT * 100));
+    (0..100).for_each(|_| _ = harness.record_answer(200, SECOND / 5));
+    assert!(harness.is_silence(SECOND + MOMENT));
 }
 
 #[test]
@@ -873,7 +889,7 @@ fn a_short_silence_is_no_signal_and_returns_the_lease_of_a_probe() {
     assert_eq!(harness.counts(), Counts { attempts: 1000, ..Counts::default() });
 
     let (mut harness, probe) = Harness::probing();
-    assert_eq!(harness.health.abandon(probe, SECOND, harness.now), UNMOVED);
+    assert_eq!(harness.health.abandon(probe, SECOND, harness.now).own(), UNMOVED);
     assert_eq!(harness.admission(), Admission::ProbeDue);
     let changes = abandon(&mut harness, SECOND * 2);
     assert!(matches!(
@@ -884,7 +900,7 @@ fn a_short_silence_is_no_signal_and_returns_the_lease_of_a_probe() {
 
 #[test]
 fn a_breaker_says_why_it_opened() {
-    let cause = |changes: Changes| match changes[0] {
+    let cause = |changes: Moves| match changes[0] {
         Some(Change::Opened { cause, .. }) => cause,
         _ => panic!("{changes:?}"),
     };
@@ -909,7 +925,8 @@ fn a_breaker_says_why_it_opened() {
 #[test]
 fn ten_answers_of_404_and_no_other_are_reported_once() {
     let answer = |health: &mut HealthTable, provider, status| {
-        health.record_answer(provider, status, Duration::ZERO)
+        let permit = health.admit(provider, None, start(), start());
+        health.record_answer(&permit, status == 404, Duration::ZERO)
     };
     let mut health = HealthTable::new(2, None, start(), 7);
     for number in 1..=100 {
@@ -1065,11 +1082,12 @@ fn a_clock_that_runs_backward_does_no_harm() {
 // Cooldowns.
 
 #[test]
-fn a_hint_is_clamped_to_between_one_second_and_five_minutes() {
+fn a_hint_is_obeyed_up_to_five_minutes_and_zero_is_a_second() {
     for (hint, length) in [
         (Some(Duration::ZERO), SECOND),
-        (Some(MOMENT), SECOND),
-        (Some(SECOND - MOMENT), SECOND),
+        (Some(MOMENT), MOMENT),
+        (Some(SECOND / 25), SECOND / 25),
+        (Some(SECOND - MOMENT), SECOND - MOMENT),
         (Some(SECOND), SECOND),
         (Some(SECOND * 15 / 2), SECOND * 15 / 2),
         (Some(SECOND * 300), SECOND * 300),
@@ -1084,8 +1102,115 @@ fn a_hint_is_clamped_to_between_one_second_and_five_minutes() {
         assert_eq!(harness.admission(), Admission::Unavailable(until));
         assert_eq!(harness.state(), State::CoolingDown { until });
         harness.now = until;
-        assert_eq!((harness.admission(), harness.state()), (Admission::Available, State::Closed));
+        let after = match length < SECOND {
+            true => (Admission::Available, State::Closed),
+            false => (Admission::ProbeDue, State::CoolingDown { until }),
+        };
+        assert_eq!((harness.admission(), harness.state()), after, "{hint:?}");
     }
+}
+
+#[test]
+fn a_cooldown_has_the_length_that_its_settings_allow() {
+    let mut harness = Harness::with(Breaker::default().consecutive(u32::MAX));
+    harness.health.cooldown = Cooldown::default().at_most(SECOND * 7).without_hint(SECOND * 2);
+    for (hint, length) in [
+        (None, SECOND * 2),
+        (None, SECOND * 4),
+        (None, SECOND * 7),
+        (Some(SECOND * 8), SECOND * 7),
+        (Some(SECOND / 8), SECOND / 8),
+        (Some(Duration::ZERO), SECOND),
+    ] {
+        let until = rest_of(harness.answer(HealthSignal::Cooldown(hint)));
+        assert_eq!(until, harness.now + length, "{hint:?}");
+        harness.now = until;
+    }
+    let until = rest_of(harness.answer(HealthSignal::Cooldown(None)));
+    harness.now = until;
+    harness.health.cooldown = Cooldown::default().at_most(SECOND / 2).without_hint(SECOND / 2);
+    let until = rest_of(harness.answer(HealthSignal::Cooldown(Some(Duration::ZERO))));
+    assert_eq!(until, harness.now + SECOND / 2);
+}
+
+#[test]
+fn the_end_of_a_cooldown_is_lent_to_one_request_and_the_others_follow_its_answer() {
+    for (signal, after) in [
+        (HealthSignal::Success, Admission::Available),
+        (HealthSignal::Neutral, Admission::Available),
+        // Nothing was learnt, or nothing good: the next one finds out.
+        (HealthSignal::Nothing, Admission::ProbeDue),
+        (HealthSignal::Silent, Admission::ProbeDue),
+        (HealthSignal::Failure, Admission::ProbeDue),
+    ] {
+        let mut harness = Harness::new();
+        harness.now = rest_of(harness.answer(HealthSignal::Cooldown(Some(SECOND * 30))));
+        let probe = harness.ask();
+        assert!(probe.is_probe());
+        let lease_end = harness.now + LEASE;
+        assert_eq!(harness.admission(), Admission::Unavailable(lease_end));
+        assert_eq!(harness.state(), State::Probing);
+        assert!(!harness.ask().is_probe(), "not even where no other provider is left");
+        harness.pass(SECOND);
+        assert_eq!(harness.record_outcome(probe, signal), UNMOVED);
+        assert_eq!(harness.admission(), after, "{signal:?}");
+    }
+    let mut harness = Harness::new();
+    harness.now = rest_of(harness.answer(HealthSignal::Cooldown(Some(SECOND * 30))));
+    let probe = harness.ask();
+    harness.health.cancel(&probe);
+    assert_eq!(harness.admission(), Admission::ProbeDue, "a lease ends with its request");
+    harness.ask();
+    harness.pass(LEASE);
+    assert_eq!(harness.admission(), Admission::ProbeDue, "and by itself");
+}
+
+#[test]
+fn failures_of_the_probes_of_a_cooldown_open_the_breaker() {
+    let mut harness = Harness::new();
+    harness.now = rest_of(harness.answer(HealthSignal::Cooldown(Some(SECOND))));
+    for _ in 0..4 {
+        assert_eq!(harness.admission(), Admission::ProbeDue);
+        harness.answer_unmoved([HealthSignal::Failure]);
+    }
+    break_of(harness.answer(HealthSignal::Failure));
+}
+
+#[test]
+fn a_short_cooldown_ends_for_all() {
+    let mut harness = Harness::new();
+    harness.now = rest_of(harness.answer(HealthSignal::Cooldown(Some(SECOND / 30))));
+    for _ in 0..64 {
+        assert_eq!(harness.admission(), Admission::Available);
+        assert!(!harness.ask().is_probe());
+    }
+    // A longer hint makes a long one of it.
+    rest_of(harness.answer(HealthSignal::Cooldown(Some(SECOND / 30))));
+    harness.now = rest_of(harness.answer(HealthSignal::Cooldown(Some(SECOND))));
+    assert_eq!(harness.admission(), Admission::ProbeDue);
+}
+
+#[test]
+fn a_model_that_is_unknown_rests_for_a_minute_and_opens_no_breaker() {
+    let mut harness = Harness::with(Breaker::default().consecutive(1).ratio(0.01, 1));
+    for _ in 0..20 {
+        let mut permit = harness.health.admit(0, Some(b"m"), harness.now, harness.now + LEASE);
+        permit.mark_sent(harness.now);
+        let changes = harness.health.record_outcome(
+            permit,
+            HealthSignal::UnknownModel,
+            Concern::Key,
+            harness.now,
+        );
+        let until = harness.now + SECOND * 60;
+        assert_eq!(changes.own(), UNMOVED);
+        assert_eq!(changes.key(), [None, Some(Change::CoolingDown { until })]);
+        harness.now = until;
+        assert_eq!(harness.health.admission(0, Some(b"m"), harness.now), Admission::ProbeDue);
+        assert_eq!(harness.state(), State::Closed);
+    }
+    // Without a key it is an answer like any other.
+    harness.answer_unmoved([HealthSignal::UnknownModel; 100]);
 }
 
 #[test]
@@ -1211,7 +1336,7 @@ fn a_429_out_of_turn_raises_no_level_though_it_is_recorded_after_the_cooldown() 
     let (silent, hinting) = (harness.ask(), harness.ask());
     harness.pass(SECOND);
     assert_eq!(harness.record_outcome(silent, HealthSignal::Cooldown(None)), UNMOVED);
-    assert_eq!(harness.admission(), Admission::Available);
+    assert_eq!(harness.admission(), Admission::ProbeDue);
     let until = rest_of(harness.record_outcome(hinting, HealthSignal::Cooldown(Some(SECOND * 3))));
     assert_eq!(until, harness.now + SECOND * 3);
     harness.now = until;
@@ -1228,7 +1353,7 @@ fn a_failure_out_of_turn_while_cooling_is_no_signal() {
     let late = harness.ask();
     harness.pass(length);
     assert_eq!(harness.record_outcome(late, HealthSignal::Failure), UNMOVED);
-    assert_eq!(harness.state(), State::Closed);
+    assert!(matches!(harness.state(), State::CoolingDown { .. }));
     break_of(harness.answer(HealthSignal::Failure));
 }
 
@@ -1287,11 +1412,11 @@ fn isolation_does_not_reach_other_providers() {
     let now = start();
     let mut health = HealthTable::new(3, Some(Breaker::default().consecutive(1)), now, 7);
     health.isolate(0, true);
-    let permit = health.admit(1, now, now + LEASE);
-    health.record_outcome(permit, HealthSignal::Failure, now);
-    assert_eq!(health.admission(0, now), Admission::Isolated);
-    assert!(matches!(health.admission(1, now), Admission::Unavailable(_)));
-    assert_eq!(health.admission(2, now), Admission::Available);
+    let permit = health.admit(1, None, now, now + LEASE);
+    health.record_outcome(permit, HealthSignal::Failure, Concern::Key, now);
+    assert_eq!(health.admission(0, None, now), Admission::Isolated);
+    assert!(matches!(health.admission(1, None, now), Admission::Unavailable(_)));
+    assert_eq!(health.admission(2, None, now), Admission::Available);
     assert_eq!(health.counts(2), Counts::default());
 }
 
@@ -1414,7 +1539,7 @@ fn the_end_of_time_is_never_reached() {
             let mut harness = Harness::with(Breaker::default().breaks(length, length));
             harness.now = now;
             let answer = |harness: &mut Harness, signal| {
-                let permit = harness.health.admit(0, now, after(now, length));
+                let permit = harness.health.admit(0, None, now, after(now, length));
                 harness.record_outcome(permit, signal);
             };
             for signal in
@@ -1477,12 +1602,16 @@ enum Fact {
     Cooled {
         doublings: u32,
         until: Instant,
+        lent: bool,
     },
     CooledLonger {
         until: Instant,
+        lent: bool,
     },
     /// A success ended the cooldown.
     Rested,
+    /// The probe after the cooldown was answered.
+    Reopened,
 }
 
 struct Model {
@@ -1529,9 +1658,19 @@ impl Model {
         }
     }
 
-    /// The probe that was lent last in this break and has not come back.
+    /// The probe that was lent last in this break or cooldown and has not come back.
     fn probe(&self) -> Option<(usize, Instant)> {
-        let this_break = &self.facts[self.moved()?..];
+        let began = match self.break_end() {
+            Some(_) => self.moved(),
+            None if self.is_lent() => self.last(|fact| {
+                matches!(
+                    fact,
+                    Fact::Cooled { .. } | Fact::Rested | Fact::Opened { .. } | Fact::Closed { .. }
+                )
+            }),
+            None => None,
+        };
+        let this_break = &self.facts[began?..];
         let (permit, until) = this_break.iter().rev().find_map(|fact| match *fact {
             Fact::Asked { permit, standing: Standing::Probe, lease_until } => {
                 Some((permit, lease_until))
@@ -1545,11 +1684,22 @@ impl Model {
     /// The current or last cooldown, unless a success has ended it: its doublings and its end.
     fn cooldown(&self) -> Option<(u32, Instant)> {
         self.facts.iter().fold(None, |cooldown, fact| match *fact {
-            Fact::Cooled { doublings, until } => Some((doublings, until)),
-            Fact::CooledLonger { until } => cooldown.map(|(doublings, _)| (doublings, until)),
+            Fact::Cooled { doublings, until, .. } => Some((doublings, until)),
+            Fact::CooledLonger { until, .. } => cooldown.map(|(doublings, _)| (doublings, until)),
             Fact::Rested => None,
             _ => cooldown,
         })
+    }
+
+    /// Whether what comes next, after a break or a cooldown, is a probe.
+    fn is_lent(&self) -> bool {
+        let of_cooldown = self.facts.iter().fold(false, |is_lent, fact| match *fact {
+            Fact::Cooled { lent, .. } => lent,
+            Fact::CooledLonger { lent, .. } => is_lent || lent,
+            Fact::Rested | Fact::Reopened => false,
+            _ => is_lent,
+        });
+        self.break_end().is_some() || of_cooldown
     }
 
     fn cooling(&self, now: Instant) -> Option<Instant> {
@@ -1563,7 +1713,7 @@ impl Model {
         match longest {
             _ if self.isolated => Admission::Isolated,
             Some(until) => Admission::Unavailable(until),
-            None if self.break_end().is_some() => Admission::ProbeDue,
+            None if self.is_lent() => Admission::ProbeDue,
             None => Admission::Available,
         }
     }
@@ -1576,7 +1726,10 @@ impl Model {
             (Some(until), Some(rest)) if rest > until => State::CoolingDown { until: rest },
             (Some(until), _) => State::Open { until },
             (None, Some(until)) => State::CoolingDown { until },
-            (None, None) => State::Closed,
+            (None, None) => match self.cooldown().filter(|_| self.is_lent()) {
+                Some((_, until)) => State::CoolingDown { until },
+                None => State::Closed,
+            },
         }
     }
 
@@ -1701,7 +1854,7 @@ impl Model {
         permit: usize,
         signal: HealthSignal,
         now: Instant,
-        [breaker, cooldown]: Changes,
+        [breaker, cooldown]: Moves,
     ) -> Result<(), TestCaseError> {
         let asked = self.last(|it| matches!(it, Fact::Asked { permit: it, .. } if *it == permit));
         let asked = asked.unwrap();
@@ -1754,21 +1907,31 @@ impl Model {
 
         let cooled = self.last(|fact| matches!(fact, Fact::Cooled { .. }));
         let old = cooled.is_some_and(|cooled| asked < cooled);
+        let signal = match signal {
+            HealthSignal::UnknownModel => HealthSignal::Cooldown(Some(SECOND * 60)),
+            signal => signal,
+        };
         let (fact, change) = match (signal, self.cooldown()) {
             _ if old => (None, None),
             (HealthSignal::Success, Some(_)) => (Some(Fact::Rested), None),
+            (HealthSignal::Neutral, Some(_)) if probes => (Some(Fact::Reopened), None),
             (HealthSignal::Cooldown(hint), current) => {
-                let hint = hint.map(|hint| now + hint.max(SECOND).min(SECOND * 300));
+                let length = hint.map(|hint| match hint {
+                    Duration::ZERO => SECOND,
+                    hint => hint.min(SECOND * 300),
+                });
+                let lent = length.is_none_or(|length| length >= SECOND);
+                let hint = length.map(|length| now + length);
                 match current {
                     Some((_, end)) if end > now || standing == Standing::WhileCooling => {
                         let longer = hint.filter(|until| *until > end);
-                        (longer.map(|until| Fact::CooledLonger { until }), longer)
+                        (longer.map(|until| Fact::CooledLonger { until, lent }), longer)
                     }
                     _ => {
                         let doublings = current.map_or(0, |(doublings, _)| doublings + 1);
                         let length = SECOND * (5 << doublings.min(6)).min(300);
                         let until = hint.unwrap_or(now + length);
-                        (Some(Fact::Cooled { doublings, until }), Some(until))
+                        (Some(Fact::Cooled { doublings, until, lent }), Some(until))
                     }
                 }
             }
@@ -1835,9 +1998,11 @@ impl Dice {
             7 => HealthSignal::Neutral,
             8 => HealthSignal::Nothing,
             9 => HealthSignal::Silent,
+            10 if self.below(3) == 0 => HealthSignal::UnknownModel,
             _ => HealthSignal::Cooldown(match self.below(5) {
                 0 | 1 => None,
-                2 | 3 => Some(Duration::from_millis(self.below(400_000))),
+                2 => Some(Duration::from_millis(self.below(400_000))),
+                3 => Some(Duration::from_millis(self.below(1_100))),
                 _ => Some(Duration::MAX),
             }),
         }
@@ -1885,8 +2050,37 @@ fn settings() -> impl Strategy<Value = Settings> {
     })
 }
 
-/// Two providers on one health, each with its model, and the requests that are out.
+/// What there are two of.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Pair {
+    Providers,
+    /// Keys of one provider.
+    Keys,
+}
+
+impl Pair {
+    /// The provider and the key of one of the two.
+    fn at(self, number: usize) -> (usize, Option<&'static [u8]>) {
+        match self {
+            Self::Providers => (number, None),
+            Self::Keys => (0, Some([b"a", b"b"][number])),
+        }
+    }
+
+    fn moves(self, changes: Changes) -> Moves {
+        let (moved, unmoved) = match self {
+            Self::Providers => (changes.own(), changes.key()),
+            Self::Keys => (changes.key(), changes.own()),
+        };
+        assert_eq!(unmoved, UNMOVED);
+        moved
+    }
+}
+
+/// Two providers on one health, or two keys of one provider, each with its model, and the requests
+/// that are out.
 struct PairHarness {
+    pair: Pair,
     health: HealthTable,
     models: [Model; 2],
     out: [Vec<(usize, Permit)>; 2],
@@ -1896,11 +2090,12 @@ struct PairHarness {
 }
 
 impl PairHarness {
-    fn new(settings: &Settings, seed: u64) -> Self {
+    fn new(pair: Pair, settings: &Settings, seed: u64) -> Self {
         let now = start();
         let model =
             || Model { facts: Vec::new(), settings: settings.clone(), began: now, isolated: false };
         Self {
+            pair,
             health: HealthTable::new(2, Some(settings.breaker()), now, seed),
             models: [model(), model()],
             out: [Vec::new(), Vec::new()],
@@ -1910,11 +2105,24 @@ impl PairHarness {
         }
     }
 
+    fn admission(&self, number: usize) -> Admission {
+        let (provider, key) = self.pair.at(number);
+        self.health.admission(provider, key, self.now)
+    }
+
+    fn state(&self, number: usize) -> State {
+        let (provider, key) = self.pair.at(number);
+        let Some(key) = key else { return self.health.state(provider, self.now) };
+        let mut resting = self.health.resting_keys(provider, self.now);
+        resting.find(|(name, _)| *name == key).map_or(State::Closed, |(_, state)| state)
+    }
+
     fn ask(&mut self, provider: usize) -> Result<(), TestCaseError> {
-        if self.health.admission(provider, self.now) == Admission::Isolated {
+        if self.admission(provider) == Admission::Isolated {
             return Ok(());
         }
-        let permit = self.health.admit(provider, self.now, self.now + LEASE);
+        let (at, key) = self.pair.at(provider);
+        let permit = self.health.admit(at, key, self.now, self.now + LEASE);
         self.permits += 1;
         let held = self.models[provider].probe().filter(|(_, until)| *until > self.now);
         let standing = self.models[provider].ask(self.permits, self.now, self.now + LEASE);
@@ -1936,8 +2144,13 @@ impl PairHarness {
         signal: HealthSignal,
     ) -> Result<(), TestCaseError> {
         let Some((number, permit)) = self.take(provider, number) else { return Ok(()) };
-        let changes = self.health.record_outcome(permit, signal, self.now);
+        let changes = self.health.record_outcome(permit, signal, Concern::Key, self.now);
+        let changes = self.pair.moves(changes);
         let opened = matches!(changes[0], Some(Change::Opened { .. }));
+        let signal = match (self.pair, signal) {
+            (Pair::Providers, HealthSignal::UnknownModel) => HealthSignal::Neutral,
+            (_, signal) => signal,
+        };
         let good =
             matches!(signal, HealthSignal::Success | HealthSignal::Neutral | HealthSignal::Nothing);
         prop_assert!(!opened || !good, "only failures, silences and cooldowns open");
@@ -1954,7 +2167,7 @@ impl PairHarness {
                 let Some((number, permit)) = out.get_mut(number) else {
                     return Ok(());
                 };
-                let change = self.health.commit(permit, self.now);
+                let change = self.pair.moves(self.health.commit(permit, self.now))[0];
                 self.models[provider].commit(*number, self.now, change)?;
             }
             Action::Burst(requests, signal) => {
@@ -1977,6 +2190,8 @@ impl PairHarness {
                     self.now = until;
                 }
             }
+            // A key has none of its own.
+            Action::Isolate(_) if self.pair == Pair::Keys => {}
             Action::Isolate(isolated) => {
                 self.health.isolate(provider, isolated);
                 self.models[provider].isolated = isolated;
@@ -1987,19 +2202,30 @@ impl PairHarness {
 
     fn compare(&self) -> Result<(), TestCaseError> {
         for (provider, model) in self.models.iter().enumerate() {
-            let admission = self.health.admission(provider, self.now);
-            prop_assert_eq!(admission, model.admission(self.now));
-            prop_assert_eq!(self.health.state(provider, self.now), model.state(self.now));
-            let in_flight = self.out[provider].len() as u64 + self.forgotten[provider];
-            prop_assert_eq!(self.health.counts(provider).in_flight, in_flight);
+            prop_assert_eq!(self.admission(provider), model.admission(self.now));
+            prop_assert_eq!(self.state(provider), model.state(self.now));
         }
+        if self.pair == Pair::Keys {
+            prop_assert_eq!(self.health.state(0, self.now), State::Closed);
+            prop_assert_eq!(self.health.admission(0, None, self.now), Admission::Available);
+            prop_assert_eq!(self.health.admission(0, Some(b"c"), self.now), Admission::Available);
+        }
+        let in_flight = |number: usize| self.out[number].len() as u64 + self.forgotten[number];
+        let counted = [0, 1].map(|provider| self.health.counts(provider).in_flight);
+        prop_assert_eq!(
+            counted,
+            match self.pair {
+                Pair::Providers => [in_flight(0), in_flight(1)],
+                Pair::Keys => [in_flight(0) + in_flight(1), 0],
+            }
+        );
         Ok(())
     }
 }
 
 proptest! {
     #![proptest_config(ProptestConfig {
-        cases: 10_000,
+        cases: 20_000,
         failure_persistence: None,
         ..ProptestConfig::default()
     })]
@@ -2008,18 +2234,19 @@ proptest! {
     fn the_health_table_does_what_the_model_does(
         settings in settings(),
         actions in actions(),
+        pair in proptest::sample::select(vec![Pair::Providers, Pair::Keys]),
         seed in any::<u64>(),
     ) {
-        let mut harness = PairHarness::new(&settings, seed);
+        let mut harness = PairHarness::new(pair, &settings, seed);
         for (provider, action) in actions {
             harness.play(provider, action)?;
             harness.compare()?;
         }
 
         // After the longest break, lease and cooldown every provider is asked again,
-        harness.now += settings.max + LEASE + LONGEST_COOLDOWN;
+        harness.now += settings.max + LEASE + LONGEST_REST;
         for provider in 0..2 {
-            let admission = harness.health.admission(provider, harness.now);
+            let admission = harness.admission(provider);
             let shut = matches!(admission, Admission::Unavailable(_));
             prop_assert!(!shut, "{:?} when nothing is left to wait for", admission);
         }
@@ -2028,9 +2255,9 @@ proptest! {
             while let Some((_, permit)) = harness.take(provider, 0) {
                 harness.health.cancel(&permit);
             }
-            let in_flight = harness.health.counts(provider).in_flight;
-            prop_assert_eq!(in_flight, harness.forgotten[provider]);
         }
+        let in_flight = |provider| harness.health.counts(provider).in_flight;
+        prop_assert_eq!(in_flight(0) + in_flight(1), harness.forgotten.iter().sum::<u64>());
     }
 
     #[test]
@@ -2054,7 +2281,7 @@ proptest! {
             let mut dice = Dice(number);
             let (action, lease, passes) = (dice.below(4), dice.extreme(most), dice.extreme(most));
             let signal = dice.signal();
-            let permit = health.admit(0, now, after(now, lease));
+            let permit = health.admit(0, None, now, after(now, lease));
             if action == 0 {
                 // It goes on for a while, and sometimes the clock jumps to somewhere else.
                 now = after(if passes.is_zero() { began } else { now }, passes);
@@ -2062,13 +2289,13 @@ proptest! {
             match (action, signal) {
                 (1, _) => health.cancel(&permit),
                 (2, _) => {
-                    health.record_outcome(permit, HealthSignal::Cooldown(Some(passes)), now);
+                    health.record_outcome(permit, HealthSignal::Cooldown(Some(passes)), Concern::Key, now);
                 }
                 _ => {
-                    health.record_outcome(permit, signal, now);
+                    health.record_outcome(permit, signal, Concern::Key, now);
                 }
             }
-            health.admission(0, now);
+            health.admission(0, None, now);
             if let State::Open { until } | State::CoolingDown { until } = health.state(0, now) {
                 prop_assert!(until >= began);
             }

@@ -90,7 +90,6 @@ impl Flaw {
     }
 
     /// What the provider said, or the check, for secrets to be removed from it.
-    #[allow(dead_code, reason = "for the driver")]
     pub(crate) fn cause_mut(&mut self) -> Option<&mut Cause> {
         self.cause.as_deref_mut()
     }

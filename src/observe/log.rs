@@ -124,17 +124,24 @@ pub(super) fn log(event: &Event<'_>, messages: bool) {
             error.message = report.attempts().last().and_then(shown),
             "every provider that was asked refused the request"
         ),
-        Event::BreakerOpened { provider, breaks, cause, .. } => {
-            warn!(gen_ai.provider.name = provider, breaks, cause, "circuit breaker opened");
+        Event::BreakerOpened { provider, key, breaks, cause, .. } => warn!(
+            gen_ai.provider.name = provider,
+            health_key = key,
+            breaks,
+            cause,
+            "circuit breaker opened"
+        ),
+        Event::BreakerClosed { provider, key } => {
+            info!(gen_ai.provider.name = provider, health_key = key, "circuit breaker closed");
         }
-        Event::BreakerClosed { provider } => {
-            info!(gen_ai.provider.name = provider, "circuit breaker closed");
+        Event::BreakerProbing { provider, key } => {
+            info!(gen_ai.provider.name = provider, health_key = key, "probing after a break");
         }
-        Event::BreakerProbing { provider } => {
-            info!(gen_ai.provider.name = provider, "probing after a break");
+        Event::CoolingDown { provider, key, .. } => {
+            warn!(gen_ai.provider.name = provider, health_key = key, "provider is cooling down");
         }
-        Event::CoolingDown { provider, .. } => {
-            warn!(gen_ai.provider.name = provider, "provider is cooling down");
+        Event::AtCapacity { provider } => {
+            info!(gen_ai.provider.name = provider, "provider is at capacity");
         }
         Event::PassedThrough { host } => {
             debug!(server.address = host, "no base of the chain claims this request");

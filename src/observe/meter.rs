@@ -211,7 +211,8 @@ static ADDED_LATENCY_KEY: Key = Key::from_static_name(ADDED_LATENCY);
 
 fn level(state: State) -> u8 {
     match state {
-        State::Closed => 0,
+        // It is healthy.
+        State::Closed | State::AtCapacity => 0,
         State::CoolingDown { .. } => 1,
         State::Probing => 2,
         State::Open { .. } => 3,

@@ -4,6 +4,7 @@
 //! sensitive before the first request.
 
 use std::fmt;
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,6 +27,8 @@ pub(crate) struct Entry {
     pub(crate) base: Base,
     /// As set on the provider; the chain's default is not in here.
     pub(crate) attempt_timeout: Option<Duration>,
+    /// How many requests it may have at once.
+    pub(crate) max_in_flight: Option<NonZeroUsize>,
     /// Asked on each attempt; its token is checked as a key is, and sent as `Authorization: Bearer`.
     pub(crate) source: Option<TokenSource>,
     pub(crate) map_request: Option<MapRequest>,
@@ -134,6 +137,10 @@ impl Entry {
         if provider.attempt_timeout == Some(Duration::ZERO) {
             return Err(Problem::new("attempt_timeout", "must be longer than zero"));
         }
+        let max_in_flight = match provider.max_in_flight.map(NonZeroUsize::new) {
+            Some(None) => return Err(Problem::new("max_in_flight", "must be at least 1")),
+            most => most.flatten(),
+        };
         if provider.forward_caller_auth && authenticates {
             let problem =
                 "does not go with a credential of the provider's own: keep one of the two";
@@ -180,6 +187,7 @@ impl Entry {
             name: provider.name.into(),
             base,
             attempt_timeout: provider.attempt_timeout,
+            max_in_flight,
             source: keys.source,
             map_request: provider.map_request,
             models: provider.models,

@@ -18,6 +18,9 @@ const MS: Duration = Duration::from_millis(1);
 /// What a provider does with a request: answers after a while, or never.
 type Reply = Option<(Duration, Judgement)>;
 
+/// How a provider replies to requests about this or that.
+type Replies = Box<dyn Fn(Option<u8>) -> Reply>;
+
 const HANGS: Reply = None;
 
 fn answers(after: Duration, status: u16) -> Reply {
@@ -30,8 +33,16 @@ fn answers(after: Duration, status: u16) -> Reply {
 }
 
 fn judgement(verdict: Verdict, status: Option<u16>, time_to_headers: Duration) -> Judgement {
-    let (ambiguous, unreachable) = (status.is_none(), false);
-    Judgement { verdict, ambiguous, unreachable, status, time_to_headers, cut_after: None }
+    Judgement {
+        verdict,
+        ambiguous: status.is_none(),
+        unreachable: false,
+        concern: Concern::Key,
+        unknown_model: false,
+        status,
+        time_to_headers,
+        cut_after: None,
+    }
 }
 
 /// How long a caller waits, and what for.
@@ -45,6 +56,10 @@ struct Caller {
     client_timeout: Option<Duration>,
     /// How long its body takes; the provider has the request after that.
     upload: Duration,
+    /// What it asks about.
+    key: Option<u8>,
+    /// How long it reads its answer.
+    reads: Duration,
 }
 
 /// What a caller got, and how long it took.
@@ -91,16 +106,20 @@ struct Callers {
     limits: Limits,
     began: Instant,
     now: Instant,
-    replies: Vec<Box<dyn FnMut(Duration) -> Reply>>,
+    replies: Vec<Replies>,
+    /// When answers are over, and whose they are.
+    reading: BinaryHeap<Reverse<(Instant, usize)>>,
     requests: Vec<Request>,
     due: BinaryHeap<Reverse<(Instant, usize)>>,
     changes: Vec<(usize, Change, Duration)>,
     /// For each provider the attempts that were no probes, and those that were.
     asked: Vec<[u64; 2]>,
+    /// The most requests that each provider has had at once.
+    most: Vec<u64>,
 }
 
 impl Callers {
-    fn new(replies: Vec<Box<dyn FnMut(Duration) -> Reply>>) -> Self {
+    fn new(replies: Vec<Replies>) -> Self {
         #[expect(clippy::disallowed_methods, reason = "virtual time has to begin somewhere")]
         let now = Instant::now();
         let providers = replies.len();
@@ -118,16 +137,18 @@ impl Callers {
             began: now,
             now,
             replies,
+            reading: BinaryHeap::new(),
             requests: Vec::new(),
             due: BinaryHeap::new(),
             changes: Vec::new(),
             asked: vec![[0; 2]; providers],
+            most: vec![0; providers],
         }
     }
 
     /// Providers that always do the same.
     fn of<const N: usize>(replies: [Reply; N]) -> Self {
-        let constant = |reply| Box::new(move |_| reply) as Box<dyn FnMut(Duration) -> Reply>;
+        let constant = |reply| Box::new(move |_| reply) as Replies;
         Self::new(replies.into_iter().map(constant).collect())
     }
 
@@ -140,6 +161,7 @@ impl Callers {
     fn call(&mut self, caller: Caller) -> usize {
         let order = (0..self.replies.len()).collect();
         let mut run = Run::new(order, &self.limits, false, caller.timeout, self.now);
+        run.set_key(caller.key.map(|key| [key].into()));
         if !caller.upload.is_zero() {
             run.forbid_replay();
         }
@@ -202,11 +224,18 @@ impl Callers {
 
     fn note(&mut self, provider: usize, changes: Changes) {
         let at = self.now - self.began;
-        self.changes.extend(changes.into_iter().flatten().map(|change| (provider, change, at)));
+        self.changes
+            .extend(changes.own().into_iter().flatten().map(|change| (provider, change, at)));
     }
 
     /// Lets everything happen to a request that is due.
     fn advance(&mut self, number: usize) {
+        while let Some(Reverse((_, provider))) =
+            self.reading.peek().copied().filter(|it| it.0.0 <= self.now)
+        {
+            self.reading.pop();
+            self.health.leave(provider);
+        }
         if self.requests[number].got.is_some() {
             return;
         }
@@ -250,8 +279,10 @@ impl Callers {
     fn send(&mut self, number: usize, mut permit: Permit, until: Until) {
         let provider = permit.provider;
         self.asked[provider][usize::from(permit.is_probe())] += 1;
-        let Caller { upload, client_timeout, .. } = self.requests[number].caller;
-        let reply = (self.replies[provider])(self.now - self.began);
+        let Caller { upload, client_timeout, key, .. } = self.requests[number].caller;
+        let reply = (self.replies[provider])(key);
+        let in_flight = &mut self.most[provider];
+        *in_flight = self.health.counts(provider).in_flight.max(*in_flight);
         permit.mark_sent(self.now);
         let uploaded = self.now + upload;
         self.requests[number].flights.push(Flight {
@@ -293,8 +324,17 @@ impl Callers {
         None
     }
 
-    fn record(&mut self, number: usize, (flight, judgement): (Flight, Judgement)) -> Option<Got> {
+    fn record(
+        &mut self,
+        number: usize,
+        (mut flight, judgement): (Flight, Judgement),
+    ) -> Option<Got> {
         let provider = flight.permit.provider;
+        let Caller { reads, .. } = self.requests[number].caller;
+        if judgement.status.is_some() && !reads.is_zero() {
+            flight.permit.detach();
+            self.reading.push(Reverse((self.now + reads, provider)));
+        }
         let (limits, health) = (&self.limits, &mut self.health);
         let request = &mut self.requests[number];
         let (settled, changes) =
@@ -381,8 +421,8 @@ fn a_second_provider_that_rests_is_asked_within_the_attempt_limit() {
             false => vec![HealthSignal::Cooldown(Some(SECOND * 5))],
         };
         for signal in signals {
-            let permit = callers.health.admit(1, callers.now, callers.now);
-            callers.health.record_outcome(permit, signal, callers.now);
+            let permit = callers.health.admit(1, None, callers.now, callers.now);
+            callers.health.record_outcome(permit, signal, Concern::Key, callers.now);
         }
         assert_ne!(callers.health.state(1, callers.now), State::Closed);
         let (got, took) = callers.wait_for(Caller::default());
@@ -487,7 +527,9 @@ fn hedges_stay_within_their_share_of_what_was_sent() {
 fn a_request_for_what_no_provider_has_is_rejected_and_moves_no_health() {
     let mut callers = Callers::of([answers(MS, 404), answers(MS, 404)]);
     for provider in [0, 1] {
-        callers.health.record_answer(provider, 200, MS);
+        let permit = callers.health.admit(provider, None, callers.now, callers.now);
+        callers.health.record_answer(&permit, false, MS);
+        callers.health.cancel(&permit);
     }
     callers.call_every(SECOND, |_| Caller::default(), 25);
     assert!(callers.got().all(|(got, _)| got == Got::Nothing(Unserved::Rejected)));
@@ -586,6 +628,68 @@ proptest! {
             let Caller { gives_up, timeout, .. } = request.caller;
             let most = gives_up.into_iter().chain(timeout).min().unwrap_or(SECOND * 600);
             prop_assert!(took <= most.min(SECOND * 600));
+        }
+    }
+
+    #[test]
+    fn limits_and_keys_hold_whatever_is_drawn(
+        fates in proptest::collection::vec(0..7usize, 8),
+        limits in proptest::array::uniform2(1..6u64),
+        numbers in proptest::collection::vec(any::<u64>(), 50..300),
+        gap in proptest::sample::select(vec![1, 10, 100, 5_000]),
+    ) {
+        // Two limited providers, each of which has a fate for each of four keys; the third is well.
+        let fate = move |provider: usize, key: Option<u8>| {
+            let fate = key.map_or(0, |key| fates[provider * 4 + usize::from(key)]);
+            let mut reply = answers(MS * 20, [200, 200, 200, 503, 429, 404, 200][fate])?;
+            match fate {
+                4 => reply.1.verdict = Verdict::FailOver(Fault::Cooldown(Some(MS * 40))),
+                5 => reply.1.unknown_model = true,
+                6 => return HANGS,
+                _ => {}
+            }
+            Some(reply)
+        };
+        let fate = std::rc::Rc::new(fate);
+        let of = |provider| {
+            let fate = fate.clone();
+            Box::new(move |key| fate(provider, key)) as Replies
+        };
+        let mut callers =
+            Callers::new(vec![of(0), of(1), Box::new(|_| answers(MS * 20, 200))]);
+        callers.limits.attempts = vec![Some(SECOND * 2); 3];
+        for (provider, most) in limits.into_iter().enumerate() {
+            callers.health.limit_in_flight(provider, most);
+        }
+        let caller = |number: u32| {
+            let mut number = numbers[number as usize];
+            Caller {
+                key: choose(&mut number, &[Some(0), Some(1), Some(2), Some(3)]),
+                gives_up: choose(&mut number, &[None, None, Some(MS * 10), Some(MS * 100)]),
+                reads: MS * choose(&mut number, &[0, 0, 5, 50, 1_000]),
+                ..Caller::default()
+            }
+        };
+        callers.call_every(MS * gap, caller, numbers.len() as u32);
+        for (provider, limit) in limits.into_iter().enumerate() {
+            prop_assert!(callers.most[provider] <= limit, "{} of {limit}", callers.most[provider]);
+            for (key, state) in callers.health.resting_keys(provider, callers.now) {
+                let is_well = fate(provider, Some(key[0]))
+                    .is_some_and(|(_, judgement)| judgement.verdict == Verdict::Accept);
+                prop_assert!(!is_well, "{key:?} is well at {provider}, and {state:?}");
+            }
+        }
+        prop_assert_eq!(&callers.changes, &[], "no key's health moves its provider's");
+        for (got, _) in callers.got() {
+            let is_served = matches!(got, Got::GaveUp | Got::Answer { status: Some(200), .. });
+            prop_assert!(is_served, "{:?}", got);
+        }
+        callers.now += SECOND * 10;
+        while let Some(Reverse((_, provider))) = callers.reading.pop() {
+            callers.health.leave(provider);
+        }
+        for provider in 0..3 {
+            prop_assert_eq!(callers.health.counts(provider).in_flight, 0);
         }
     }
 }

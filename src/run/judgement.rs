@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::health::HealthSignal;
+use crate::health::{Concern, HealthSignal};
 use crate::verdict::{Fault, Verdict};
 
 /// What the driver found out about an attempt.
@@ -13,6 +13,10 @@ pub(crate) struct Judgement {
     pub(crate) ambiguous: bool,
     /// The provider's host could not be reached: no name, no connection or no TLS session.
     pub(crate) unreachable: bool,
+    /// What the outcome counts for where the request has a health key.
+    pub(crate) concern: Concern,
+    /// The provider does not have the model that the request is for.
+    pub(crate) unknown_model: bool,
     /// The response's status, if there was a response.
     pub(crate) status: Option<u16>,
     /// How long the provider took to its response's headers.
@@ -55,6 +59,9 @@ impl Judgement {
         match (self.verdict, self.status) {
             (Verdict::FailOver(Fault::Failure), _) => HealthSignal::Failure,
             (Verdict::FailOver(Fault::Cooldown(hint)), _) => HealthSignal::Cooldown(hint),
+            (Verdict::FailOver(Fault::None), Some(_)) if self.unknown_model => {
+                HealthSignal::UnknownModel
+            }
             (Verdict::Accept, Some(..400)) => HealthSignal::Success,
             (_, Some(_)) => HealthSignal::Neutral,
             (_, None) => HealthSignal::Nothing,

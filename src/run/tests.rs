@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::health::{Breaker, Change, Counts, State};
+use crate::health::{Breaker, Change, Counts, Moves, State};
 use crate::hedge::{Hedge, Hedging};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -25,6 +25,8 @@ const fn judgement(verdict: Verdict, status: Option<u16>) -> Judgement {
         verdict,
         ambiguous: false,
         unreachable: false,
+        concern: Concern::Key,
+        unknown_model: false,
         status,
         time_to_headers: Duration::ZERO,
         cut_after: None,
@@ -89,8 +91,15 @@ impl Harness {
         self.step(run).expect("a provider is to be asked")
     }
 
-    fn record_outcome(&mut self, run: &mut Run, sent: Sent, judgement: Judgement) -> Changes {
-        self.settle(run, sent.permit, judgement).1
+    fn record_outcome(&mut self, run: &mut Run, sent: Sent, judgement: Judgement) -> Moves {
+        self.settle(run, sent.permit, judgement).1.own()
+    }
+
+    fn is_silence(&mut self, quiet_for: Duration) -> bool {
+        let permit = self.health.admit(0, None, self.now, self.now);
+        let is_silence = self.health.is_silence(&permit, quiet_for);
+        self.health.cancel(&permit);
+        is_silence
     }
 
     fn settle(
@@ -102,8 +111,8 @@ impl Harness {
         run.record_outcome(permit, judgement, &self.limits, &mut self.health, self.now)
     }
 
-    fn commit(&mut self, run: &mut Run, permit: &mut Permit) -> Changes {
-        run.commit(permit, 200, Duration::ZERO, &mut self.health, self.now)
+    fn commit(&mut self, run: &mut Run, permit: &mut Permit) -> Moves {
+        run.commit(permit, 200, Duration::ZERO, &mut self.health, self.now).own()
     }
 
     /// Asks and is answered in one moment; returns who was asked.
@@ -121,8 +130,8 @@ impl Harness {
 
     /// Answers as this provider, whatever its standing.
     fn answer(&mut self, provider: usize, signal: HealthSignal) {
-        let permit = self.health.admit(provider, self.now, self.now);
-        self.health.record_outcome(permit, signal, self.now);
+        let permit = self.health.admit(provider, None, self.now, self.now);
+        self.health.record_outcome(permit, signal, Concern::Key, self.now);
     }
 
     /// Opens a provider's breaker and returns the end of the break.
@@ -405,8 +414,8 @@ fn a_lease_lasts_a_second_longer_than_its_request_may() {
         let sent = harness.send(&mut run);
         assert_eq!(sent.until + SECOND, harness.now + lasts);
         let end = harness.now + lasts;
-        assert_eq!(harness.health.admission(0, end - MOMENT), Admission::Unavailable(end));
-        assert_eq!(harness.health.admission(0, end), Admission::ProbeDue);
+        assert_eq!(harness.health.admission(0, None, end - MOMENT), Admission::Unavailable(end));
+        assert_eq!(harness.health.admission(0, None, end), Admission::ProbeDue);
     }
 }
 
@@ -651,19 +660,19 @@ fn only_the_attempt_after_which_no_provider_is_left_is_the_last() {
 #[test]
 fn tells_whether_a_copy_of_the_request_is_worth_having() {
     let mut harness = Harness::of(2);
-    assert!(harness.run().may_fail_over(&harness.health, harness.now));
+    assert!(harness.run().may_fail_over(&harness.health));
     let mut run = harness.run();
     run.forbid_failover();
-    assert!(!run.may_fail_over(&harness.health, harness.now));
+    assert!(!run.may_fail_over(&harness.health));
     harness.open(0);
-    assert!(harness.run().may_fail_over(&harness.health, harness.now));
+    assert!(harness.run().may_fail_over(&harness.health));
     harness.health.isolate(0, true);
-    assert!(!harness.run().may_fail_over(&harness.health, harness.now));
+    assert!(!harness.run().may_fail_over(&harness.health));
     harness.limits.max_attempts = 1;
     harness.health.isolate(0, false);
-    assert!(!harness.run().may_fail_over(&harness.health, harness.now));
+    assert!(!harness.run().may_fail_over(&harness.health));
     let harness = Harness::of(1);
-    assert!(!harness.run().may_fail_over(&harness.health, harness.now));
+    assert!(!harness.run().may_fail_over(&harness.health));
 }
 
 // What an outcome tells of the provider.
@@ -1008,7 +1017,7 @@ fn due(setting: &Setting, request: &Request, harness: &Harness) -> Option<(usize
         .iter()
         .copied()
         .filter(|provider| !request.asked.contains(provider))
-        .map(|provider| (provider, harness.health.admission(provider, harness.now)))
+        .map(|provider| (provider, harness.health.admission(provider, None, harness.now)))
         .filter(|(_, admission)| *admission != Admission::Isolated)
         .collect();
     let available: Vec<_> = left
@@ -1089,8 +1098,8 @@ impl PairHarness {
     /// Takes the next step of a request, and returns whether there was one.
     fn go_on(&mut self, mut request: Request) -> Result<bool, TestCaseError> {
         let due = due(&self.setting, &request, &self.harness);
-        let probe_due =
-            due.map(|(provider, ..)| self.harness.health.admission(provider, self.harness.now));
+        let probe_due = due
+            .map(|(provider, ..)| self.harness.health.admission(provider, None, self.harness.now));
         let Some(sent) = self.harness.step(&mut request.run) else {
             prop_assert_eq!(due, None);
             let isolated = |it: &usize| self.harness.state(*it) == State::Isolated;
@@ -1128,8 +1137,12 @@ impl PairHarness {
                 let (provider, until) = (sent.permit.provider, sent.until);
                 let probe = sent.permit.is_probe();
                 let changes = self.harness.record_outcome(&mut request.run, sent, judgement);
-                let closed = changes[0] == Some(Change::Closed);
-                if closed || probe && self.leases[provider] == Some(until + SECOND) {
+                let succeeded = judgement.signal() == HealthSignal::Success;
+                let moved = changes[0].is_some() || changes[1] != Some(Change::OnlyNotFound);
+                if succeeded
+                    || moved && changes != Moves::default()
+                    || probe && self.leases[provider] == Some(until + SECOND)
+                {
                     self.leases[provider] = None;
                 }
                 let opened = matches!(changes[0], Some(Change::Opened { .. }));
@@ -1226,10 +1239,10 @@ fn a_run_ends_with_a_stream_that_has_begun_and_its_provider_has_served() {
     let mut harness = Harness::of(2);
     let mut run = harness.run();
     let mut stream = harness.send(&mut run);
-    assert_eq!(harness.commit(&mut run, &mut stream.permit), Changes::default());
+    assert_eq!(harness.commit(&mut run, &mut stream.permit), Moves::default());
     assert!(harness.step(&mut run).is_none(), "no other provider is asked");
     assert_eq!((harness.counts(0).served, harness.counts(0).in_flight), (1, 1));
-    harness.health.record_outcome(stream.permit, HealthSignal::Failure, harness.now);
+    harness.health.record_outcome(stream.permit, HealthSignal::Failure, Concern::Key, harness.now);
     assert_eq!((harness.counts(0).in_flight, harness.counts(0).failures), (0, 1));
 }
 
@@ -1295,12 +1308,12 @@ impl Harness {
     }
 
     /// Lets the next provider serve what this one was silent about.
-    fn overtake(&mut self) -> Changes {
+    fn overtake(&mut self) -> Moves {
         let mut run = self.run();
         let slow = self.send(&mut run);
         let hedge = self.hedge(&mut run);
         run.record_outcome(hedge, SERVED, &self.limits, &mut self.health, self.now);
-        run.cancel_loser(slow.permit, &mut self.health, self.now)
+        run.cancel_loser(slow.permit, &mut self.health, self.now).own()
     }
 }
 
@@ -1431,12 +1444,12 @@ fn an_allowance_is_spent_by_hedges_only() {
 fn being_overtaken_counts_toward_the_consecutive_trigger_only() {
     let mut harness = Harness::hedging(2, 100);
     for _ in 0..4 {
-        assert_eq!(harness.overtake(), Changes::default());
+        assert_eq!(harness.overtake(), Moves::default());
     }
     harness.answer(0, HealthSignal::Success);
     // Eight of nine were overtaken by now, and no share opens the breaker.
     for _ in 0..4 {
-        assert_eq!(harness.overtake(), Changes::default());
+        assert_eq!(harness.overtake(), Moves::default());
     }
     assert!(matches!(harness.overtake(), [Some(Change::Opened { .. }), None]));
     assert!(matches!(harness.state(0), State::Open { .. }));
@@ -1484,6 +1497,7 @@ fn a_row_of_silence_during_a_cooldown_is_not_held_against_a_provider() {
     }
     assert!(matches!(harness.state(0), State::CoolingDown { .. }));
     harness.now += SECOND * 101;
+    harness.answer(0, HealthSignal::Success);
     assert_eq!(harness.state(0), State::Closed);
 }
 
@@ -1757,21 +1771,21 @@ fn an_attempt_that_its_callers_time_ended_is_judged_by_the_providers_silence() {
 fn what_is_usual_is_learnt_from_every_answer() {
     for judgement in [SERVED, BAD_REQUEST, FAILED, accepted(Some(404))] {
         let mut harness = Harness::of(1);
-        assert!(harness.health.is_silence(0, SECOND * 2));
+        assert!(harness.is_silence(SECOND * 2));
         let run = harness.run();
         harness.asked_by(run, Judgement { time_to_headers: SECOND * 3, ..judgement });
-        assert!(!harness.health.is_silence(0, SECOND * 6), "{judgement:?}");
+        assert!(!harness.is_silence(SECOND * 6), "{judgement:?}");
     }
     let mut harness = Harness::of(1);
     let mut run = harness.run();
     let mut stream = harness.send(&mut run);
     run.commit(&mut stream.permit, 200, SECOND * 3, &mut harness.health, harness.now);
-    assert!(!harness.health.is_silence(0, SECOND * 6));
+    assert!(!harness.is_silence(SECOND * 6));
     for judgement in [TIMED_OUT, REFUSED, UNSENT] {
         let mut harness = Harness::of(1);
         let run = harness.run();
         harness.asked_by(run, Judgement { time_to_headers: SECOND * 3, ..judgement });
-        assert!(harness.health.is_silence(0, SECOND * 2), "{judgement:?}");
+        assert!(harness.is_silence(SECOND * 2), "{judgement:?}");
     }
 }
 
@@ -1787,6 +1801,15 @@ fn ten_404s_are_reported_with_the_outcome_of_the_tenth() {
         assert_eq!(run.ending(), Unserved::Rejected);
     }
     assert_eq!((harness.state(0), harness.counts(0).failures), (State::Closed, 0));
+    // That a model is unknown is the word of an API.
+    let mut harness = Harness::of(1);
+    for _ in 0..25 {
+        let mut run = harness.run();
+        let sent = harness.send(&mut run);
+        let not_found = failed_over(Fault::None, Some(404));
+        let unknown = Judgement { unknown_model: true, ..not_found };
+        assert_eq!(harness.record_outcome(&mut run, sent, unknown), Moves::default());
+    }
 }
 
 // Which requests may be processed twice.
@@ -1809,4 +1832,90 @@ fn methods_that_do_the_same_twice_are_idempotent() {
         assert_eq!(is_idempotent(&method), idempotent, "{method}");
     }
     assert_eq!(Replay::allowed(), Replay::allowed().clone());
+}
+
+// Capacity and health keys.
+
+#[test]
+fn providers_at_their_limit_are_passed_over_and_asked_last_of_all() {
+    let mut harness = Harness::of(3);
+    harness.health.limit_in_flight(0, 1);
+    let mut first = harness.run();
+    assert_eq!(harness.send(&mut first).permit.provider, 0);
+    let run = harness.run();
+    assert_eq!(harness.asked_by(run, FAILED), [1, 2, 0]);
+    let run = harness.run();
+    assert_eq!(harness.asked_by(run, BAD_REQUEST), [1, 2], "a refused request is no reason to");
+    // Providers that rest are asked before, in the order in which they reopen.
+    harness.cool(1, 200);
+    harness.cool(2, 100);
+    let run = harness.run();
+    assert_eq!(harness.asked_by(run, FAILED), [2, 1, 0]);
+    harness.health.isolate(1, true);
+    harness.health.isolate(2, true);
+    let run = harness.run();
+    assert_eq!(harness.asked_by(run, SERVED), [0], "no request is refused untried");
+}
+
+#[test]
+fn no_hedge_is_sent_to_a_provider_at_its_limit() {
+    let mut harness = Harness::hedging(3, 5);
+    harness.health.limit_in_flight(1, 1);
+    let _held = harness.health.admit(1, None, harness.now, harness.now);
+    let mut run = harness.run();
+    let _slow = harness.send(&mut run);
+    assert_eq!(harness.hedge(&mut run).provider, 2);
+}
+
+#[test]
+fn a_step_names_the_providers_at_their_limit_that_it_passed_over_once_a_minute() {
+    let mut harness = Harness::of(3);
+    for provider in [0, 1] {
+        harness.health.limit_in_flight(provider, 1);
+        let _held = harness.health.admit(provider, None, harness.now, harness.now);
+    }
+    let mut full = |now| -> Vec<usize> {
+        harness.now = now;
+        let mut run = harness.run();
+        let Step::Send { permit, full, .. } = harness.raw_step(&mut run) else { panic!() };
+        harness.health.cancel(&permit);
+        full.map_or_else(Vec::new, |full| full.iter().collect())
+    };
+    let now = Harness::of(1).now;
+    assert_eq!(full(now), [0, 1]);
+    assert!(full(now).is_empty());
+    assert!(full(now + SECOND * 60).is_empty());
+    assert_eq!(full(now + SECOND * 121), [0, 1]);
+}
+
+#[test]
+fn what_a_run_is_about_decides_whom_it_asks_and_what_its_outcome_counts_for() {
+    let unknown_model = Judgement { unknown_model: true, ..failed_over(Fault::None, Some(404)) };
+    let limited = failed_over(Fault::Cooldown(Some(SECOND * 60)), Some(429));
+    for (judgement, times) in [(FAILED, 5), (limited, 1), (unknown_model, 1)] {
+        let mut harness = Harness::of(2);
+        let about = |key: &str, harness: &Harness| {
+            let mut run = harness.run();
+            run.set_key(Some(key.as_bytes().into()));
+            run
+        };
+        for _ in 0..times {
+            let mut run = about("a", &harness);
+            assert_eq!(harness.ask(&mut run, judgement), Some(0));
+        }
+        for (key, first) in [("a", 1), ("b", 0)] {
+            let mut run = about(key, &harness);
+            assert_eq!(harness.ask(&mut run, SERVED), Some(first), "{key}, {judgement:?}");
+        }
+        assert_eq!(harness.state(0), State::Closed);
+    }
+    // The account's limit is that of every model.
+    let mut harness = Harness::of(2);
+    let mut run = harness.run();
+    run.set_key(Some(b"a"[..].into()));
+    let limited = Judgement { concern: Concern::Provider, ..limited };
+    assert_eq!(harness.ask(&mut run, limited), Some(0));
+    let mut run = harness.run();
+    run.set_key(Some(b"b"[..].into()));
+    assert_eq!(harness.ask(&mut run, SERVED), Some(1));
 }

@@ -144,13 +144,21 @@ impl<'a> Outcome<'a> {
 
     /// Whether the answer says that the provider does not have the model. For health keys; the verdict
     /// on such an answer is that of its status.
-    #[allow(dead_code, reason = "for the driver")]
     pub(crate) fn blames_model(&self) -> bool {
         self.blame() == Blame::Model
     }
 
-    /// Whether the answer says that the key or the account is at fault, which concerns every model.
-    #[allow(dead_code, reason = "for the driver")]
+    /// Whether a failure concerns every request to the provider, whatever its model: its host cannot be
+    /// reached, or the credential or the account is at fault.
+    pub(crate) fn blames_provider(&self) -> bool {
+        let is_common = matches!(
+            self.reason,
+            Reason::Connect | Reason::Credential | Reason::Auth | Reason::Quota
+        );
+        !self.blames_model() && (is_common || self.blames_account())
+    }
+
+    /// Whether the answer says that the key or the account is at fault.
     pub(crate) fn blames_account(&self) -> bool {
         self.blame() == Blame::Account
     }

@@ -7,11 +7,12 @@ use reqwest_middleware::Error;
 
 use super::{AttemptState, Counted, RequestState, Table};
 use crate::error::{Cause, FailoverError};
+use crate::health::{Permit, State};
 use crate::message;
 use crate::observe::rate::Crossing;
 use crate::observe::{Ending, Event};
 use crate::report::{Attempt, Report};
-use crate::run::Unserved;
+use crate::run::{ProviderSet, Unserved};
 use crate::verdict::Reason;
 
 impl RequestState<'_> {
@@ -29,6 +30,30 @@ impl RequestState<'_> {
     pub(in crate::chain) fn emit_failed_over(&self, to: usize) {
         if let Some(from) = self.report.attempts().last() {
             self.emit(&Event::Switched { from, to: &self.shared.entries[to].name });
+        }
+    }
+
+    /// Emits that the end of a break or of a cooldown is lent to an attempt: the provider's, its key's, or
+    /// both.
+    #[cold]
+    pub(in crate::chain) fn emit_probing(&self, permit: &Permit) {
+        let shared = self.shared;
+        let provider = &shared.entries[permit.provider].name;
+        if permit.is_own_probe() {
+            shared.observer.set_state_gauge(permit.provider, State::Probing);
+            self.emit(&Event::BreakerProbing { provider, key: None });
+        }
+        if let Some(key) = self.run.key().filter(|_| permit.is_key_probe()) {
+            let key = Some(&*shared.shown_key(key));
+            self.emit(&Event::BreakerProbing { provider, key });
+        }
+    }
+
+    /// Emits that these providers were passed over at their limit.
+    #[cold]
+    pub(in crate::chain) fn emit_at_capacity(&self, full: ProviderSet) {
+        for provider in full.iter() {
+            self.emit(&Event::AtCapacity { provider: &self.shared.entries[provider].name });
         }
     }
 

@@ -227,7 +227,8 @@ impl<'a> RequestState<'a> {
             upgrade_asked: self.upgrade_asked,
             is_replayable: self.is_replayable,
             until: attempt.until,
-            elapsed: attempt.answered.unwrap_or(now).saturating_duration_since(attempt.started),
+            to_headers: attempt.answered.unwrap_or(now).saturating_duration_since(attempt.started),
+            elapsed: now.saturating_duration_since(attempt.started),
             quiet_since: attempt.quiet_since(),
             now,
         };
@@ -242,8 +243,8 @@ impl<'a> RequestState<'a> {
                 if judgement.verdict == Verdict::Accept =>
             {
                 let status = stream.status().as_u16();
-                let elapsed = circumstances.elapsed;
-                let changes = self.run.commit(&mut permit, status, elapsed, health, now);
+                let to_headers = circumstances.to_headers;
+                let changes = self.run.commit(&mut permit, status, to_headers, health, now);
                 streaming = Some(permit);
                 (Settled::Serve, changes)
             }

@@ -79,7 +79,7 @@ pub(super) struct Settlement {
     pub(super) permit: Option<Permit>,
 }
 
-/// What counting the request said about the switch rate.
+/// What counting the request said about the fallback rate.
 struct Counted {
     ratio: Option<f64>,
     crossing: Option<Crossing>,

@@ -261,7 +261,7 @@ fn check_events(
         wanted.push(Told::Started(name.clone(), at + 1));
         wanted.push(Told::Ended(name.clone()));
         if let Some(next) = names.get(at + 1) {
-            wanted.push(Told::Switched(name.clone(), next.clone()));
+            wanted.push(Told::FailedOver(name.clone(), next.clone()));
         }
     }
     let unserved = if plan.rejected { Told::Rejected } else { Told::Exhausted };

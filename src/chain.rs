@@ -26,7 +26,7 @@ use self::flight::Sender;
 use self::shared::{Shared, now};
 use crate::error::ConfigError;
 use crate::health::State;
-use crate::observe::{Event, ProviderSnapshot, Snapshot};
+use crate::observe::{Event, Origin, ProviderSnapshot, Snapshot};
 use crate::provider::Provider;
 
 /// An ordered list of API providers, as a `reqwest-middleware` layer.
@@ -126,11 +126,7 @@ impl ProviderChain {
             let missing = format!("must name every provider once: {}", self.shared.names());
             return Err(ConfigError::new(None, "set_order", missing));
         }
-        let mut table = self.shared.lock();
-        if table.order.first() != order.first() {
-            table.fallback_rate.reset();
-        }
-        table.order = order.into();
+        self.shared.lock().change(|table| table.order = order.into());
         Ok(())
     }
 
@@ -186,11 +182,12 @@ impl Middleware for ProviderChain {
         match addresses.find(request.url(), scope, entries.len()) {
             Some(address) => {
                 let sender = Sender::new(&self.shared, address, next, &request);
-                drive(sender, Requests::new(request, extensions))
+                drive(sender, Requests::new(request), extensions)
             }
             None => Box::pin(async move {
                 let host = request.url().host_str().unwrap_or_default();
-                observer.emit(&Event::PassedThrough { host });
+                let origin = Origin { id: None, extensions: Some(extensions) };
+                observer.emit(&Event::PassedThrough { origin, host });
                 next.run(request, extensions).await
             }),
         }

@@ -190,7 +190,7 @@ mod tests {
     use super::*;
 
     fn failed() -> FailoverError {
-        let mut report = Report::new();
+        let mut report = Report::new(1);
         for (provider, status, reason, message) in [
             ("a", Some(StatusCode::TOO_MANY_REQUESTS), Reason::RateLimited, Some("slow down")),
             ("b", None, Reason::Connect, None),
@@ -229,7 +229,7 @@ mod tests {
         late.report.push(Attempt { reason: Reason::Timeout, ..late.report.attempts()[1].clone() });
         assert!(late.is_timeout() && !late.is_connect());
         assert_eq!(late.report().attempts().len(), 3);
-        let never = FailoverError::new(Cause::NoTime, Report::new());
+        let never = FailoverError::new(Cause::NoTime, Report::new(1));
         assert!(never.is_timeout() && !never.is_connect());
         assert_eq!((never.last_status(), never.retry_after()), (None, None));
     }

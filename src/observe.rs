@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use http::Method;
+use http::{Extensions, Method};
 use reqwest::Url;
 
 use crate::health::{Counts, State};
@@ -43,6 +43,8 @@ pub enum Event<'a> {
     /// A provider is being asked.
     #[non_exhaustive]
     AttemptStarted {
+        /// The request that it is about.
+        origin: Origin<'a>,
         /// The provider's name.
         provider: &'a str,
         /// 1 for a request's first attempt.
@@ -51,6 +53,8 @@ pub enum Event<'a> {
     /// An attempt has its outcome.
     #[non_exhaustive]
     AttemptFinished {
+        /// The request that it is about.
+        origin: Origin<'a>,
         /// The attempt, as the report will hold it.
         attempt: &'a Attempt,
     },
@@ -58,6 +62,8 @@ pub enum Event<'a> {
     /// already: that is [`HedgeSent`](Self::HedgeSent).
     #[non_exhaustive]
     FailedOver {
+        /// The request that it is about.
+        origin: Origin<'a>,
         /// The attempt that failed.
         from: &'a Attempt,
         /// The provider that is asked next.
@@ -67,6 +73,8 @@ pub enum Event<'a> {
     /// [`hedge`](crate::ProviderChainBuilder::hedge) see it.
     #[non_exhaustive]
     HedgeSent {
+        /// The request that it is about.
+        origin: Origin<'a>,
         /// The provider that is silent.
         from: &'a str,
         /// The provider that is asked as well.
@@ -78,6 +86,8 @@ pub enum Event<'a> {
     /// refused the request, that is [`Rejected`](Self::Rejected).
     #[non_exhaustive]
     Exhausted {
+        /// The request that it is about.
+        origin: Origin<'a>,
         /// What was tried.
         report: &'a Report,
     },
@@ -85,12 +95,16 @@ pub enum Event<'a> {
     /// as with a 400 or a 404. That says nothing about the providers' health.
     #[non_exhaustive]
     Rejected {
+        /// The request that it is about.
+        origin: Origin<'a>,
         /// What was tried.
         report: &'a Report,
     },
     /// A provider's circuit breaker opened, or opened again after a failed probe.
     #[non_exhaustive]
     BreakerOpened {
+        /// The request that it is about.
+        origin: Origin<'a>,
         /// The provider's name.
         provider: &'a str,
         /// The health key whose breaker it is; `None` where it is the provider's own. Control characters
@@ -107,6 +121,8 @@ pub enum Event<'a> {
     /// A provider's circuit breaker closed: its probe was answered, be it with a 404.
     #[non_exhaustive]
     BreakerClosed {
+        /// The request that it is about.
+        origin: Origin<'a>,
         /// The provider's name.
         provider: &'a str,
         /// As in [`BreakerOpened`](Self::BreakerOpened).
@@ -115,6 +131,8 @@ pub enum Event<'a> {
     /// A break or a cooldown is over and a request is sent to see whether the provider is back.
     #[non_exhaustive]
     BreakerProbing {
+        /// The request that it is about.
+        origin: Origin<'a>,
         /// The provider's name.
         provider: &'a str,
         /// As in [`BreakerOpened`](Self::BreakerOpened).
@@ -124,6 +142,8 @@ pub enum Event<'a> {
     /// is passed over for a while.
     #[non_exhaustive]
     CoolingDown {
+        /// The request that it is about.
+        origin: Origin<'a>,
         /// The provider's name.
         provider: &'a str,
         /// As in [`BreakerOpened`](Self::BreakerOpened).
@@ -136,6 +156,8 @@ pub enum Event<'a> {
     /// provider was passed over for no request in a minute.
     #[non_exhaustive]
     AtCapacity {
+        /// The request that it is about.
+        origin: Origin<'a>,
         /// The provider's name.
         provider: &'a str,
     },
@@ -143,6 +165,8 @@ pub enum Event<'a> {
     /// attempts of another chain.
     #[non_exhaustive]
     PassedThrough {
+        /// The request that it is about.
+        origin: Origin<'a>,
         /// The host that the request goes to.
         host: &'a str,
     },
@@ -150,8 +174,16 @@ pub enum Event<'a> {
     /// too long. It is not replayed. Only chains that [`inspect`](crate::ProviderChainBuilder::inspect) see it.
     #[non_exhaustive]
     StreamBroken {
+        /// The request that it is about.
+        origin: Origin<'a>,
         /// The provider's name.
         provider: &'a str,
+        /// `Reset` if it broke off or ended too soon, `Timeout` if it was silent for too long,
+        /// `ErrorInSuccess` if it holds an error.
+        reason: Reason,
+        /// What the provider or the transport said went wrong, made safe as in
+        /// [`Attempt::message`].
+        message: Option<&'a str>,
     },
     /// One of the user's closures panicked and was treated as having no opinion.
     #[non_exhaustive]
@@ -163,6 +195,8 @@ pub enum Event<'a> {
     /// Many requests are not served by the first provider, which may mean trouble there.
     #[non_exhaustive]
     FallbackRateHigh {
+        /// The request that it is about.
+        origin: Origin<'a>,
         /// The first provider in order.
         provider: &'a str,
         /// The share of the last 5 minutes' requests that it did not serve.
@@ -173,6 +207,8 @@ pub enum Event<'a> {
     /// The first provider serves nearly all requests again.
     #[non_exhaustive]
     FallbackRateNormal {
+        /// The request that it is about.
+        origin: Origin<'a>,
         /// The first provider in order.
         provider: &'a str,
         /// The share of the last 5 minutes' requests that it did not serve.
@@ -181,6 +217,8 @@ pub enum Event<'a> {
     /// A claimed request is over, also when its caller dropped it.
     #[non_exhaustive]
     Finished {
+        /// The request that it is about.
+        origin: Origin<'a>,
         /// What was tried.
         report: &'a Report,
         /// From the first attempt's start to the start of the one that served; `None` if none did.
@@ -188,6 +226,68 @@ pub enum Event<'a> {
         /// As in [`Snapshot::fallback_ratio`].
         fallback_ratio: Option<f64>,
     },
+}
+
+impl<'a> Event<'a> {
+    /// The id of the request that the event is about: [`Report::id`]. `None` where it is about none, or
+    /// about one that the chain does not claim.
+    ///
+    /// ```
+    /// # use reqwest_failover::{Event, Provider, ProviderChain};
+    /// # let _ = ProviderChain::builder([Provider::openai("key")]).observe(|event: &Event| {
+    /// if let Event::FailedOver { from, to, .. } = event {
+    ///     eprintln!("request {:?}: {from} → {to}", event.request_id());
+    /// }
+    /// # });
+    /// ```
+    pub fn request_id(&self) -> Option<u64> {
+        self.origin()?.id
+    }
+
+    /// The caller's `Extensions` of that request, with what `with_extension(..)` put in: a tenant, a trace.
+    /// `None` where there is no request, or where it is over: a stream that breaks has an id only.
+    ///
+    /// ```
+    /// # use reqwest_failover::{Event, Provider, ProviderChain};
+    /// #[derive(Clone)]
+    /// struct Tenant(String);
+    ///
+    /// # let _ = ProviderChain::builder([Provider::openai("key")]).observe(|event: &Event| {
+    /// let tenant = event.extensions().and_then(|extensions| extensions.get::<Tenant>());
+    /// # });
+    /// ```
+    pub fn extensions(&self) -> Option<&'a Extensions> {
+        self.origin()?.extensions
+    }
+
+    fn origin(&self) -> Option<Origin<'a>> {
+        match *self {
+            Self::AttemptStarted { origin, .. }
+            | Self::AttemptFinished { origin, .. }
+            | Self::FailedOver { origin, .. }
+            | Self::HedgeSent { origin, .. }
+            | Self::Exhausted { origin, .. }
+            | Self::Rejected { origin, .. }
+            | Self::BreakerOpened { origin, .. }
+            | Self::BreakerClosed { origin, .. }
+            | Self::BreakerProbing { origin, .. }
+            | Self::CoolingDown { origin, .. }
+            | Self::AtCapacity { origin, .. }
+            | Self::PassedThrough { origin, .. }
+            | Self::StreamBroken { origin, .. }
+            | Self::FallbackRateHigh { origin, .. }
+            | Self::FallbackRateNormal { origin, .. }
+            | Self::Finished { origin, .. } => Some(origin),
+            Self::CallbackPanicked { .. } => None,
+        }
+    }
+}
+
+/// The request that an event is about, for [`Event::request_id`] and [`Event::extensions`].
+#[derive(Clone, Copy, Debug)]
+pub struct Origin<'a> {
+    pub(crate) id: Option<u64>,
+    pub(crate) extensions: Option<&'a Extensions>,
 }
 
 /// A chain's health and counts at one moment.
@@ -357,7 +457,7 @@ pub(crate) type Closure = Box<dyn Fn(&Event<'_>) + Send + Sync>;
 
 /// Hands every event to every reader.
 pub(crate) struct Observer {
-    closure: Option<Closure>,
+    closures: Vec<Closure>,
     #[cfg(feature = "tracing")]
     log_messages: bool,
     #[cfg(feature = "metrics")]
@@ -375,12 +475,12 @@ impl Observer {
     pub(crate) const SHOWS_STATE: bool = cfg!(feature = "metrics");
 
     pub(crate) fn new(
-        closure: Option<Closure>,
+        closures: Vec<Closure>,
         log_messages: bool,
         names: impl Iterator<Item = Arc<str>>,
     ) -> Self {
         Self {
-            closure,
+            closures,
             #[cfg(feature = "tracing")]
             log_messages,
             #[cfg(feature = "metrics")]
@@ -393,7 +493,7 @@ impl Observer {
     /// Whether anybody wants to know of every step of this request. Metrics do not: they count what
     /// went well when the request is over.
     pub(crate) fn is_watched(&self, request: &Trace) -> bool {
-        request.is_heard() || self.closure.is_some()
+        request.is_heard() || !self.closures.is_empty()
     }
 
     /// Counts a request that is over and that is not watched.
@@ -451,9 +551,10 @@ impl Observer {
     #[inline(never)]
     pub(crate) fn emit(&self, event: &Event<'_>) {
         self.read(event);
-        let Some(closure) = &self.closure else { return };
-        if catch_panic(|| closure(event)).is_none() {
-            self.read(&Event::CallbackPanicked { callback: "observe" });
+        for closure in &self.closures {
+            if catch_panic(|| closure(event)).is_none() {
+                self.read(&Event::CallbackPanicked { callback: "observe" });
+            }
         }
     }
 
@@ -461,8 +562,8 @@ impl Observer {
     fn read(&self, event: &Event<'_>) {
         let is_rare = match event {
             Event::AttemptStarted { .. } => false,
-            Event::AttemptFinished { attempt } => attempt.reason() != Reason::Ok,
-            Event::Finished { report, added_latency, fallback_ratio } => {
+            Event::AttemptFinished { attempt, .. } => attempt.reason() != Reason::Ok,
+            Event::Finished { report, added_latency, fallback_ratio, .. } => {
                 #[cfg(feature = "metrics")]
                 self.meter.finished(report, *added_latency, *fallback_ratio);
                 false
@@ -542,6 +643,13 @@ impl Trace {
             return span.in_scope(call);
         }
         call()
+    }
+
+    pub(crate) fn record_id(&self, id: u64) {
+        #[cfg(feature = "tracing")]
+        if let Some(span) = &self.span {
+            span.record("failover.request_id", id);
+        }
     }
 
     pub(crate) fn record_outcome(&self, attempt: &Attempt) {

@@ -32,6 +32,7 @@ use crate::verdict::Reason;
 /// ```
 #[derive(Clone, Debug)]
 pub struct Report {
+    id: u64,
     attempts: Attempts,
     served: bool,
     elapsed: Duration,
@@ -59,6 +60,30 @@ impl Report {
         extensions.get::<Self>()
     }
 
+    /// The request's number: 1 for the first that this chain claimed. Its span and its events have it, too.
+    ///
+    /// ```no_run
+    /// # fn log(report: &reqwest_failover::Report) {
+    /// println!("request {}: {report}", report.id());
+    /// # }
+    /// ```
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// Whether more than one provider was asked after a failure or as a hedge.
+    ///
+    /// ```no_run
+    /// # fn log(report: &reqwest_failover::Report) {
+    /// if report.failed_over() {
+    ///     println!("the first provider did not serve, or not in time: {report}");
+    /// }
+    /// # }
+    /// ```
+    pub fn failed_over(&self) -> bool {
+        self.attempts().len() > 1
+    }
+
     /// The provider whose response was accepted; `None` when every attempt failed.
     pub fn served_by(&self) -> Option<&str> {
         self.attempts().last().filter(|_| self.served).map(Attempt::provider)
@@ -77,8 +102,8 @@ impl Report {
         self.elapsed
     }
 
-    pub(crate) fn new() -> Self {
-        Self { attempts: Attempts::Many(Vec::new()), served: false, elapsed: Duration::ZERO }
+    pub(crate) fn new(id: u64) -> Self {
+        Self { id, attempts: Attempts::Many(Vec::new()), served: false, elapsed: Duration::ZERO }
     }
 
     /// Adds an attempt.
@@ -260,7 +285,7 @@ mod tests {
 
     #[test]
     fn a_report_reads_as_one_line() {
-        let mut report = Report::new();
+        let mut report = Report::new(1);
         assert_eq!(report.to_string(), "no provider was asked");
         report.push(attempt("cometapi", Some(503), Reason::ServerError, 212));
         assert_eq!(report.to_string(), "cometapi 503 in 212 ms");
@@ -278,7 +303,7 @@ mod tests {
 
     #[test]
     fn an_attempt_tells_what_came_of_it() {
-        let mut report = Report::new();
+        let mut report = Report::new(1);
         report.push(Attempt {
             code: Some("moved_permanently".into()),
             message: Some("moved".into()),
@@ -330,7 +355,7 @@ mod tests {
 
     #[test]
     fn the_attempt_that_serves_in_the_end_is_the_last() {
-        let mut report = Report::new();
+        let mut report = Report::new(1);
         for provider in ["a", "b", "c"] {
             report.push(attempt(provider, Some(404), Reason::ClientError, 1));
         }
@@ -343,7 +368,7 @@ mod tests {
 
     #[test]
     fn a_report_that_ends_in_failure_names_no_provider() {
-        let mut report = Report::new();
+        let mut report = Report::new(1);
         report.push(attempt("a", Some(500), Reason::ServerError, 1));
         report.finish(false, Duration::ZERO);
         assert_eq!(report.served_by(), None);

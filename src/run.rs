@@ -109,6 +109,12 @@ impl Run {
         self.order.first().copied()
     }
 
+    /// The first provider in order that is not isolated.
+    #[inline]
+    pub(crate) fn first_of(&self, health: &HealthTable) -> Option<usize> {
+        self.order.iter().copied().find(|provider| !health.is_isolated(*provider))
+    }
+
     /// Sets what the request is about.
     pub(crate) fn set_key(&mut self, key: Option<Box<[u8]>>) {
         self.key = key;

@@ -265,7 +265,7 @@ fn cases() -> Vec<Case> {
                 "a: 1 attempts, 0 served, 1 failures",
                 "b: 1 attempts, 0 served, 0 failures",
                 "1 requests, 1 exhausted",
-                "events: a started, a ended (server_error), b started, cooling(\"b\"), b ended (rate_limited), exhausted, finished",
+                "events: a started, a ended (server_error), b started, b ended (rate_limited), cooling(\"b\"), exhausted, finished",
             ],
         ),
         two(

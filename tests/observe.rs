@@ -245,6 +245,113 @@ async fn added_latency_is_what_the_failed_attempts_took() {
     assert_eq!(*lock(&added), [Some(ms(0)), Some(ms(250))]);
 }
 
+// Which request an event is about.
+
+#[derive(Clone, Debug, PartialEq)]
+struct Tenant(&'static str);
+
+#[tokio::test(start_paused = true)]
+async fn every_event_of_a_request_has_its_id_and_the_callers_extensions() {
+    let (chain, seen) = keep(chain().breaker(Breaker::default().consecutive(1)), |event| {
+        let tenant = event.extensions().and_then(|extensions| extensions.get::<Tenant>());
+        Some((name(event), event.request_id(), tenant.cloned()))
+    });
+    let scene = Scene::of(chain);
+    scene.ends.fail(500);
+    for (tenant, id) in [(Tenant("a"), 1), (Tenant("b"), 2)] {
+        let response = scene.post().with_extension(tenant.clone()).send().await.unwrap();
+        assert_eq!(Report::of(&response).unwrap().id(), id);
+        let seen = std::mem::take(&mut *lock(&seen));
+        assert!(!seen.is_empty());
+        for event in seen {
+            assert_eq!((event.1, &event.2), (Some(id), &Some(tenant.clone())), "{event:?}");
+        }
+    }
+    let elsewhere = scene.client.get("https://elsewhere.test/v1").with_extension(Tenant("c"));
+    elsewhere.send().await.unwrap();
+    let passed = ("PassedThrough".to_owned(), None, Some(Tenant("c")));
+    assert_eq!(*lock(&seen), [passed], "it is not claimed");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_abandoned_request_has_its_id_and_extensions_to_the_end() {
+    let (chain, seen) = keep(chain(), |event| {
+        let has_tenant = event.extensions().is_some_and(|it| it.get::<Tenant>().is_some());
+        Some((name(event), event.request_id(), has_tenant))
+    });
+    let scene = Scene::of(chain);
+    scene.ends.hang();
+    let request = scene.post().with_extension(Tenant("a")).send();
+    tokio::time::timeout(ms(9), request).await.expect_err("it hangs");
+    let seen = lock(&seen);
+    assert_eq!(seen.len(), 3, "{seen:?}");
+    assert!(seen.iter().all(|(_, id, tenant)| *id == Some(1) && *tenant), "{seen:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_one_outcome_causes_is_emitted_in_order_also_to_a_slow_observer() {
+    let (chain, names) = keep(chain().breaker(Breaker::default().consecutive(1)), |event| {
+        std::thread::sleep(ms(1));
+        Some(name(event))
+    });
+    let scene = Scene::of(chain.fallback_alert(0.0, 0.0));
+    for _ in 0..19 {
+        scene.ask().await;
+    }
+    lock(&names).clear();
+    scene.ends.fail(500);
+    scene.ask().await;
+    assert_eq!(
+        lock(&names).join(" "),
+        "AttemptStarted AttemptFinished BreakerOpened FailedOver AttemptStarted AttemptFinished \
+         Finished FallbackRateHigh"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_second_observer_adds_to_the_first_also_where_that_panics() {
+    let (chain, first) = keep(chain(), |event| Some(name(event)));
+    let chain = chain.observe(|_| panic!("an observer that panics"));
+    let (chain, third) = keep(chain, |event| Some(name(event)));
+    let scene = Scene::of(chain);
+    scene.ask().await;
+    assert_eq!(lock(&first).len(), 3);
+    assert_eq!(*lock(&first), *lock(&third));
+    assert_eq!(scene.chain.snapshot().callback_panics(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_an_operator_takes_out_raises_no_alarm() {
+    type Alarms = Arc<Mutex<Vec<String>>>;
+    let is_alarm = |event: &Event<'_>| match event {
+        Event::FallbackRateHigh { provider, .. } => Some((*provider).to_owned()),
+        _ => None,
+    };
+    let (chain, alarms): (_, Alarms) = keep(chain(), is_alarm);
+    let scene = Scene::of(chain);
+    scene.serve(30).await;
+    scene.chain.isolate("cometapi").unwrap();
+    assert_eq!(scene.chain.snapshot().fallback_ratio(), None, "it begins anew");
+    for _ in 0..100 {
+        assert_eq!(scene.ask().await.served_by(), Some("openai"));
+    }
+    assert_eq!(scene.chain.snapshot().fallback_ratio(), Some(0.0));
+    scene.chain.restore("cometapi").unwrap();
+    assert_eq!(scene.chain.snapshot().fallback_ratio(), None);
+    scene.serve(30).await;
+    // To take out another provider than the first changes nothing.
+    scene.chain.isolate("openai").unwrap();
+    scene.chain.restore("openai").unwrap();
+    assert_eq!(scene.chain.snapshot().fallback_ratio(), Some(0.0));
+    scene.chain.set_order(["openai", "cometapi"]).unwrap();
+    assert_eq!(scene.chain.snapshot().fallback_ratio(), None);
+    assert!(lock(&alarms).is_empty());
+    // What goes wrong after that does.
+    scene.chain.set_order(["cometapi", "openai"]).unwrap();
+    scene.fail_over(20).await;
+    assert_eq!(*lock(&alarms), ["cometapi"]);
+}
+
 // The fallback rate.
 
 #[derive(Clone, Debug, PartialEq)]
@@ -259,7 +366,11 @@ fn percent(ratio: f64) -> f64 {
 
 /// Every request asks the first provider first, whatever it did.
 fn rated(chain: ProviderChainBuilder) -> (Scene, Arc<Mutex<Vec<Crossing>>>) {
-    let (chain, crossings) = keep(chain.without_health(), |event| match event {
+    rated_with_health(chain.without_health())
+}
+
+fn rated_with_health(chain: ProviderChainBuilder) -> (Scene, Arc<Mutex<Vec<Crossing>>>) {
+    let (chain, crossings) = keep(chain, |event| match event {
         Event::FallbackRateHigh { provider, ratio, reason, .. } => Some(Crossing::High {
             provider: (*provider).to_owned(),
             percent: percent(*ratio),
@@ -387,9 +498,12 @@ async fn the_fallback_rate_names_the_most_frequent_reason() {
     let (provider, reason) = ("cometapi".to_owned(), Some(Reason::RateLimited));
     assert_eq!(take(&crossings), [Crossing::High { provider, percent: 15.0, reason }]);
 
-    // The first provider is not even asked.
-    let (scene, crossings) = rated(chain());
-    scene.chain.isolate("cometapi").unwrap();
+    // The first provider is not even asked: it failed longer ago than the rate looks back.
+    let hour = Duration::from_secs(3600);
+    let (scene, crossings) =
+        rated_with_health(chain().breaker(Breaker::default().consecutive(1).breaks(hour, hour)));
+    scene.fail_over(1).await;
+    tokio::time::sleep(hour / 10).await;
     scene.fail_over(20).await;
     let provider = "cometapi".to_owned();
     assert_eq!(take(&crossings), [Crossing::High { provider, percent: 100.0, reason: None }]);
@@ -468,6 +582,7 @@ mod traced {
     #[derive(Clone, Debug)]
     pub(super) struct Line {
         pub(super) level: Level,
+        pub(super) target: &'static str,
         pub(super) within: Option<&'static str>,
         pub(super) fields: BTreeMap<&'static str, String>,
     }
@@ -547,8 +662,8 @@ mod traced {
 
         fn on_event(&self, event: &tracing::Event<'_>, context: Context<'_, S>) {
             let within = context.event_span(event).map(|span| span.name());
-            let level = *event.metadata().level();
-            let mut line = Line { level, within, fields: BTreeMap::new() };
+            let (level, target) = (*event.metadata().level(), event.metadata().target());
+            let mut line = Line { level, target, within, fields: BTreeMap::new() };
             event.record(&mut Fields(&mut line.fields));
             CAPTURED.with_borrow_mut(|captured| captured.lines.push(line));
         }
@@ -588,7 +703,7 @@ mod traced {
         );
         assert_eq!(
             fields(&spans[2]),
-            "gen_ai.provider.name=openai http.request.method=POST \
+            "failover.request_id=1 gen_ai.provider.name=openai http.request.method=POST \
              http.request.resend_count=1 http.response.status_code=200"
         );
     }
@@ -602,7 +717,8 @@ mod traced {
         let spans = capture.take().spans;
         assert_eq!(
             fields(spans.last().unwrap()),
-            "error.type=server_error http.request.method=POST http.request.resend_count=1 \
+            "error.type=server_error failover.request_id=1 http.request.method=POST \
+             http.request.resend_count=1 \
              http.response.status_code=500"
         );
 
@@ -611,7 +727,8 @@ mod traced {
         let spans = capture.take().spans;
         assert_eq!(
             fields(spans.last().unwrap()),
-            "error.type=abandoned http.request.method=POST http.request.resend_count=0"
+            "error.type=abandoned failover.request_id=2 http.request.method=POST \
+             http.request.resend_count=0"
         );
     }
 
@@ -629,6 +746,7 @@ mod traced {
         }
         for line in &captured.lines {
             let message = line.get("message");
+            assert_eq!(line.target, "reqwest_failover", "{message}");
             assert!(PAGE.contains(&format!("`{message}`")), "`{message}` is not documented");
             let level = format!("{}", line.level);
             let row = PAGE.lines().find(|row| row.contains(&format!("`{message}`"))).unwrap();

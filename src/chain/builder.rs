@@ -64,7 +64,7 @@ pub struct ProviderChainBuilder {
     hedge: Option<Hedge>,
     inspect: Option<Inspect>,
     exhausted: Exhausted,
-    observe: Option<Closure>,
+    observe: Vec<Closure>,
     rate_limits: RateLimits,
     log_messages: bool,
 }
@@ -90,7 +90,7 @@ impl ProviderChainBuilder {
             hedge: None,
             inspect: None,
             exhausted: Exhausted::default(),
-            observe: None,
+            observe: Vec::new(),
             rate_limits: RateLimits::default(),
             log_messages: true,
         }
@@ -280,7 +280,7 @@ impl ProviderChainBuilder {
     where
         F: Fn(&Event<'_>) + Send + Sync + 'static,
     {
-        self.observe = Some(Box::new(observer));
+        self.observe.push(Box::new(observer));
         self
     }
 
@@ -352,6 +352,7 @@ impl ProviderChainBuilder {
             fallback_rate: FallbackRate::new(self.rate_limits, now),
             order: (0..entries.len()).collect(),
             counts: RequestCounts::default(),
+            begun: 0,
         };
         let names = entries.iter().map(|entry| entry.name.clone());
         let observer = Observer::new(self.observe, self.log_messages, names);

@@ -11,7 +11,7 @@ use reqwest::{Body, Response};
 use reqwest_middleware::Error;
 use tokio::time::{Sleep, sleep_until, timeout_at};
 
-use super::body::{Requests, Streamed, read_stream};
+use super::body::{Requests, Streamed, hand_back, read_stream};
 use super::flight::{AttemptState, Flight, Guard, Sender};
 use super::outcome::AttemptResult;
 use super::request::{Dropped, RequestState, Settlement};
@@ -23,13 +23,15 @@ use crate::run::{Settled, Step, Until};
 /// Sends a claimed request to one provider after the other until one serves it.
 pub(super) fn drive<'a>(
     mut sender: Sender<'a>,
-    mut requests: Requests<'a>,
+    mut requests: Requests,
+    extensions: &'a mut Extensions,
 ) -> Pin<Box<dyn Future<Output = reqwest_middleware::Result<Response>> + Send + 'a>> {
     // An `async fn` would hold twice what it is given, and `#[async_trait]` once more. What is kept
     // while it waits is kept small: below 1,032 bytes glibc has fast lists for it.
     Box::pin(async move {
-        let (mut state, begun) = RequestState::begin(sender.shared, &sender.address, &requests);
-        let first = begun.map_err(|cause| state.fail(*cause, requests.extensions))?;
+        let (mut state, begun) =
+            RequestState::begin(sender.shared, &sender.address, &requests, extensions);
+        let first = begun.map_err(|cause| state.fail(*cause))?;
         // What is borrowed is kept until the end.
         #[expect(clippy::redundant_pattern_matching)]
         if matches!(first, None) {
@@ -43,7 +45,7 @@ pub(super) fn drive<'a>(
                 ControlFlow::Break(answer) => return answer,
             };
             let over = flights.wait(&sender, until).await;
-            step = match flights.settle(over, &mut requests) {
+            step = match flights.settle(over) {
                 ControlFlow::Continue(step) => step,
                 ControlFlow::Break(answer) => return answer,
             };
@@ -86,7 +88,7 @@ impl<'s, 'a> Flights<'s, 'a> {
         &mut self,
         step: Step,
         sender: &Sender<'a>,
-        requests: &mut Requests<'_>,
+        requests: &mut Requests,
     ) -> ControlFlow<Answer, Option<Instant>> {
         match step {
             Step::Send { permit, until, last, hedge, full } => {
@@ -96,7 +98,7 @@ impl<'s, 'a> Flights<'s, 'a> {
                 self.send(permit, until, last, hedge, sender, requests)
             }
             Step::Wait(until) => ControlFlow::Continue(until),
-            Step::Done => ControlFlow::Break(self.exhaust(requests)),
+            Step::Done => ControlFlow::Break(self.exhaust()),
         }
     }
 
@@ -108,7 +110,7 @@ impl<'s, 'a> Flights<'s, 'a> {
         is_last: bool,
         is_hedge: bool,
         sender: &Sender<'a>,
-        requests: &mut Requests<'_>,
+        requests: &mut Requests,
     ) -> ControlFlow<Answer, Option<Instant>> {
         let provider = permit.provider;
         if is_hedge {
@@ -123,9 +125,9 @@ impl<'s, 'a> Flights<'s, 'a> {
         let trace = self.state.start_attempt(provider);
         let attempt = AttemptState::new(permit, provider, trace, self.state.now, until);
         let url = || sender.target(provider).unwrap_or_else(|| sender.address.caller());
-        let next = requests.next(url, self.state.time_left(), is_last);
+        let next = requests.next(url, self.state.time_left(), is_last, self.state.extensions);
         let Some((request, own)) = next else {
-            return ControlFlow::Break(Err(self.state.fail_unasked(requests.extensions)));
+            return ControlFlow::Break(Err(self.state.fail_unasked()));
         };
         sender.learn_caller_auth(provider, &request, &mut self.state.secrets);
         self.add(sender.start(attempt, request, own));
@@ -165,26 +167,22 @@ impl<'s, 'a> Flights<'s, 'a> {
     }
 
     /// Settles the attempt that is over, if one is. Returns what is next, or what the caller gets.
-    fn settle(
-        &mut self,
-        over: Option<Over>,
-        requests: &mut Requests<'_>,
-    ) -> ControlFlow<Answer, Step> {
+    fn settle(&mut self, over: Option<Over>) -> ControlFlow<Answer, Step> {
         let Some((slot, mut result, own)) = over else {
             self.state.refresh_now();
             return ControlFlow::Continue(self.state.next_step());
         };
         if let AttemptResult::CallerFailed(error) = result {
             self.drop_all(Dropped::CallerFailed);
-            self.state.finish(Ending::NoNews, requests.extensions);
+            self.state.finish(Ending::NoNews);
             return ControlFlow::Break(Err(error));
         }
         let flight = match slot {
             Slot::First => self.first.as_mut(),
             Slot::Second => self.second.as_deref_mut(),
         };
-        let Some(flight) = flight else { return ControlFlow::Break(self.exhaust(requests)) };
-        let Settlement { settled, step, line, provider, started, permit } =
+        let Some(flight) = flight else { return ControlFlow::Break(self.exhaust()) };
+        let Settlement { settled, step, line, changes, provider, started, permit } =
             self.state.settle(&mut flight.state, &mut result);
         match slot {
             Slot::First => self.first = None,
@@ -193,34 +191,34 @@ impl<'s, 'a> Flights<'s, 'a> {
         if settled == Settled::Serve {
             self.drop_all(Dropped::Loser);
         }
-        self.state.record(line);
+        self.state.record(line, provider, changes);
         match settled {
             Settled::Serve => {
-                return ControlFlow::Break(serve(self.state, result, own, permit, requests));
+                return ControlFlow::Break(serve(self.state, result, own, permit));
             }
             Settled::Keep => self.kept = Some(Box::new(Ended { provider, started, result, own })),
             Settled::FailOver => {
                 self.last = Some(Box::new(Ended { provider, started, result, own }));
             }
-            Settled::ServeKept => return ControlFlow::Break(self.serve_kept(requests)),
+            Settled::ServeKept => return ControlFlow::Break(self.serve_kept()),
         }
         ControlFlow::Continue(step)
     }
 
     #[cold]
-    fn serve_kept(&mut self, requests: &mut Requests<'_>) -> Answer {
-        let Some(kept) = self.kept.take() else { return self.exhaust(requests) };
+    fn serve_kept(&mut self) -> Answer {
+        let Some(kept) = self.kept.take() else { return self.exhaust() };
         let Ended { provider, started, result, own } = *kept;
         self.state.serve_kept(provider, started);
-        serve(self.state, result, own, None, requests)
+        serve(self.state, result, own, None)
     }
 
     /// Hands on what the last provider left, or an error that holds what each of them left.
     #[cold]
-    fn exhaust(&mut self, requests: &mut Requests<'_>) -> Answer {
+    fn exhaust(&mut self) -> Answer {
         let state = &mut *self.state;
         let Some(last) = self.last.take() else {
-            return Err(state.fail_unasked(requests.extensions));
+            return Err(state.fail_unasked());
         };
         let Ended { result, own, .. } = *last;
         let is_shown = |result: &_| matches!(result, Err(error) if state.is_shown_by(error));
@@ -229,10 +227,10 @@ impl<'s, 'a> Flights<'s, 'a> {
             Exhausted::Error => None,
         };
         let Some(outcome) = outcome else {
-            return Err(state.fail(Cause::Exhausted, requests.extensions));
+            return Err(state.fail(Cause::Exhausted));
         };
-        requests.hand_back(own);
-        let report = state.finish(state.unserved(), requests.extensions);
+        hand_back(state.extensions, own);
+        let report = state.finish(state.unserved());
         outcome.map(|mut response| {
             response.extensions_mut().insert(report);
             response
@@ -283,7 +281,7 @@ impl Drop for Flights<'_, '_> {
 async fn make_replayable(
     state: &mut RequestState<'_>,
     sender: &mut Sender<'_>,
-    requests: &mut Requests<'_>,
+    requests: &mut Requests,
 ) -> Result<(), Error> {
     let Some(request) = requests.caller_mut() else { return Ok(()) };
     let Some(body) = request.body_mut().take() else { return Ok(()) };
@@ -291,9 +289,9 @@ async fn make_replayable(
     let streamed = timeout_at(state.run.deadline().at.into(), read).await;
     state.refresh_now();
     let body = match streamed {
-        Err(_) => return Err(state.fail(Cause::NoTime, requests.extensions)),
+        Err(_) => return Err(state.fail(Cause::NoTime)),
         Ok(Err(error)) => {
-            state.finish(Ending::NoNews, requests.extensions);
+            state.finish(Ending::NoNews);
             return Err(Error::Reqwest(error));
         }
         Ok(Ok(Streamed::Whole(bytes))) => Body::from(bytes),
@@ -314,22 +312,21 @@ fn serve(
     result: AttemptResult,
     own: Extensions,
     permit: Option<Permit>,
-    requests: &mut Requests<'_>,
 ) -> Answer {
     let result = match (result, permit) {
         (AttemptResult::Stream(stream), Some(permit)) => {
             let shared = state.shared().clone();
-            let key: Option<Box<[u8]>> = state.run.key().map(Into::into);
-            let on_end = move |end| shared.end_stream(permit, key.as_deref(), end);
+            let (id, key) = (state.id, state.run.key().map(Box::from));
+            let on_end = move |end| shared.end_stream(id, permit, key, end);
             Some(Ok(stream.watched(Box::new(on_end))))
         }
         (result, _) => result.into_result(),
     };
     let Some(Ok(mut response)) = result else {
-        return Err(state.fail(Cause::NothingAccepted, requests.extensions));
+        return Err(state.fail(Cause::NothingAccepted));
     };
-    requests.hand_back(own);
-    let report = state.finish(Ending::Served, requests.extensions);
+    hand_back(state.extensions, own);
+    let report = state.finish(Ending::Served);
     response.extensions_mut().insert(report);
     Ok(response)
 }

@@ -10,11 +10,11 @@ use reqwest::{Response, ResponseBuilderExt, Url};
 use reqwest_middleware::Error;
 
 use super::body::{ReadAnswer, read_answer};
-use super::shared::{Classify, Shared, wall_clock};
+use super::shared::{Classify, Shared, reason_of_flaw, wall_clock};
 use crate::cause::Cause;
 use crate::error::FailoverError;
 use crate::health::{Concern, after};
-use crate::inspect::{Asked, CommittedStream, Flaw, FlawKind, Inspected, inspect};
+use crate::inspect::{Asked, CommittedStream, Flaw, Inspected, inspect};
 use crate::message::{self, Secrets};
 use crate::observe::Event;
 use crate::provider::{BoxError, Entry};
@@ -307,14 +307,6 @@ pub(super) fn is_elsewhere(asked: &Url, may_move: bool, response: &Response, bas
 
 fn is_plain(headers: &HeaderMap) -> bool {
     headers.get(CONTENT_ENCODING).is_none_or(|encoding| encoding == "identity")
-}
-
-fn reason_of_flaw(kind: FlawKind) -> Reason {
-    match kind {
-        FlawKind::Broken => Reason::Reset,
-        FlawKind::Silent => Reason::Timeout,
-        _ => Reason::ErrorInSuccess,
-    }
 }
 
 /// What reqwest gives a response that was made without a URL.

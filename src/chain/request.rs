@@ -27,6 +27,10 @@ use crate::verdict::{Reason, Verdict};
 /// A claimed request's state. Dropping it counts the request as abandoned.
 pub(super) struct RequestState<'a> {
     shared: &'a Arc<Shared>,
+    /// Counts the chain's requests.
+    pub(super) id: u64,
+    /// The caller's own: each attempt gets a copy.
+    pub(super) extensions: &'a mut Extensions,
     pub(super) run: Run,
     report: Report,
     pub(super) trace: Trace,
@@ -73,6 +77,8 @@ pub(super) struct Settlement {
     pub(super) step: Step,
     /// Its line in the report.
     pub(super) line: Attempt,
+    /// What changed in the provider's health.
+    pub(super) changes: Changes,
     pub(super) provider: usize,
     pub(super) started: Instant,
     /// That of a committed stream, which ends with it.
@@ -90,9 +96,10 @@ impl<'a> RequestState<'a> {
     pub(super) fn begin(
         shared: &'a Arc<Shared>,
         address: &Address,
-        requests: &Requests<'_>,
+        requests: &Requests,
+        extensions: &'a mut Extensions,
     ) -> (Self, Begun) {
-        let (request, extensions) = (requests.caller(), &*requests.extensions);
+        let request = requests.caller();
         let started = now();
         let trace = Trace::request(request.map(Request::method));
         let timeout = request.and_then(Request::timeout).copied();
@@ -108,10 +115,15 @@ impl<'a> RequestState<'a> {
         let mut table = shared.lock();
         let mut run = Run::new(table.order.clone(), &shared.limits, idempotent, timeout, started);
         run.set_key(key);
+        table.begun += 1;
+        let id = table.begun;
+        trace.record_id(id);
         let mut state = Self {
             shared,
+            id,
+            extensions,
             run,
-            report: Report::new(),
+            report: Report::new(id),
             is_watched: shared.observer.is_watched(&trace),
             trace,
             started,
@@ -206,7 +218,8 @@ impl<'a> RequestState<'a> {
         self.first_asked |= self.run.first() == Some(provider);
         self.first_sent.get_or_insert(self.now);
         if self.is_watched {
-            self.emit(&Event::AttemptStarted { provider: &entry.name, number: self.begun });
+            let (origin, number) = (self.origin(), self.begun);
+            self.emit(&Event::AttemptStarted { origin, provider: &entry.name, number });
         }
         self.trace.attempt(&entry.name, entry.base.url(), resends)
     }
@@ -261,9 +274,9 @@ impl<'a> RequestState<'a> {
         if settled == Settled::Serve && judgement.status.is_some() {
             self.count_served(&mut table, provider, attempt.started);
         }
-        self.release(table, provider, changes);
+        self.release(table, provider);
         let started = attempt.started;
-        Settlement { settled, step, line, provider, started, permit: streaming }
+        Settlement { settled, step, line, changes, provider, started, permit: streaming }
     }
 
     /// Counts the attempt whose answer was kept as the one that served.
@@ -307,27 +320,18 @@ impl<'a> RequestState<'a> {
             is_replayable: self.is_replayable,
         };
         attempt.trace.record_outcome(&line);
-        self.release(table, provider, changes);
-        self.record(line);
+        self.release(table, provider);
+        self.record(line, provider, changes);
     }
 
-    /// Unlocks the table, and emits what has changed in it.
+    /// Unlocks the table, and shows the provider's state.
     #[inline]
-    fn release(&self, table: MutexGuard<'_, Table>, provider: usize, changes: Changes) {
+    fn release(&self, table: MutexGuard<'_, Table>, provider: usize) {
         let state = Observer::SHOWS_STATE.then(|| table.health.state(provider, self.now));
         drop(table);
         if let Some(state) = state {
             self.shared.observer.set_state_gauge(provider, state);
         }
-        if !changes.is_none() {
-            self.emit_changes(provider, changes);
-        }
-    }
-
-    #[cold]
-    fn emit_changes(&self, provider: usize, changes: Changes) {
-        let key = self.run.key();
-        self.trace.within(|| self.shared.emit_changes(provider, key, changes));
     }
 
     pub(super) fn secrets(&self) -> Secrets {

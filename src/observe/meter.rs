@@ -110,8 +110,8 @@ impl Meter {
     /// Reads what does not happen to every request.
     pub(super) fn read(&self, event: &Event<'_>) {
         match event {
-            Event::AttemptFinished { attempt } => self.failed(attempt),
-            Event::FailedOver { from, to } => count(
+            Event::AttemptFinished { attempt, .. } => self.failed(attempt),
+            Event::FailedOver { from, to, .. } => count(
                 FAILOVERS,
                 vec![
                     Label::new("from", from.provider().to_owned()),
@@ -126,7 +126,7 @@ impl Meter {
             Event::Exhausted { .. } => count(EXHAUSTED, Vec::new()),
             Event::Rejected { .. } => count(REJECTED, Vec::new()),
             Event::PassedThrough { .. } => count(PASSED_THROUGH, Vec::new()),
-            Event::StreamBroken { provider } => {
+            Event::StreamBroken { provider, .. } => {
                 if let Some(keys) = self.keys(provider) {
                     with_recorder(|recorder| {
                         recorder.register_counter(&keys.broken, &METADATA).increment(1);

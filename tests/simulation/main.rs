@@ -7,11 +7,15 @@
 
 mod account;
 mod answers;
+mod call;
 mod callers;
+mod circuit;
+mod events;
 mod harness;
 mod ledger;
 mod outcomes;
 mod settings;
+mod turn;
 
 use std::panic::catch_unwind;
 use std::sync::Arc;
@@ -84,13 +88,16 @@ fn check_rest(harness: &Harness) {
     ledger.current = 0;
     ledger.check_nothing_due();
     for provider in snapshot.providers() {
-        let (name, state) = (provider.name(), provider.state());
+        let name = provider.name();
         let in_flight = provider.in_flight();
         ledger.check(in_flight == 0, || format!("{in_flight} requests are still at {name}"));
-        ledger.check(state != State::Probing, || format!("the probe of {name} is stuck"));
-        if let State::Open { until } | State::CoolingDown { until } = state {
-            let rest = until.saturating_duration_since(now);
-            ledger.check(rest <= longest, || format!("{name} rests for {rest:?}"));
+        let states = provider.resting_keys().map(|(_, state)| state);
+        for state in states.chain([provider.state()]) {
+            ledger.check(state != State::Probing, || format!("the probe of {name} is stuck"));
+            if let State::Open { until } | State::CoolingDown { until } = state {
+                let rest = until.saturating_duration_since(now);
+                ledger.check(rest <= longest, || format!("{name} rests for {rest:?}"));
+            }
         }
     }
 }
@@ -104,18 +111,25 @@ async fn recover(harness: &Arc<Harness>) {
     }
     answers::pause(harness.settings.longest_rest().as_millis() as u64).await;
     let before: u64 = served(harness).iter().sum();
-    let first = harness.settings.calls + 1;
-    for provider in 0..providers {
-        call(harness, Plan::plain(first + provider as u64, Way::only(provider))).await;
-        let state = ledger::states(&harness.chain.snapshot())[provider];
+    let keys: Vec<_> = (0..harness.settings.keys).map(Some).chain([None]).collect();
+    let mut ids = harness.settings.calls + 1..;
+    let mut calls = 0;
+    for (provider, key) in (0..providers).flat_map(|it| keys.iter().map(move |key| (it, *key))) {
+        let Some(id) = ids.next() else { return };
+        call(harness, Plan::plain(id, Way::only(provider), key)).await;
+        calls += 1;
+        let state = turn::views(&harness.chain.snapshot())[provider].state(key);
         let name = settings::NAMES[provider];
-        harness.ledger().check(state == State::Closed, || format!("{name} stays {state:?}"));
+        let is_back = state == State::Closed;
+        harness.ledger().check(is_back, || format!("{name} {key:?} stays {state:?}"));
     }
-    call(harness, Plan::plain(first + providers as u64, Way::Any)).await;
+    for (key, id) in keys.into_iter().zip(ids) {
+        call(harness, Plan::plain(id, Way::Any, key)).await;
+        calls += 1;
+    }
     let after: u64 = served(harness).iter().sum();
-    let expected = providers as u64 + 1;
-    harness.ledger().check(after - before == expected, || {
-        format!("{} of {expected} requests are served when all is well", after - before)
+    harness.ledger().check(after - before == calls, || {
+        format!("{} of {calls} requests are served when all is well", after - before)
     });
 }
 
@@ -139,12 +153,18 @@ fn check_counts(harness: &Harness) {
     let kept = [requests, switched, rejected, exhausted, unclaimed];
     ledger.check(counted == kept, || format!("counts {counted:?}, not {kept:?}"));
     for provider in snapshot.providers() {
-        let own = &ledger.providers[ledger::index(provider.name())];
+        let own = &ledger.providers[turn::index(provider.name())];
         let counted =
             (provider.attempts(), provider.served(), provider.failures(), provider.in_flight());
         let kept = (own.attempts, own.served, own.failures, own.in_flight);
         let name = provider.name();
         ledger.check(counted == kept, || format!("{name} counts {counted:?}, not {kept:?}"));
+        let own = &ledger.providers[turn::index(name)];
+        let (made, told) = (own.crossings, own.crossings_told);
+        let is_told = !harness.settings.watched || harness.settings.hedge.is_some() || made == told;
+        ledger.check(is_told, || {
+            format!("{name} is full {made} times, and that is told {told} times")
+        });
     }
     if harness.settings.watched {
         let (sent, told) = (ledger.hedges, ledger.hedges_told);

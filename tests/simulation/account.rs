@@ -17,8 +17,9 @@ pub(crate) struct Account {
     own: Health,
     /// Its health for each health key.
     keys: [Health; HEALTH_KEYS.len()],
-    /// When it was last passed over because it was at its limit.
-    passed_over: Option<Instant>,
+    /// How often it was passed over because it was at its limit, and when last.
+    pub(crate) passed_over: u64,
+    last_passed_over: Option<Instant>,
     /// How often that was news, and how often it was emitted.
     pub(crate) crossings: u64,
     pub(crate) crossings_told: u64,
@@ -93,9 +94,21 @@ impl Account {
         }
     }
 
+    /// How many requests were lent the end of a cooldown, its own or a key's.
+    pub(crate) fn lent(&self) -> u64 {
+        let keys: u64 = self.keys.iter().map(|key| key.circuit.lent).sum();
+        keys + self.own.circuit.lent
+    }
+
+    /// How often a key began to rest, or its breaker moved.
+    pub(crate) fn key_moves(&self) -> u64 {
+        self.keys.iter().map(|key| key.circuit.moves + key.circuit.rests).sum()
+    }
+
     /// It was passed over at its limit. That is news once, until it has had room for a minute.
     pub(crate) fn pass_over(&mut self, now: Instant) {
-        let last = self.passed_over.replace(now);
+        self.passed_over += 1;
+        let last = self.last_passed_over.replace(now);
         self.crossings += u64::from(last.is_none_or(|last| now - last > Self::ROOM_FOR));
     }
 }

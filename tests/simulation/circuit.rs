@@ -16,11 +16,13 @@ pub(crate) struct Circuit {
     /// The length of the row.
     row: u32,
     /// How often the breaker moved.
-    moves: u64,
+    pub(crate) moves: u64,
     /// The last cooldown that no success has followed.
     rest: Option<Rest>,
     /// How many cooldowns began.
-    rests: u64,
+    pub(crate) rests: u64,
+    /// How many requests were lent the end of one.
+    pub(crate) lent: u64,
     /// What the breaker must do before anything else happens.
     due: Option<Due>,
     /// The end of the cooldown that must be emitted before anything else happens.
@@ -101,6 +103,7 @@ pub(crate) struct Rules {
 impl Circuit {
     pub(crate) fn admit(&mut self, probe: Option<Lease>, now: Instant) -> Admitted {
         self.lease = probe.or(self.lease);
+        self.lent += u64::from(probe.is_some() && self.open_until.is_none());
         Admitted {
             is_probe: probe.is_some(),
             is_hurried: self.rest.is_some_and(|rest| rest.until > now),

@@ -165,7 +165,7 @@ impl Answer {
         format!(r#"{{"error":{{"message":"call {id} at {name}","code":"{code}"}}}}"#)
     }
 
-    /// Whether there is a body, also if nobody is given it.
+    /// Whether there is a body, also one that no caller is given.
     pub(crate) fn has_body(&self) -> bool {
         matches!(self.script, Script::Status(..) | Script::Redirect)
     }

@@ -223,7 +223,7 @@ impl Circuit {
         }
     }
 
-    /// The end of a cooldown is lent to nobody any more.
+    /// The cooldown is over, and so is its probe.
     fn end_rest(&mut self) {
         self.rest = None;
         if self.open_until.is_none() {

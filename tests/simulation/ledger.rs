@@ -426,8 +426,9 @@ impl Ledger {
         self.providers[provider].in_flight -= 1;
     }
 
-    /// Every state is the one that all that was heard has made. Where nobody looks at the events, only what
-    /// is no probe any more is learnt from it. One provider may have been `asked` just now, with a key.
+    /// Every state follows from all that was heard before, and each count of requests in flight is the
+    /// provider's own. Without events, a state only says which probes are over. One provider may have been
+    /// `asked` just now, with a key.
     fn check_states(&mut self, scene: &Scene<'_>, asked: Option<(usize, Option<usize>)>) {
         let Scene { settings, views, now } = scene;
         let mut wrong = None;

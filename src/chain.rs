@@ -83,7 +83,7 @@ impl ProviderChain {
         let mut snapshot = Snapshot {
             providers: table.order.iter().map(provider).collect(),
             counts: table.counts,
-            switch_ratio: table.switch_rate.ratio(now),
+            fallback_ratio: table.fallback_rate.ratio(now),
             passed_through: shared.observer.passed_through(),
             callback_panics: shared.observer.callback_panics(),
         };
@@ -128,7 +128,7 @@ impl ProviderChain {
         }
         let mut table = self.shared.lock();
         if table.order.first() != order.first() {
-            table.switch_rate.reset();
+            table.fallback_rate.reset();
         }
         table.order = order.into();
         Ok(())

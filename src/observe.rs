@@ -30,7 +30,7 @@ use crate::verdict::Reason;
 ///
 /// let chain = ProviderChain::builder([Provider::cometapi("key-a"), Provider::openai("key-b")])
 ///     .observe(|event| match event {
-///         Event::Switched { from, to, .. } => eprintln!("{from} → {to}"),
+///         Event::FailedOver { from, to, .. } => eprintln!("{from} → {to}"),
 ///         Event::BreakerOpened { provider, .. } => eprintln!("{provider} is down"),
 ///         _ => {}
 ///     })
@@ -57,7 +57,7 @@ pub enum Event<'a> {
     /// A request goes on to another provider after a failure. Not where the other one is being asked
     /// already: that is [`HedgeSent`](Self::HedgeSent).
     #[non_exhaustive]
-    Switched {
+    FailedOver {
         /// The attempt that failed.
         from: &'a Attempt,
         /// The provider that is asked next.
@@ -162,7 +162,7 @@ pub enum Event<'a> {
     },
     /// Many requests are not served by the first provider, which may mean trouble there.
     #[non_exhaustive]
-    SwitchRateHigh {
+    FallbackRateHigh {
         /// The first provider in order.
         provider: &'a str,
         /// The share of the last 5 minutes' requests that it did not serve.
@@ -172,7 +172,7 @@ pub enum Event<'a> {
     },
     /// The first provider serves nearly all requests again.
     #[non_exhaustive]
-    SwitchRateNormal {
+    FallbackRateNormal {
         /// The first provider in order.
         provider: &'a str,
         /// The share of the last 5 minutes' requests that it did not serve.
@@ -185,8 +185,8 @@ pub enum Event<'a> {
         report: &'a Report,
         /// From the first attempt's start to the start of the one that served; `None` if none did.
         added_latency: Option<Duration>,
-        /// As in [`Snapshot::switch_ratio`].
-        switch_ratio: Option<f64>,
+        /// As in [`Snapshot::fallback_ratio`].
+        fallback_ratio: Option<f64>,
     },
 }
 
@@ -198,7 +198,7 @@ pub enum Event<'a> {
 /// let chain = ProviderChain::builder([Provider::cometapi("key-a"), Provider::openai("key-b")]).build()?;
 /// let snapshot = chain.snapshot();
 /// assert_eq!(snapshot.requests(), 0);
-/// assert_eq!(snapshot.switched(), 0);
+/// assert_eq!(snapshot.served_by_fallback(), 0);
 /// for provider in snapshot.providers() {
 ///     println!("{}: {:?}, {} attempts", provider.name(), provider.state(), provider.attempts());
 /// }
@@ -208,7 +208,7 @@ pub enum Event<'a> {
 pub struct Snapshot {
     pub(crate) providers: Vec<ProviderSnapshot>,
     pub(crate) counts: RequestCounts,
-    pub(crate) switch_ratio: Option<f64>,
+    pub(crate) fallback_ratio: Option<f64>,
     pub(crate) passed_through: u64,
     pub(crate) callback_panics: u64,
 }
@@ -225,14 +225,14 @@ impl Snapshot {
     }
 
     /// Requests that were served by another provider than the first in order, a hedge's included.
-    pub fn switched(&self) -> u64 {
-        self.counts.switched
+    pub fn served_by_fallback(&self) -> u64 {
+        self.counts.by_fallback
     }
 
     /// The share of the last 5 minutes' requests that the first provider did not serve; `None` when
     /// there were fewer than 20.
-    pub fn switch_ratio(&self) -> Option<f64> {
-        self.switch_ratio
+    pub fn fallback_ratio(&self) -> Option<f64> {
+        self.fallback_ratio
     }
 
     /// Requests that no provider served, because each one that was asked refused the request itself.
@@ -325,7 +325,7 @@ impl ProviderSnapshot {
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct RequestCounts {
     requests: u64,
-    switched: u64,
+    by_fallback: u64,
     rejected: u64,
     exhausted: u64,
 }
@@ -334,7 +334,7 @@ impl RequestCounts {
     #[inline]
     pub(crate) fn count(&mut self, ending: Ending, by_another: bool) {
         self.requests += 1;
-        self.switched += u64::from(by_another);
+        self.by_fallback += u64::from(by_another);
         self.rejected += u64::from(ending == Ending::Rejected);
         self.exhausted += u64::from(ending == Ending::Exhausted);
     }
@@ -402,10 +402,10 @@ impl Observer {
         &self,
         report: &Report,
         added_latency: Option<Duration>,
-        switch_ratio: Option<f64>,
+        fallback_ratio: Option<f64>,
     ) {
         #[cfg(feature = "metrics")]
-        self.meter.finished(report, added_latency, switch_ratio);
+        self.meter.finished(report, added_latency, fallback_ratio);
     }
 
     /// Calls one of the user's closures. `None` if it panicked, which is counted and logged.
@@ -462,9 +462,9 @@ impl Observer {
         let is_rare = match event {
             Event::AttemptStarted { .. } => false,
             Event::AttemptFinished { attempt } => attempt.reason() != Reason::Ok,
-            Event::Finished { report, added_latency, switch_ratio } => {
+            Event::Finished { report, added_latency, fallback_ratio } => {
                 #[cfg(feature = "metrics")]
-                self.meter.finished(report, *added_latency, *switch_ratio);
+                self.meter.finished(report, *added_latency, *fallback_ratio);
                 false
             }
             _ => true,

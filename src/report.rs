@@ -186,7 +186,8 @@ impl Attempt {
         self.message.as_deref()
     }
 
-    /// From the start of the attempt to the response's headers or the error.
+    /// From the start of the attempt to its headers, or to the error. An attempt that failed in its body,
+    /// as [`inspect`](crate::ProviderChainBuilder::inspect) finds it, lasted until that was found.
     pub fn elapsed(&self) -> Duration {
         self.elapsed
     }

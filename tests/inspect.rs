@@ -64,7 +64,7 @@ impl Play {
                 Event::BreakerOpened { provider, .. } => Some(format!("{provider} opened")),
                 Event::BreakerClosed { provider, .. } => Some(format!("{provider} closed")),
                 Event::CallbackPanicked { callback, .. } => Some(format!("{callback} panicked")),
-                Event::Switched { from, to, .. } => Some(format!("{} → {to}", from.provider())),
+                Event::FailedOver { from, to, .. } => Some(format!("{} → {to}", from.provider())),
                 _ => None,
             });
         });

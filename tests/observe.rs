@@ -1,4 +1,4 @@
-//! What a chain lets be seen: events, spans, log lines, metrics and the switch rate; and what it
+//! What a chain lets be seen: events, spans, log lines, metrics and the fallback rate; and what it
 //! never shows.
 
 mod support;
@@ -130,7 +130,7 @@ impl Scene {
         }
     }
 
-    async fn switch(&self, requests: usize) {
+    async fn fail_over(&self, requests: usize) {
         self.ends.fail(500);
         for _ in 0..requests {
             assert_eq!(self.ask().await.served_by(), Some("openai"));
@@ -171,7 +171,7 @@ async fn finished_ends_every_claimed_request() {
 
     scene.ends.fail(500);
     assert_eq!(scene.post().send().await.unwrap().status(), 500);
-    let both = "AttemptStarted, AttemptFinished, Switched, AttemptStarted, AttemptFinished";
+    let both = "AttemptStarted, AttemptFinished, FailedOver, AttemptStarted, AttemptFinished";
     assert_eq!(told(), format!("{both}, Exhausted, Finished None"));
 
     // A path that hides a dot segment, and a route to nobody: refused.
@@ -245,7 +245,7 @@ async fn added_latency_is_what_the_failed_attempts_took() {
     assert_eq!(*lock(&added), [Some(ms(0)), Some(ms(250))]);
 }
 
-// The switch rate.
+// The fallback rate.
 
 #[derive(Clone, Debug, PartialEq)]
 enum Crossing {
@@ -260,12 +260,12 @@ fn percent(ratio: f64) -> f64 {
 /// Every request asks the first provider first, whatever it did.
 fn rated(chain: ProviderChainBuilder) -> (Scene, Arc<Mutex<Vec<Crossing>>>) {
     let (chain, crossings) = keep(chain.without_health(), |event| match event {
-        Event::SwitchRateHigh { provider, ratio, reason, .. } => Some(Crossing::High {
+        Event::FallbackRateHigh { provider, ratio, reason, .. } => Some(Crossing::High {
             provider: (*provider).to_owned(),
             percent: percent(*ratio),
             reason: *reason,
         }),
-        Event::SwitchRateNormal { provider, ratio, .. } => {
+        Event::FallbackRateNormal { provider, ratio, .. } => {
             Some(Crossing::Normal { provider: (*provider).to_owned(), percent: percent(*ratio) })
         }
         _ => None,
@@ -288,20 +288,20 @@ fn take<T>(kept: &Mutex<Vec<T>>) -> Vec<T> {
 
 /// The clock stands still in this and the next tests unless they advance it.
 #[tokio::test(start_paused = true)]
-async fn the_switch_rate_is_high_above_ten_percent_and_normal_below_five() {
+async fn the_fallback_rate_is_high_above_ten_percent_and_normal_below_five() {
     let (scene, crossings) = rated(chain());
     scene.serve(90).await;
-    scene.switch(10).await;
+    scene.fail_over(10).await;
     assert_eq!(take(&crossings), [], "10 % is not above 10 %");
-    assert_eq!(scene.chain.snapshot().switch_ratio(), Some(0.1));
-    scene.switch(1).await;
+    assert_eq!(scene.chain.snapshot().fallback_ratio(), Some(0.1));
+    scene.fail_over(1).await;
     assert_eq!(take(&crossings), [high(10.89)]);
-    scene.switch(4).await;
+    scene.fail_over(4).await;
     assert_eq!(take(&crossings), [], "said already");
 
     // 15 of 300 is 5 %.
     scene.serve(195).await;
-    assert_eq!(scene.chain.snapshot().switch_ratio(), Some(0.05));
+    assert_eq!(scene.chain.snapshot().fallback_ratio(), Some(0.05));
     assert_eq!(take(&crossings), [], "5 % is not below 5 %");
     scene.serve(1).await;
     assert_eq!(take(&crossings), [normal(4.98)]);
@@ -313,13 +313,13 @@ async fn the_switch_rate_is_high_above_ten_percent_and_normal_below_five() {
 async fn jitter_around_a_limit_is_one_crossing() {
     let (scene, crossings) = rated(chain());
     scene.serve(90).await;
-    scene.switch(10).await;
+    scene.fail_over(10).await;
     let mut sides = [false; 2];
     for _ in 0..20 {
-        scene.switch(1).await;
-        sides[0] |= scene.chain.snapshot().switch_ratio() > Some(0.1);
+        scene.fail_over(1).await;
+        sides[0] |= scene.chain.snapshot().fallback_ratio() > Some(0.1);
         scene.serve(10).await;
-        sides[1] |= scene.chain.snapshot().switch_ratio() < Some(0.1);
+        sides[1] |= scene.chain.snapshot().fallback_ratio() < Some(0.1);
     }
     assert_eq!(sides, [true; 2], "the rate was on either side");
     assert_eq!(take(&crossings).len(), 1);
@@ -328,9 +328,9 @@ async fn jitter_around_a_limit_is_one_crossing() {
     let mut sides = [false; 2];
     for _ in 0..20 {
         scene.serve(20).await;
-        sides[0] |= scene.chain.snapshot().switch_ratio() < Some(0.05);
-        scene.switch(1).await;
-        sides[1] |= scene.chain.snapshot().switch_ratio() > Some(0.05);
+        sides[0] |= scene.chain.snapshot().fallback_ratio() < Some(0.05);
+        scene.fail_over(1).await;
+        sides[1] |= scene.chain.snapshot().fallback_ratio() > Some(0.05);
     }
     assert_eq!(sides, [true; 2], "the rate was on either side");
     assert!(matches!(take(&crossings)[..], [Crossing::Normal { .. }]));
@@ -339,12 +339,12 @@ async fn jitter_around_a_limit_is_one_crossing() {
 #[tokio::test(start_paused = true)]
 async fn nineteen_requests_say_nothing_and_five_minutes_are_forgotten() {
     let (scene, crossings) = rated(chain());
-    scene.switch(19).await;
-    assert_eq!((scene.chain.snapshot().switch_ratio(), take(&crossings)), (None, vec![]));
-    scene.switch(1).await;
+    scene.fail_over(19).await;
+    assert_eq!((scene.chain.snapshot().fallback_ratio(), take(&crossings)), (None, vec![]));
+    scene.fail_over(1).await;
     assert_eq!(take(&crossings), [high(100.0)]);
     tokio::time::advance(Duration::from_secs(301)).await;
-    assert_eq!(scene.chain.snapshot().switch_ratio(), None);
+    assert_eq!(scene.chain.snapshot().fallback_ratio(), None);
     scene.serve(19).await;
     assert_eq!(take(&crossings), [], "too few to say that it is over");
     scene.serve(1).await;
@@ -352,12 +352,12 @@ async fn nineteen_requests_say_nothing_and_five_minutes_are_forgotten() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_limits_of_the_switch_rate_can_be_set() {
-    let (scene, crossings) = rated(chain().switch_rate_limits(0.5, 0.25));
+async fn the_limits_of_the_fallback_rate_can_be_set() {
+    let (scene, crossings) = rated(chain().fallback_alert(0.5, 0.25));
     scene.serve(10).await;
-    scene.switch(10).await;
+    scene.fail_over(10).await;
     assert_eq!(take(&crossings), []);
-    scene.switch(1).await;
+    scene.fail_over(1).await;
     assert_eq!(take(&crossings), [high(52.38)]);
     scene.serve(23).await;
     assert_eq!(take(&crossings), [], "11 of 44 is a quarter");
@@ -367,20 +367,20 @@ async fn the_limits_of_the_switch_rate_can_be_set() {
     for (high, normal) in
         [(0.05, 0.10), (1.01, 0.5), (0.1, -0.01), (f64::NAN, 0.0), (0.1, f64::NAN), (f64::MAX, 0.0)]
     {
-        let error = chain().switch_rate_limits(high, normal).build().unwrap_err();
-        assert!(error.to_string().starts_with("switch_rate_limits: "), "{error}");
+        let error = chain().fallback_alert(high, normal).build().unwrap_err();
+        assert!(error.to_string().starts_with("fallback_alert: "), "{error}");
         assert_eq!(error.provider(), None);
     }
     for (high, normal) in [(0.0, 0.0), (1.0, 1.0), (0.1, 0.1), (1.0, 0.0)] {
-        chain().switch_rate_limits(high, normal).build().expect("an ordered pair of shares");
+        chain().fallback_alert(high, normal).build().expect("an ordered pair of shares");
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_switch_rate_names_the_most_frequent_reason() {
+async fn the_fallback_rate_names_the_most_frequent_reason() {
     let (scene, crossings) = rated(chain());
     scene.serve(17).await;
-    scene.switch(1).await;
+    scene.fail_over(1).await;
     scene.ends.fail(429);
     scene.ask().await;
     scene.ask().await;
@@ -390,13 +390,13 @@ async fn the_switch_rate_names_the_most_frequent_reason() {
     // The first provider is not even asked.
     let (scene, crossings) = rated(chain());
     scene.chain.isolate("cometapi").unwrap();
-    scene.switch(20).await;
+    scene.fail_over(20).await;
     let provider = "cometapi".to_owned();
     assert_eq!(take(&crossings), [Crossing::High { provider, percent: 100.0, reason: None }]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_switch_rate_is_about_the_chains_first_provider_only() {
+async fn the_fallback_rate_is_about_the_chains_first_provider_only() {
     let (scene, crossings) = rated(chain());
     scene.serve(18).await;
     // A route of one's own, another host, a refused path and a dropped request are no news.
@@ -408,12 +408,12 @@ async fn the_switch_rate_is_about_the_chains_first_provider_only() {
         scene.ends.hang();
         tokio::time::timeout(ms(1), scene.post().send()).await.unwrap_err();
     }
-    assert_eq!(scene.chain.snapshot().switch_ratio(), None);
-    scene.switch(2).await;
-    assert_eq!(scene.chain.snapshot().switch_ratio(), Some(0.1));
+    assert_eq!(scene.chain.snapshot().fallback_ratio(), None);
+    scene.fail_over(2).await;
+    assert_eq!(scene.chain.snapshot().fallback_ratio(), Some(0.1));
     // Another first provider: another rate.
     scene.chain.set_order(["openai", "cometapi"]).unwrap();
-    assert_eq!(scene.chain.snapshot().switch_ratio(), None);
+    assert_eq!(scene.chain.snapshot().fallback_ratio(), None);
     assert_eq!(take(&crossings), []);
 }
 
@@ -427,12 +427,12 @@ async fn a_request_that_every_provider_refused_is_rejected_and_nothing_else() {
     for _ in 0..25 {
         assert_eq!(scene.post().send().await.unwrap().status(), 404);
         let told = take(&names).join(", ");
-        let both = "AttemptStarted, AttemptFinished, Switched, AttemptStarted, AttemptFinished";
+        let both = "AttemptStarted, AttemptFinished, FailedOver, AttemptStarted, AttemptFinished";
         assert_eq!(told, format!("{both}, Rejected, Finished"));
     }
     let snapshot = scene.chain.snapshot();
     assert_eq!((snapshot.requests(), snapshot.rejected(), snapshot.exhausted()), (25, 25, 0));
-    assert_eq!(snapshot.switch_ratio(), None, "no switch rate");
+    assert_eq!(snapshot.fallback_ratio(), None, "no fallback rate");
 
     // A failure among them is an outage.
     scene.ends.fail(500);
@@ -569,7 +569,7 @@ mod traced {
     async fn a_request_is_a_span_and_each_attempt_is_one_below_it() {
         let capture = Capture::start();
         let scene = Scene::of(chain());
-        scene.switch(1).await;
+        scene.fail_over(1).await;
         let inside: Vec<_> = capture.lines(Level::INFO).iter().map(|line| line.within).collect();
         assert_eq!(inside, [Some("failover.attempt"); 2], "inner layers are within an attempt");
         let spans = capture.take().spans;
@@ -637,12 +637,12 @@ mod traced {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn each_switch_is_a_warning() {
+    async fn each_failover_is_a_warning() {
         let capture = Capture::start();
         let scene = Scene::of(chain());
         scene.serve(1).await;
         assert!(capture.lines(Level::WARN).is_empty());
-        scene.switch(3).await;
+        scene.fail_over(3).await;
         let lines = capture.lines(Level::WARN);
         assert_eq!(lines.len(), 3, "{lines:?}");
         for line in lines {
@@ -747,11 +747,11 @@ mod traced {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_switch_rate_is_a_warning_once_per_crossing() {
+    async fn the_fallback_rate_is_a_warning_once_per_crossing() {
         let capture = Capture::start();
         let (scene, _) = rated(chain());
         scene.serve(20).await;
-        scene.switch(5).await;
+        scene.fail_over(5).await;
         let lines = capture.lines(Level::WARN);
         let lines: Vec<_> =
             lines.iter().filter(|line| line.get("message").starts_with("many")).collect();
@@ -788,7 +788,7 @@ async fn everything() {
     let breaker = Breaker::default().consecutive(2).breaks(ms(100), ms(100));
     let scene = Scene::of(panicking.breaker(breaker).attempt_timeout(ms(500)));
     scene.serve(18).await;
-    scene.switch(2).await;
+    scene.fail_over(2).await;
     tokio::time::advance(ms(200)).await;
     scene.serve(1).await;
     for status in [401, 429, 0] {
@@ -841,9 +841,9 @@ mod metered {
         let scene = Scene::of(chain().breaker(breaker).attempt_timeout(ms(500)));
         let state = || scene.chain.snapshot().providers()[0].state();
         shown(0.0);
-        scene.switch(1).await;
+        scene.fail_over(1).await;
         shown(0.0);
-        scene.switch(1).await;
+        scene.fail_over(1).await;
         assert!(matches!(state(), State::Open { .. }));
         shown(3.0);
 
@@ -881,17 +881,17 @@ mod metered {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_switch_ratio_is_a_gauge() {
+    async fn the_fallback_ratio_is_a_gauge() {
         let recorder = PrometheusBuilder::new().build_recorder();
         let handle = recorder.handle();
         let _guard = metrics::set_default_local_recorder(&recorder);
         let (scene, _) = rated(chain());
         scene.serve(19).await;
-        assert_eq!(level(&handle, "failover_switch_ratio"), None);
-        scene.switch(1).await;
-        assert_eq!(level(&handle, "failover_switch_ratio"), Some(0.05));
+        assert_eq!(level(&handle, "failover_fallback_ratio"), None);
+        scene.fail_over(1).await;
+        assert_eq!(level(&handle, "failover_fallback_ratio"), Some(0.05));
         scene.serve(20).await;
-        assert_eq!(level(&handle, "failover_switch_ratio"), Some(0.025));
+        assert_eq!(level(&handle, "failover_fallback_ratio"), Some(0.025));
     }
 }
 
@@ -1003,7 +1003,7 @@ async fn no_key_is_seen_anywhere() {
     client.get(outside).bearer_auth(&callers).send().await.ok();
 
     let (text, picture) = &*lock(&heard);
-    for name in ["AttemptFinished", "Switched", "BreakerOpened", "CoolingDown", "Exhausted"] {
+    for name in ["AttemptFinished", "FailedOver", "BreakerOpened", "CoolingDown", "Exhausted"] {
         assert!(text.contains(name), "{name}");
     }
     assert!(text.contains("[redacted]"), "there was something to hide");

@@ -52,25 +52,9 @@ pub(super) struct RequestState<'a> {
     is_finished: bool,
 }
 
-/// How a request begins.
-pub(super) enum Begun {
-    Step(Step),
-    /// Its body is a stream, which is read before the first step.
-    Unread,
-    Refused(Box<Cause>),
-}
-
-impl Begun {
-    /// The first step, if there is one already. Takes all of this apart, so that nothing of it is kept
-    /// while the body is read.
-    pub(super) fn into_step(self) -> Result<Option<Step>, Cause> {
-        match self {
-            Self::Step(step) => Ok(Some(step)),
-            Self::Unread => Ok(None),
-            Self::Refused(cause) => Err(*cause),
-        }
-    }
-}
+/// How a request begins: with its first step; with none if its body is a stream, which is read first; or
+/// refused.
+type Begun = Result<Option<Step>, Box<Cause>>;
 
 /// Why an attempt in flight is dropped.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -95,7 +79,7 @@ pub(super) struct Settlement {
     pub(super) permit: Option<Permit>,
 }
 
-/// What counting the request said about the switch rate.
+/// What counting the request said about the fallback rate.
 struct Counted {
     ratio: Option<f64>,
     crossing: Option<Crossing>,
@@ -145,9 +129,9 @@ impl<'a> RequestState<'a> {
         };
         let applied = route.and_then(|route| route.map_or(Ok(()), |route| state.apply(&route)));
         let begun = match applied {
-            Err(cause) => Begun::Refused(Box::new(cause)),
-            Ok(()) if !is_read => Begun::Unread,
-            Ok(()) => Begun::Step(state.run.step(&shared.limits, &mut table.health, started)),
+            Err(cause) => Err(Box::new(cause)),
+            Ok(()) if !is_read => Ok(None),
+            Ok(()) => Ok(Some(state.run.step(&shared.limits, &mut table.health, started))),
         };
         (state, begun)
     }
@@ -243,7 +227,8 @@ impl<'a> RequestState<'a> {
             upgrade_asked: self.upgrade_asked,
             is_replayable: self.is_replayable,
             until: attempt.until,
-            elapsed: attempt.answered.unwrap_or(now).saturating_duration_since(attempt.started),
+            to_headers: attempt.answered.unwrap_or(now).saturating_duration_since(attempt.started),
+            elapsed: now.saturating_duration_since(attempt.started),
             quiet_since: attempt.quiet_since(),
             now,
         };
@@ -258,8 +243,8 @@ impl<'a> RequestState<'a> {
                 if judgement.verdict == Verdict::Accept =>
             {
                 let status = stream.status().as_u16();
-                let elapsed = circumstances.elapsed;
-                let changes = self.run.commit(&mut permit, status, elapsed, health, now);
+                let to_headers = circumstances.to_headers;
+                let changes = self.run.commit(&mut permit, status, to_headers, health, now);
                 streaming = Some(permit);
                 (Settled::Serve, changes)
             }

@@ -15,7 +15,7 @@ use crate::error::{ConfigError, Exhausted};
 use crate::health::{Change, Changes, Concern, HealthKey, HealthSignal, HealthTable, Permit};
 use crate::inspect::{Inspect, StreamEnd};
 use crate::message::{self, Secrets};
-use crate::observe::rate::SwitchRate;
+use crate::observe::rate::FallbackRate;
 use crate::observe::{Event, Observer, RequestCounts};
 use crate::provider::Entry;
 use crate::readdress::{Scope, StripList};
@@ -55,7 +55,7 @@ pub(super) struct Table {
     pub(super) health: HealthTable,
     pub(super) order: Arc<[usize]>,
     pub(super) counts: RequestCounts,
-    pub(super) switch_rate: SwitchRate,
+    pub(super) fallback_rate: FallbackRate,
 }
 
 impl Shared {

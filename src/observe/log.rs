@@ -96,7 +96,7 @@ pub(super) fn log(event: &Event<'_>, messages: bool) {
             elapsed_ms = millis(attempt),
             "attempt finished"
         ),
-        Event::Switched { from, to } => warn!(
+        Event::FailedOver { from, to } => warn!(
             from = from.provider(),
             to,
             http.response.status_code = status(from),
@@ -150,13 +150,13 @@ pub(super) fn log(event: &Event<'_>, messages: bool) {
             warn!(gen_ai.provider.name = provider, "a stream broke after its content had begun");
         }
         Event::CallbackPanicked { callback } => error!(callback, "a closure of the chain panicked"),
-        Event::SwitchRateHigh { provider, ratio, reason } => warn!(
+        Event::FallbackRateHigh { provider, ratio, reason } => warn!(
             gen_ai.provider.name = provider,
             ratio,
             error.type = reason.map(Reason::as_str),
             "many requests are not served by the first provider"
         ),
-        Event::SwitchRateNormal { provider, ratio } => {
+        Event::FallbackRateNormal { provider, ratio } => {
             info!(gen_ai.provider.name = provider, ratio, "the first provider serves again");
         }
         Event::Finished { report, .. } => debug!(%report, "request finished"),

@@ -166,13 +166,13 @@ fn check_counts(harness: &Harness) {
     ledger.current = 0;
     let counted = [
         snapshot.requests(),
-        snapshot.switched(),
+        snapshot.served_by_fallback(),
         snapshot.rejected(),
         snapshot.exhausted(),
         snapshot.passed_through(),
     ];
-    let Ledger { requests, switched, rejected, exhausted, unclaimed, .. } = *ledger;
-    let kept = [requests, switched, rejected, exhausted, unclaimed];
+    let Ledger { requests, by_fallback, rejected, exhausted, unclaimed, .. } = *ledger;
+    let kept = [requests, by_fallback, rejected, exhausted, unclaimed];
     ledger.check(counted == kept, || format!("counts {counted:?}, not {kept:?}"));
     for provider in snapshot.providers() {
         let own = &ledger.providers[turn::index(provider.name())];

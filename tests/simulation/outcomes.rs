@@ -108,7 +108,7 @@ pub(crate) fn check_outcome(
     let server = served.map(|entry| NAMES[entry.provider]);
     ledger.check(report.served_by() == server, || format!("{report}: served by {server:?}"));
     if let Some(entry) = served {
-        ledger.switched += u64::from(call.order.first() != Some(&entry.provider));
+        ledger.by_fallback += u64::from(call.order.first() != Some(&entry.provider));
         check_told(ledger, call, (0, 0));
         let expected = entry.end.and_then(|end| end.meaning?.status);
         return ledger.check(status == expected, || format!("{report}: is given {status:?}"));

@@ -29,7 +29,7 @@ impl RequestState<'_> {
     /// Emits that the request goes on after the attempt that failed last.
     pub(in crate::chain) fn emit_failed_over(&self, to: usize) {
         if let Some(from) = self.report.attempts().last() {
-            self.emit(&Event::Switched { from, to: &self.shared.entries[to].name });
+            self.emit(&Event::FailedOver { from, to: &self.shared.entries[to].name });
         }
     }
 
@@ -124,20 +124,20 @@ impl RequestState<'_> {
             Ending::Rejected => self.emit(&Event::Rejected { report }),
             Ending::Served | Ending::NoNews => {}
         }
-        let Some(Counted { ratio: switch_ratio, crossing }) = self.counted.take() else { return };
+        let Some(Counted { ratio: fallback_ratio, crossing }) = self.counted.take() else { return };
         let added_latency = served.then(|| self.added_latency()).flatten();
         if self.is_watched {
-            self.emit(&Event::Finished { report, added_latency, switch_ratio });
+            self.emit(&Event::Finished { report, added_latency, fallback_ratio });
         } else {
-            shared.observer.count_finished(report, added_latency, switch_ratio);
+            shared.observer.count_finished(report, added_latency, fallback_ratio);
         }
         if let Some(crossing) = crossing {
             let first = self.run.first().map_or("", |first| &shared.entries[first].name);
             self.emit(&match crossing {
                 Crossing::High { ratio, reason } => {
-                    Event::SwitchRateHigh { provider: first, ratio, reason }
+                    Event::FallbackRateHigh { provider: first, ratio, reason }
                 }
-                Crossing::Normal { ratio } => Event::SwitchRateNormal { provider: first, ratio },
+                Crossing::Normal { ratio } => Event::FallbackRateNormal { provider: first, ratio },
             });
         }
     }
@@ -165,9 +165,9 @@ impl RequestState<'_> {
             let failed = |attempt: &&Attempt| attempt.provider == *name;
             let reason = self.report.attempts().iter().find(failed).map(Attempt::reason);
             let reason = reason.or(self.first_asked.then_some(Reason::Abandoned));
-            table.switch_rate.record(served_by == Some(first), reason, self.now)
+            table.fallback_rate.record(served_by == Some(first), reason, self.now)
         });
-        self.counted = Some(Counted { ratio: table.switch_rate.last_ratio(), crossing });
+        self.counted = Some(Counted { ratio: table.fallback_rate.last_ratio(), crossing });
     }
 
     pub(super) fn emit(&self, event: &Event<'_>) {

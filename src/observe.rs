@@ -9,6 +9,7 @@ mod log;
 mod meter;
 pub(crate) mod rate;
 
+use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -537,6 +538,17 @@ impl Observer {
     pub(crate) fn warn_of_shared_host(&self, first: &str, second: &str, host: &str) {
         #[cfg(feature = "tracing")]
         log::log_shared_host(first, second, host);
+    }
+
+    /// Warns of an origin whose requests are passed through, though one of the bases was perhaps meant.
+    pub(crate) fn warn_of_passed_through(
+        &self,
+        origin: &str,
+        nearest: &dyn fmt::Debug,
+        differs: &dyn fmt::Display,
+    ) {
+        #[cfg(feature = "tracing")]
+        log::log_passed_through(origin, nearest, differs);
     }
 
     pub(crate) fn passed_through(&self) -> u64 {

@@ -14,7 +14,10 @@ use crate::verdict::Reason;
 
 /// What happened to one request: every attempt in the order in which they ended.
 ///
-/// Its `Display` is one line, such as `cometapi 503 in 212 ms → openai 200 in 640 ms`.
+/// Its `Display` is one line, such as `cometapi 503 in 212 ms → openai 200 in 640 ms`. Where no provider
+/// served the request, it also says why the others were not asked, such as
+/// `cometapi failed (timeout) in 2000 ms (maybe processed); openai not asked: the request's timeout of 2s was
+/// over`.
 ///
 /// ```no_run
 /// # async fn ask(client: reqwest_middleware::ClientWithMiddleware) -> reqwest_middleware::Result<()> {
@@ -36,6 +39,8 @@ pub struct Report {
     attempts: Attempts,
     served: bool,
     elapsed: Duration,
+    /// Why the others were not asked, where no provider served.
+    unasked: Option<Box<str>>,
 }
 
 impl Report {
@@ -103,7 +108,13 @@ impl Report {
     }
 
     pub(crate) fn new(id: u64) -> Self {
-        Self { id, attempts: Attempts::Many(Vec::new()), served: false, elapsed: Duration::ZERO }
+        Self {
+            id,
+            attempts: Attempts::Many(Vec::new()),
+            served: false,
+            elapsed: Duration::ZERO,
+            unasked: None,
+        }
     }
 
     /// Adds an attempt.
@@ -139,6 +150,14 @@ impl Report {
         self.attempts().iter().any(Attempt::maybe_processed)
     }
 
+    pub(crate) fn set_unasked(&mut self, unasked: String) {
+        self.unasked = Some(unasked.into());
+    }
+
+    pub(crate) fn unasked(&self) -> Option<&str> {
+        self.unasked.as_deref()
+    }
+
     pub(crate) fn finish(&mut self, served: bool, elapsed: Duration) {
         (self.served, self.elapsed) = (served, elapsed);
     }
@@ -147,13 +166,16 @@ impl Report {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.attempts().is_empty() {
-            return f.write_str("no provider was asked");
+            f.write_str("no provider was asked")?;
         }
         for (index, attempt) in self.attempts().iter().enumerate() {
             if index > 0 {
                 f.write_str(" → ")?;
             }
             fmt::Display::fmt(attempt, f)?;
+        }
+        if let Some(unasked) = &self.unasked {
+            write!(f, "; {unasked}")?;
         }
         Ok(())
     }

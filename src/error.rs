@@ -37,6 +37,17 @@ impl ConfigError {
         self.provider.as_deref()
     }
 
+    /// What is wrong: the name of the setting, such as `base_url` or `attempt_timeout`.
+    ///
+    /// ```
+    /// # use reqwest_failover::ProviderChain;
+    /// let error = ProviderChain::builder([]).build().unwrap_err();
+    /// assert_eq!((error.provider(), error.field()), (None, "providers"));
+    /// ```
+    pub fn field(&self) -> &str {
+        self.field
+    }
+
     pub(crate) fn new(
         provider: Option<&str>,
         field: &'static str,

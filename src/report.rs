@@ -33,7 +33,7 @@ use crate::verdict::Reason;
 /// # Ok(())
 /// # }
 /// ```
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Report {
     id: u64,
     attempts: Attempts,
@@ -182,7 +182,7 @@ impl fmt::Display for Report {
 }
 
 /// One attempt at one provider. Shown at [`Report`]; its `Display` is like `openai 200 in 640 ms`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Attempt {
     pub(crate) provider: Arc<str>,
     pub(crate) status: Option<StatusCode>,
@@ -239,6 +239,17 @@ impl Attempt {
         self.elapsed
     }
 
+    /// How long the provider asked to be left alone: [`Outcome::retry_after`](crate::Outcome::retry_after).
+    ///
+    /// ```no_run
+    /// # fn longest(report: &reqwest_failover::Report) -> Option<std::time::Duration> {
+    /// report.attempts().iter().filter_map(|attempt| attempt.retry_after()).max()
+    /// # }
+    /// ```
+    pub fn retry_after(&self) -> Option<Duration> {
+        self.retry_after
+    }
+
     /// Whether this attempt failed and the provider may have processed, and billed, the request all
     /// the same. `false` only for what proves that it did not: no connection, nothing sent, 307 and 308
     /// that were not followed, 4xx except 408 and 499, 503, 521 to 523, and an HTTP/2 stream that the
@@ -281,7 +292,7 @@ impl fmt::Display for Attempt {
 }
 
 /// The first attempt is kept in place: most requests need no second one, and no allocation.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 enum Attempts {
     One(Attempt),
     Many(Vec<Attempt>),

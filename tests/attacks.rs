@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::stream;
-use http::Extensions;
+use http::{Extensions, HeaderName, HeaderValue, Method};
 use reqwest::{Body, Request, Response};
 use reqwest_failover::{
-    Ambiguous, Event, Exhausted, FailoverError, Inspect, Provider, ProviderChain,
+    Ambiguous, Event, Exhausted, FailoverError, Hedge, Inspect, Provider, ProviderChain,
     ProviderChainBuilder, Report, Route, State,
 };
 use reqwest_middleware::{ClientBuilder, ClientWithMiddleware, Middleware, Next};
@@ -190,6 +190,59 @@ async fn what_the_caller_forwards_is_redacted_in_parts_too() {
     let leaked: Vec<_> =
         ["0123456789abcdef", "hunter2-secret"].into_iter().filter(|s| text.contains(s)).collect();
     assert!(leaked.is_empty(), "{leaked:?} in {text}");
+}
+
+/// No provider is given them, and yet a layer below may have seen them before, or hold them itself.
+#[tokio::test(start_paused = true)]
+async fn what_the_caller_put_on_the_request_is_redacted_though_no_provider_is_given_it() {
+    const ECHO: &str = "no: 0123bearer4567, 0123cookie4567, 0123marked4567, 0123removed4567, \
+                        0123query4567, 0123user4567, 0123protocol4567 end";
+    let echo = || Script::answer(401, &[], || Body::from(ECHO));
+    let fail = || Script::fail_with(ECHO);
+    let slow = || echo().after(secs(2));
+    let hedged = |chain: ProviderChainBuilder| {
+        let chain = chain.hedge(Hedge::after(secs(1)).max_extra(1.0));
+        chain.on_exhausted(Exhausted::Error)
+    };
+    let whole = |chain: ProviderChainBuilder| chain.on_exhausted(Exhausted::Error);
+    let last = |chain: ProviderChainBuilder| chain;
+    type Settings = fn(ProviderChainBuilder) -> ProviderChainBuilder;
+    let cases: [(&str, Vec<Script>, Settings); 6] = [
+        ("the only provider", vec![echo()], whole),
+        ("two", vec![echo(), echo()], whole),
+        ("three", vec![echo(), fail(), echo()], whole),
+        ("hedged", vec![slow(), slow()], hedged),
+        ("the only error", vec![fail()], last),
+        ("the last error", vec![Script::status(500), fail()], last),
+    ];
+    for (case, scripts, settings) in cases {
+        let names = ["a", "b", "c"];
+        let providers = names.iter().take(scripts.len()).map(|name| provider(name));
+        let providers = providers.map(|provider| provider.remove_header("x-removed")).collect();
+        let harness = Harness::of_providers(providers, [], settings);
+        for (name, script) in names.into_iter().zip(scripts) {
+            harness.tell(name, script);
+        }
+        let mut marked = HeaderValue::from_static("0123marked4567");
+        marked.set_sensitive(true);
+        let url = "https://0123user4567@a.test/v1/x?api_key=0123query4567";
+        let mut request = Request::new(Method::POST, url.parse().unwrap());
+        let headers = [
+            ("authorization", HeaderValue::from_static("Bearer 0123bearer4567")),
+            ("cookie", HeaderValue::from_static("a=1; session=0123cookie4567")),
+            ("x-marked", marked),
+            ("x-removed", HeaderValue::from_static("0123removed4567")),
+            ("sec-websocket-protocol", HeaderValue::from_static("chat, token, 0123protocol4567")),
+        ];
+        let headers = headers.map(|(name, value)| (HeaderName::from_static(name), value));
+        request.headers_mut().extend(headers);
+        let mut extensions = Extensions::new();
+        let result = harness.client.execute_with_extensions(request, &mut extensions).await;
+        assert!(result.is_err(), "{case}");
+        let text = shown(&result, &extensions);
+        assert!(text.contains("[redacted] end"), "{case}: {text}");
+        assert!(!text.contains("0123") && !text.contains("4567"), "{case}: {text}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -43,7 +43,7 @@ pub(super) fn drive<'a>(
                 ControlFlow::Break(answer) => return answer,
             };
             let over = flights.wait(&sender, until).await;
-            step = match flights.settle(over, &mut requests) {
+            step = match flights.settle(over, &sender, &mut requests) {
                 ControlFlow::Continue(step) => step,
                 ControlFlow::Break(answer) => return answer,
             };
@@ -96,7 +96,7 @@ impl<'s, 'a> Flights<'s, 'a> {
                 self.send(permit, until, last, hedge, sender, requests)
             }
             Step::Wait(until) => ControlFlow::Continue(until),
-            Step::Done => ControlFlow::Break(self.exhaust(requests)),
+            Step::Done => ControlFlow::Break(self.exhaust(sender, requests)),
         }
     }
 
@@ -123,11 +123,11 @@ impl<'s, 'a> Flights<'s, 'a> {
         let trace = self.state.start_attempt(provider);
         let attempt = AttemptState::new(permit, provider, trace, self.state.now, until);
         let url = || sender.target(provider).unwrap_or_else(|| sender.address.caller());
-        let next = requests.next(url, self.state.time_left(), is_last);
+        let strip = &sender.shared.strip;
+        let next = requests.next(url, self.state.time_left(), is_last, strip);
         let Some((request, own)) = next else {
             return ControlFlow::Break(Err(self.state.fail_unasked(requests.extensions)));
         };
-        sender.learn_caller_auth(provider, &request, &mut self.state.secrets);
         self.add(sender.start(attempt, request, own));
         ControlFlow::Continue(self.state.run.hedge_at())
     }
@@ -168,6 +168,7 @@ impl<'s, 'a> Flights<'s, 'a> {
     fn settle(
         &mut self,
         over: Option<Over>,
+        sender: &Sender<'a>,
         requests: &mut Requests<'_>,
     ) -> ControlFlow<Answer, Step> {
         let Some((slot, mut result, own)) = over else {
@@ -183,9 +184,12 @@ impl<'s, 'a> Flights<'s, 'a> {
             Slot::First => self.first.as_mut(),
             Slot::Second => self.second.as_deref_mut(),
         };
-        let Some(flight) = flight else { return ControlFlow::Break(self.exhaust(requests)) };
+        let Some(flight) = flight else {
+            return ControlFlow::Break(self.exhaust(sender, requests));
+        };
+        let of_caller = || sender.secrets_of_caller(requests);
         let Settlement { settled, step, line, provider, started, permit } =
-            self.state.settle(&mut flight.state, &mut result);
+            self.state.settle(&mut flight.state, &mut result, of_caller);
         match slot {
             Slot::First => self.first = None,
             Slot::Second => self.second = None,
@@ -202,14 +206,14 @@ impl<'s, 'a> Flights<'s, 'a> {
             Settled::FailOver => {
                 self.last = Some(Box::new(Ended { provider, started, result, own }));
             }
-            Settled::ServeKept => return ControlFlow::Break(self.serve_kept(requests)),
+            Settled::ServeKept => return ControlFlow::Break(self.serve_kept(sender, requests)),
         }
         ControlFlow::Continue(step)
     }
 
     #[cold]
-    fn serve_kept(&mut self, requests: &mut Requests<'_>) -> Answer {
-        let Some(kept) = self.kept.take() else { return self.exhaust(requests) };
+    fn serve_kept(&mut self, sender: &Sender<'a>, requests: &mut Requests<'_>) -> Answer {
+        let Some(kept) = self.kept.take() else { return self.exhaust(sender, requests) };
         let Ended { provider, started, result, own } = *kept;
         self.state.serve_kept(provider, started);
         serve(self.state, result, own, None, requests)
@@ -217,13 +221,16 @@ impl<'s, 'a> Flights<'s, 'a> {
 
     /// Hands on what the last provider left, or an error that holds what each of them left.
     #[cold]
-    fn exhaust(&mut self, requests: &mut Requests<'_>) -> Answer {
+    fn exhaust(&mut self, sender: &Sender<'a>, requests: &mut Requests<'_>) -> Answer {
         let state = &mut *self.state;
         let Some(last) = self.last.take() else {
             return Err(state.fail_unasked(requests.extensions));
         };
         let Ended { result, own, .. } = *last;
-        let is_shown = |result: &_| matches!(result, Err(error) if state.is_shown_by(error));
+        let is_shown = |result: &_| match result {
+            Ok(_) => false,
+            Err(error) => state.is_shown_by(error, &sender.secrets_of_caller(requests)),
+        };
         let outcome = match state.shared().exhausted {
             Exhausted::LastOutcome => result.into_result().filter(|result| !is_shown(result)),
             Exhausted::Error => None,

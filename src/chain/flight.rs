@@ -15,7 +15,7 @@ use reqwest_middleware::{Error, Next};
 use tokio::time::{Sleep, sleep_until};
 
 use super::address::Address;
-use super::body::Upload;
+use super::body::{Requests, Upload};
 use super::outcome::{AttemptResult, Unsent, clean_error, clean_response, is_elsewhere, read};
 use super::shared::{Shared, now};
 use super::slot::keep_place;
@@ -266,17 +266,9 @@ impl<'a> Sender<'a> {
         }
     }
 
-    /// Adds what a provider could show that is given the caller's own credentials.
-    pub(super) fn learn_caller_auth(
-        &self,
-        provider: usize,
-        request: &Request,
-        secrets: &mut Vec<String>,
-    ) {
-        let Shared { scope, strip, .. } = &**self.shared;
-        if self.entry(provider).keeps_caller_auth(self.address.claimed(scope)) {
-            secrets.extend(strip.secrets_of(request.headers(), request.url()));
-        }
+    /// The secrets that the caller put on the request.
+    pub(super) fn secrets_of_caller(&self, requests: &Requests<'_>) -> Vec<String> {
+        requests.secrets(&self.shared.strip, self.address.caller())
     }
 
     /// The URL at a provider, if there is a safe one.

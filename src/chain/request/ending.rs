@@ -69,8 +69,9 @@ impl RequestState<'_> {
 
     /// Whether an error shows a secret. A transport error shows nothing but its URL, which was
     /// cleaned; any other error may.
-    pub(in crate::chain) fn is_shown_by(&self, error: &Error) -> bool {
-        matches!(error, Error::Middleware(_)) && message::shows_secret(error, &self.secrets())
+    pub(in crate::chain) fn is_shown_by(&self, error: &Error, of_caller: &[String]) -> bool {
+        matches!(error, Error::Middleware(_))
+            && message::shows_secret(error, &self.secrets(of_caller))
     }
 
     /// Ends the request with an error that holds every attempt.

@@ -177,6 +177,10 @@ impl<'s, 'a> Flights<'s, 'a> {
         };
         if let AttemptResult::CallerFailed(error) = result {
             self.drop_all(Dropped::CallerFailed);
+            if self.state.is_shown_by(&error, &sender.secrets_of_caller(requests)) {
+                let failed = self.state.fail(Cause::BodyFailed, requests.extensions);
+                return ControlFlow::Break(Err(failed));
+            }
             self.state.finish(Ending::NoNews, requests.extensions);
             return ControlFlow::Break(Err(error));
         }

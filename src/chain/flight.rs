@@ -16,7 +16,7 @@ use tokio::time::{Sleep, sleep_until};
 
 use super::address::Address;
 use super::body::{Requests, Upload};
-use super::outcome::{AttemptResult, Unsent, clean_error, clean_response, is_elsewhere, read};
+use super::outcome::{AttemptResult, CameFrom, Unsent, clean_error, clean_response, read};
 use super::shared::{Shared, now};
 use super::slot::keep_place;
 use crate::health::{Permit, after};
@@ -242,27 +242,34 @@ impl<'a> Sender<'a> {
     /// Makes a result of what came back, without reading it.
     fn receive(
         &self,
-        provider: usize,
+        state: &AttemptState<'_>,
         sent: Option<&SentAs>,
         result: Result<Response, Error>,
     ) -> AttemptResult {
-        let entry = self.entry(provider);
+        let entry = self.entry(state.provider);
+        let asked = sent.and_then(|sent| sent.url.as_deref());
+        let asked = asked.or_else(|| self.target(state.provider));
+        let secrets = || self.shared.secrets(&state.secrets);
         match result {
             Ok(response) => {
-                let asked = sent.and_then(|sent| sent.url.as_deref());
-                let asked = asked.or_else(|| self.target(provider));
-                let is_elsewhere = asked.zip(sent).is_some_and(|(asked, sent)| {
-                    is_elsewhere(asked, sent.may_move, &response, &entry.base)
+                let from = asked.zip(sent).map_or(CameFrom::Asked, |(asked, sent)| {
+                    CameFrom::of(asked, sent.may_move, &response, &entry.base)
                 });
-                match is_elsewhere {
-                    true => AttemptResult::Redirected(response.status()),
-                    false => AttemptResult::Response(clean_response(response, entry)),
+                let moved = match from {
+                    CameFrom::Asked => None,
+                    CameFrom::Moved => Some(secrets()),
+                    CameFrom::Elsewhere => return AttemptResult::Redirected(response.status()),
+                };
+                AttemptResult::Response(clean_response(response, entry, moved.as_ref()))
+            }
+            Err(error) => {
+                let is_moved = error.url().is_some_and(|url| Some(url) != asked);
+                let error = clean_error(error, entry, is_moved.then(secrets).as_ref());
+                match &self.upload {
+                    Some(upload) if upload.has_failed() => AttemptResult::CallerFailed(error),
+                    _ => AttemptResult::Failed(error),
                 }
             }
-            Err(error) => match &self.upload {
-                Some(upload) if upload.has_failed() => AttemptResult::CallerFailed(error),
-                _ => AttemptResult::Failed(clean_error(error, entry)),
-            },
         }
     }
 
@@ -298,7 +305,7 @@ impl<'a> Flight<'a> {
                     state.is_sent = true;
                     let answer = state.trace.within(|| answer.as_mut().poll(context));
                     let Poll::Ready((result, own)) = answer else { break };
-                    let mut result = sender.receive(state.provider, self.sent.as_ref(), result);
+                    let mut result = sender.receive(state, self.sent.as_ref(), result);
                     if sender.entry(state.provider).max_in_flight.is_some() {
                         result = keep_place(sender.shared, &mut state.permit, result);
                     }

@@ -77,7 +77,7 @@ impl RequestState<'_> {
     /// Ends the request with an error that holds every attempt.
     pub(in crate::chain) fn fail(&mut self, cause: Cause, extensions: &mut Extensions) -> Error {
         let ending = match cause {
-            Cause::PathRefused | Cause::UnknownRoute { .. } => Ending::NoNews,
+            Cause::PathRefused | Cause::UnknownRoute { .. } | Cause::BodyFailed => Ending::NoNews,
             _ => self.unserved(),
         };
         let report = self.finish(ending, extensions);

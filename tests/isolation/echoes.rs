@@ -31,6 +31,12 @@ impl Credential {
             let provider = form.dress(Provider::new("echo", base("/v1")), &key, true);
             Self { name, whole: whole(&key), key, provider, form }
         };
+        // No provider is given these: what says them is a layer below, or a provider by chance.
+        let callers = |name, form: Form, whole: fn(&str) -> String| {
+            let key = canary("echo");
+            let provider = Provider::new("echo", base("/v1"));
+            Self { name, whole: whole(&key), key, provider, form }
+        };
         let bearer = |key: &str| format!("Bearer {key}");
         let path_key = canary("echo");
         let path = Self {
@@ -62,6 +68,11 @@ impl Credential {
             own("bearer_auth_with", Form::BearerFrom, bearer),
             own("map_request", Form::MapRequest, str::to_owned),
             own("forward_caller_auth", Form::Forwarded, bearer),
+            callers("caller's authorization", Form::CallersAuthorization, bearer),
+            callers("caller's x-api-key", Form::CallersApiKey, str::to_owned),
+            callers("caller's cookie", Form::CallersCookie, |key| format!("session={key}")),
+            callers("caller's sensitive header", Form::CallersSensitiveHeader, str::to_owned),
+            callers("caller's query key", Form::CallersQueryKey, |key| format!("key={key}")),
         ]
     }
 
@@ -157,7 +168,8 @@ impl Echoes {
                 let (mut said, mut shown) = (0, 0);
                 for body in words.iter().flat_map(|word| as_bodies(word)) {
                     bodies.lock().unwrap().push(body.clone());
-                    let request = credential.sign(client.post(&url).body("{}"));
+                    let url = credential.form.url(url.clone(), &credential.key);
+                    let request = credential.sign(client.post(url).body("{}"));
                     let error = request.send().await.expect_err("a 401");
                     let failed = FailoverError::find(&error).expect("a FailoverError");
                     let text = format!("{error} {error:?} {}", failed.report());

@@ -10,8 +10,8 @@ use reqwest_middleware::RequestBuilder;
 
 use crate::forms::Form;
 use crate::harness::client;
-use crate::support::canary::{CORE, canary, holds_key};
-use crate::support::{Answer, Received, Server};
+use crate::support::canary::{CORE, canary, holds_key, keep_logs};
+use crate::support::{Answer, Received, Server, lock};
 
 /// A credential as it is sent, and the key in it.
 struct Credential {
@@ -160,6 +160,7 @@ impl Echoes {
                 _ => "http://claimed.test/chat".to_owned(),
             };
             let mut row = Vec::new();
+            let logged_before = lock(keep_logs()).len();
             for (way, words) in ways(&credential) {
                 if matches!(way, "bare" | "split") {
                     let told = words.iter().all(|word| shows_part(word, &credential.key));
@@ -183,6 +184,10 @@ impl Echoes {
                 }
                 row.push((way, said, shown));
             }
+            let logged = String::from_utf8_lossy(&lock(keep_logs())[logged_before..]).into_owned();
+            assert!(logged.contains("[redacted]"), "{} is in no log line", credential.name);
+            let lines = logged.lines().filter(|line| shows_part(line, &credential.key));
+            echoes.shown.extend(lines.map(|line| format!("{}, logged: {line}", credential.name)));
             echoes.rows.push((credential.name, row));
         }
         echoes

@@ -246,6 +246,47 @@ async fn what_the_caller_put_on_the_request_is_redacted_though_no_provider_is_gi
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_key_that_map_request_set_before_it_failed_is_redacted() {
+    let fails = |request: &mut Request| {
+        request.headers_mut().insert("x-vendor-token", HeaderValue::from_static("key-of-a-vendor"));
+        Err("cannot sign with key-of-a-vendor, sorry")
+    };
+    let harness = Harness::of_providers(vec![provider("a").map_request(fails)], [], |chain| chain);
+    let text = said_by(&harness).await;
+    assert!(text.contains("[redacted], sorry"), "{text}");
+    assert!(!text.contains("key-of-a-vendor"), "{text}");
+}
+
+/// As a server may with the data of the frame that closes an HTTP/2 connection.
+#[tokio::test(start_paused = true)]
+async fn a_key_in_the_cause_of_a_transport_error_is_not_shown() {
+    struct Breaks(&'static str);
+    #[async_trait::async_trait]
+    impl Middleware for Breaks {
+        async fn handle(
+            &self,
+            _: Request,
+            _: &mut Extensions,
+            _: Next<'_>,
+        ) -> reqwest_middleware::Result<Response> {
+            let chunk = Err::<Bytes, _>(io::Error::other(self.0));
+            let body = Body::wrap_stream(stream::iter([chunk]));
+            Ok(Response::from(http::Response::new(body)).bytes().await.map(|_| unreachable!())?)
+        }
+    }
+    for (words, is_shown) in [("closed: bad key-of-a-vendor", true), ("closed", false)] {
+        let provider = keyless("a").bearer_auth("key-of-a-vendor");
+        let chain = ProviderChain::builder([provider]).claim("https://caller.test/v1");
+        let client = ClientBuilder::new(plain()).with(chain.build().unwrap()).with(Breaks(words));
+        let request = client.build().post(URL).body("{}");
+        let error = request.send().await.unwrap_err();
+        let text = format!("{error} {error:?} {error:#?}");
+        assert!(!text.contains("vendor") && text.contains("closed"), "{text}");
+        assert_eq!(FailoverError::find(&error).is_some(), is_shown, "{text}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_key_in_utf_16_is_redacted() {
     let echo = || {
         let text = "bad key: key-of-a!";

@@ -223,7 +223,10 @@ impl<'a> Sender<'a> {
         let mut url = None;
         if let Some(map_request) = &entry.map_request {
             let observer = &self.shared.observer;
-            match observer.catch_panic("map_request", || map_request(request)) {
+            let mapped = observer.catch_panic("map_request", || map_request(request));
+            // It may say what it had set when it failed.
+            secrets.extend(self.shared.strip.secrets_of(request.headers(), request.url()));
+            match mapped {
                 Some(Ok(())) => {}
                 Some(Err(error)) => return Err(Unsent { reason: Reason::Other, error }),
                 None => return Err(Unsent::new("`map_request` panicked")),
@@ -232,7 +235,6 @@ impl<'a> Sender<'a> {
                 let problem = "`map_request` moved the URL away from the provider's base URL";
                 return Err(Unsent::new(problem));
             }
-            secrets.extend(self.shared.strip.secrets_of(request.headers(), request.url()));
             url = Some(Box::new(request.url().clone()));
         }
         let may_move = matches!(*request.method(), Method::GET | Method::HEAD);

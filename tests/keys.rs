@@ -382,7 +382,7 @@ async fn the_callers_credentials_reach_no_provider() {
 
 /// The names that vendors' documentation has, and one for each ending that names of keys have; each is
 /// tried at a foreign provider.
-const KEY_HEADERS: [&str; 53] = [
+const KEY_HEADERS: [&str; 56] = [
     "authorization",
     "proxy-authorization",
     "cookie",
@@ -426,6 +426,9 @@ const KEY_HEADERS: [&str; 53] = [
     "password",
     "token",
     "access_token",
+    "accesstoken",
+    "authtoken",
+    "x-authtoken",
     "dpop",
     "signature",
     "signature-input",
@@ -438,7 +441,24 @@ const KEY_HEADERS: [&str; 53] = [
     "x-authorization",
 ];
 
-const KEY_QUERIES: [&str; 39] = [
+const KEY_QUERIES: [&str; 56] = [
+    "accesskey",
+    "api_secret",
+    "api_token",
+    "app_key",
+    "app_secret",
+    "app_token",
+    "appid",
+    "appkey",
+    "auth_key",
+    "authkey",
+    "authtoken",
+    "bearer_token",
+    "license_key",
+    "oauth_signature",
+    "oauth_token",
+    "session_key",
+    "user_key",
     "key",
     "api_key",
     "apikey",

@@ -572,6 +572,22 @@ async fn a_header_that_is_kept_reaches_the_provider_that_keeps_it_and_no_other()
 }
 
 #[tokio::test]
+async fn what_the_chain_keeps_and_removes_holds_for_every_provider() {
+    let harness = WireHarness::two(failing(), Answer::ok()).await;
+    let chain = harness.chain().keep_header("X-Partition-Key").remove_header("X-Internal-User");
+    let request = harness.post(&client(chain)).header("x-partition-key", "7");
+    let request = request.header("x-internal-user", harness.secret("user"));
+    let response = request.header("x-other-key", harness.secret("other")).send().await.unwrap();
+    assert_eq!(response.status(), 200);
+    for actor in 0..2 {
+        let request = harness.requests(actor).remove(0);
+        assert_eq!(request.header("x-partition-key"), Some("7"));
+        assert_eq!(request.header("x-internal-user"), None);
+        assert_eq!(request.header("x-other-key"), None);
+    }
+}
+
+#[tokio::test]
 async fn a_name_and_password_in_the_url_reach_no_provider() {
     let harness = WireHarness::two(failing(), Answer::ok()).await;
     let client = harness.client();

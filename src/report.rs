@@ -40,7 +40,7 @@ pub struct Report {
     served: bool,
     elapsed: Duration,
     /// Why the others were not asked, where no provider served.
-    unasked: Option<Box<str>>,
+    unasked: Option<Box<Unasked>>,
 }
 
 impl Report {
@@ -151,11 +151,11 @@ impl Report {
     }
 
     pub(crate) fn set_unasked(&mut self, unasked: String) {
-        self.unasked = Some(unasked.into());
+        self.unasked = Some(Box::new(Unasked(unasked)));
     }
 
     pub(crate) fn unasked(&self) -> Option<&str> {
-        self.unasked.as_deref()
+        self.unasked.as_ref().map(|unasked| &*unasked.0)
     }
 
     pub(crate) fn finish(&mut self, served: bool, elapsed: Duration) {
@@ -174,7 +174,7 @@ impl fmt::Display for Report {
             }
             fmt::Display::fmt(attempt, f)?;
         }
-        if let Some(unasked) = &self.unasked {
+        if let Some(unasked) = self.unasked() {
             write!(f, "; {unasked}")?;
         }
         Ok(())
@@ -291,6 +291,10 @@ impl fmt::Display for Attempt {
         Ok(())
     }
 }
+
+/// Why providers were not asked, in words. Boxed, since it is rare and reports are moved about.
+#[derive(Clone, Debug, PartialEq)]
+struct Unasked(String);
 
 /// The first attempt is kept in place: most requests need no second one, and no allocation.
 #[derive(Clone, Debug, PartialEq)]

@@ -332,7 +332,7 @@ fn serve(
     let result = match (result, permit) {
         (AttemptResult::Stream(stream), Some(permit)) => {
             let shared = state.shared().clone();
-            let (id, key) = (state.id, state.run.key().map(Box::from));
+            let (id, key) = (state.id(), state.run.key().map(Box::from));
             let on_end = move |end| shared.end_stream(id, permit, key, end);
             Some(Ok(stream.watched(Box::new(on_end))))
         }

@@ -87,7 +87,8 @@ impl Drop for Guard<'_> {
 /// What is known of an attempt apart from its future.
 pub(super) struct AttemptState<'a> {
     pub(super) permit: Guard<'a>,
-    pub(super) provider: usize,
+    /// In a size that keeps a request's state small.
+    provider: u32,
     pub(super) trace: Trace,
     pub(super) started: Instant,
     pub(super) until: Until,
@@ -110,7 +111,7 @@ impl<'a> AttemptState<'a> {
     ) -> Self {
         Self {
             permit,
-            provider,
+            provider: provider as u32,
             trace,
             started,
             until,
@@ -119,6 +120,10 @@ impl<'a> AttemptState<'a> {
             upload_pending: false,
             secrets: Vec::new(),
         }
+    }
+
+    pub(super) fn provider(&self) -> usize {
+        self.provider as usize
     }
 
     /// Since when the provider has been silent: since it has the request, or since its headers came.
@@ -174,9 +179,10 @@ impl<'a> Sender<'a> {
         own: Extensions,
     ) -> Flight<'a> {
         let mut sent = None;
-        let entry = self.entry(state.provider);
+        let provider = state.provider();
+        let entry = self.entry(provider);
         let readdressed = state.trace.within(|| {
-            self.readdress(entry, state.provider, &mut request)?;
+            self.readdress(entry, provider, &mut request)?;
             if entry.source.is_none() {
                 sent = Some(self.map_request(entry, &mut request, &mut state.secrets)?);
             }
@@ -185,7 +191,7 @@ impl<'a> Sender<'a> {
         let stage = match (readdressed, &entry.source) {
             (Err(unsent), _) => Stage::Unsent(Some(unsent)),
             (Ok(()), Some(source)) => Stage::Token(
-                Box::pin(token(self.shared, state.provider, source)),
+                Box::pin(token(self.shared, provider, source)),
                 Box::new((request, own)),
             ),
             (Ok(()), None) => Stage::Sent(send(self.next.clone(), request, own)),
@@ -248,9 +254,9 @@ impl<'a> Sender<'a> {
         sent: Option<&SentAs>,
         result: Result<Response, Error>,
     ) -> AttemptResult {
-        let entry = self.entry(state.provider);
+        let entry = self.entry(state.provider());
         let asked = sent.and_then(|sent| sent.url.as_deref());
-        let asked = asked.or_else(|| self.target(state.provider));
+        let asked = asked.or_else(|| self.target(state.provider()));
         let secrets = || self.shared.secrets(&state.secrets);
         match result {
             Ok(response) => {
@@ -308,7 +314,7 @@ impl<'a> Flight<'a> {
                     let answer = state.trace.within(|| answer.as_mut().poll(context));
                     let Poll::Ready((result, own)) = answer else { break };
                     let mut result = sender.receive(state, self.sent.as_ref(), result);
-                    if sender.entry(state.provider).max_in_flight.is_some() {
+                    if sender.entry(state.provider()).max_in_flight.is_some() {
                         result = keep_place(sender.shared, &mut state.permit, result);
                     }
                     let response = match result {
@@ -374,7 +380,7 @@ impl<'a> Flight<'a> {
         let shown = token.to_str().unwrap_or_default();
         state.secrets.push(shown.strip_prefix("Bearer ").unwrap_or(shown).to_owned());
         request.headers_mut().insert(AUTHORIZATION, token);
-        let entry = sender.entry(state.provider);
+        let entry = sender.entry(state.provider());
         let AttemptState { trace, secrets, .. } = state;
         let sent = trace.within(|| sender.map_request(entry, &mut request, secrets))?;
         self.sent = Some(sent);

@@ -27,8 +27,6 @@ use crate::verdict::{Reason, Verdict};
 /// A claimed request's state. Dropping it counts the request as abandoned.
 pub(super) struct RequestState<'a> {
     shared: &'a Arc<Shared>,
-    /// Counts the chain's requests.
-    pub(super) id: u64,
     /// The caller's own: each attempt gets a copy.
     pub(super) extensions: &'a mut Extensions,
     pub(super) run: Run,
@@ -38,7 +36,8 @@ pub(super) struct RequestState<'a> {
     started: Instant,
     /// The time as of the last wait: a clock is not free, and nothing in between takes any.
     pub(super) now: Instant,
-    begun: usize,
+    /// How many attempts have begun; a chain has no more providers than this can count.
+    begun: u16,
     /// Whether the first provider in order was asked.
     first_asked: bool,
     /// When the first attempt was started, and the one that served.
@@ -87,7 +86,7 @@ pub(super) struct Settlement {
 /// What counting the request said about the fallback rate.
 struct Counted {
     ratio: Option<f64>,
-    crossing: Option<Crossing>,
+    crossing: Option<Box<Crossing>>,
 }
 
 impl<'a> RequestState<'a> {
@@ -119,7 +118,6 @@ impl<'a> RequestState<'a> {
         trace.record_id(id);
         let mut state = Self {
             shared,
-            id,
             extensions,
             run,
             report: Report::new(id),
@@ -212,12 +210,12 @@ impl<'a> RequestState<'a> {
     /// An attempt begins. Returns its span.
     pub(super) fn start_attempt(&mut self, provider: usize) -> Trace {
         let entry = &self.shared.entries[provider];
-        let resends = self.begun;
+        let resends = usize::from(self.begun);
         self.begun += 1;
         self.first_asked |= self.run.first() == Some(provider);
         self.first_sent.get_or_insert(self.now);
         if self.is_watched {
-            let (origin, number) = (self.origin(), self.begun);
+            let (origin, number) = (self.origin(), usize::from(self.begun));
             self.emit(&Event::AttemptStarted { origin, provider: &entry.name, number });
         }
         self.trace.attempt(&entry.name, entry.base.url(), resends)
@@ -234,7 +232,7 @@ impl<'a> RequestState<'a> {
     ) -> Settlement {
         let shared = self.shared;
         let now = self.refresh_now();
-        let provider = attempt.provider;
+        let provider = attempt.provider();
         self.secrets.append(&mut attempt.secrets);
         let circumstances = Circumstances {
             provider,
@@ -290,7 +288,7 @@ impl<'a> RequestState<'a> {
     /// Drops an attempt that is still in flight.
     pub(super) fn drop_attempt(&mut self, attempt: &mut AttemptState<'_>, why: Dropped) {
         let shared = self.shared;
-        let provider = attempt.provider;
+        let provider = attempt.provider();
         let now = self.refresh_now();
         let quiet_since = attempt.quiet_since();
         let quiet_for =

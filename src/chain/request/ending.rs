@@ -16,9 +16,13 @@ use crate::run::{ProviderSet, Unasked, Unserved};
 use crate::verdict::Reason;
 
 impl RequestState<'_> {
+    pub(in crate::chain) fn id(&self) -> u64 {
+        self.report.id()
+    }
+
     /// The request, for its events.
     pub(super) fn origin(&self) -> Origin<'_> {
-        Origin { id: Some(self.id), extensions: Some(self.extensions) }
+        Origin { id: Some(self.report.id()), extensions: Some(self.extensions) }
     }
 
     /// Adds an attempt to the report, and emits that it is over and what that changed.
@@ -78,7 +82,7 @@ impl RequestState<'_> {
         let name = |provider: usize| &*self.shared.entries[provider].name;
         self.emit(&Event::HedgeSent {
             origin: self.origin(),
-            from: name(silent.provider),
+            from: name(silent.provider()),
             to: name(to),
             waited: self.now.saturating_duration_since(silent.started),
         });
@@ -121,7 +125,8 @@ impl RequestState<'_> {
     /// Ends the request and leaves its report with the caller. It is returned for the response, too.
     pub(in crate::chain) fn finish(&mut self, ending: Ending) -> Report {
         self.close(ending);
-        let report = std::mem::replace(&mut self.report, Report::new(self.id));
+        let empty = Report::new(self.id());
+        let report = std::mem::replace(&mut self.report, empty);
         self.extensions.insert(report.clone());
         report
     }
@@ -155,7 +160,7 @@ impl RequestState<'_> {
         }
         if let Some(crossing) = crossing {
             let first = self.run.first().map_or("", |first| &shared.entries[first].name);
-            self.emit(&match crossing {
+            self.emit(&match *crossing {
                 Crossing::High { ratio, reason } => {
                     Event::FallbackRateHigh { origin, provider: first, ratio, reason }
                 }
@@ -218,6 +223,7 @@ impl RequestState<'_> {
             let reason = reason.or(self.first_asked.then_some(Reason::Abandoned));
             table.fallback_rate.record(served_by == Some(first), reason, self.now)
         });
+        let crossing = crossing.map(Box::new);
         self.counted = Some(Counted { ratio: table.fallback_rate.last_ratio(), crossing });
     }
 

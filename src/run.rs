@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub(crate) use self::judgement::{Judgement, Settled, Unserved};
-pub(crate) use self::limits::{Bound, Deadline, Limits, Until};
+pub(crate) use self::limits::{Bound, ChainLimits, Deadline, Until};
 pub(crate) use self::replay::is_idempotent;
 pub use self::replay::{Ambiguous, Replay};
 pub(crate) use self::set::ProviderSet;
@@ -77,7 +77,7 @@ impl Run {
     #[inline]
     pub(crate) fn new(
         order: Arc<[usize]>,
-        limits: &Limits,
+        limits: &ChainLimits,
         idempotent: bool,
         timeout: Option<Duration>,
         now: Instant,
@@ -151,7 +151,12 @@ impl Run {
         self.max_attempts > 1 && self.usable(health).nth(1).is_some()
     }
 
-    pub(crate) fn step(&mut self, limits: &Limits, health: &mut HealthTable, now: Instant) -> Step {
+    pub(crate) fn step(
+        &mut self,
+        limits: &ChainLimits,
+        health: &mut HealthTable,
+        now: Instant,
+    ) -> Step {
         if self.over || self.attempts >= self.max_attempts || now >= self.deadline.at {
             return self.rest();
         }
@@ -183,7 +188,7 @@ impl Run {
             self.silence(choice.provider, limits, health).map(|silence| after(now, silence));
         let until = limits.until(choice.provider, &self.deadline, is_first, last, now);
         let lease_until = match choice.may_probe {
-            true => after(until.at, limits.hold.saturating_add(Limits::LEASE_MARGIN)),
+            true => after(until.at, limits.hold.saturating_add(ChainLimits::LEASE_MARGIN)),
             false => until.at,
         };
         let full = match choice.full.is_empty() {
@@ -199,7 +204,7 @@ impl Run {
         &mut self,
         permit: Permit,
         judgement: Judgement,
-        limits: &Limits,
+        limits: &ChainLimits,
         health: &mut HealthTable,
         now: Instant,
     ) -> (Settled, Changes) {
@@ -278,7 +283,7 @@ impl Run {
         }
     }
 
-    fn settle(&mut self, permit: &Permit, judgement: &Judgement, limits: &Limits) -> Settled {
+    fn settle(&mut self, permit: &Permit, judgement: &Judgement, limits: &ChainLimits) -> Settled {
         // An outcome that is accepted although it is no answer is no refusal either.
         self.has_failed |= judgement.verdict == Verdict::Accept && judgement.status.is_none();
         match judgement.verdict {
@@ -316,7 +321,13 @@ impl Run {
         self.winner = permit.sequence();
     }
 
-    fn fail_over(&mut self, provider: usize, fault: Fault, judgement: &Judgement, limits: &Limits) {
+    fn fail_over(
+        &mut self,
+        provider: usize,
+        fault: Fault,
+        judgement: &Judgement,
+        limits: &ChainLimits,
+    ) {
         self.failover_pending = true;
         self.allow_unhealthy = fault != Fault::None;
         self.over |= judgement.ambiguous
@@ -338,7 +349,12 @@ impl Run {
     }
 
     /// How long a provider that is asked now may be silent before a hedge is sent.
-    fn silence(&self, provider: usize, limits: &Limits, health: &HealthTable) -> Option<Duration> {
+    fn silence(
+        &self,
+        provider: usize,
+        limits: &ChainLimits,
+        health: &HealthTable,
+    ) -> Option<Duration> {
         let hedging = health.hedging.as_ref()?;
         let may_be_processed_twice = self.idempotent || limits.ambiguous == Ambiguous::FailOver;
         let allowed = !self.hedged && !self.over && may_be_processed_twice;

@@ -20,7 +20,7 @@ use crate::observe::{Event, Observer, RequestCounts};
 use crate::provider::Entry;
 use crate::readdress::{Scope, StripList};
 use crate::route::Route;
-use crate::run::Limits;
+use crate::run::ChainLimits;
 use crate::verdict::{Outcome, Verdict};
 
 pub(super) type Classify = Box<dyn Fn(&Outcome<'_>) -> Verdict + Send + Sync>;
@@ -31,7 +31,7 @@ pub(super) struct Shared {
     pub(super) scope: Scope,
     pub(super) strip: StripList,
     pub(super) addresses: Addresses,
-    pub(super) limits: Limits,
+    pub(super) limits: ChainLimits,
     pub(super) classify: Option<Classify>,
     pub(super) route: Option<RouteFor>,
     pub(super) _counted: CountedChain,

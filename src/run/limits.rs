@@ -7,7 +7,7 @@ use crate::health::after;
 
 /// What bounds every run of a chain.
 #[derive(Debug)]
-pub(crate) struct Limits {
+pub(crate) struct ChainLimits {
     pub(crate) max_attempts: usize,
     pub(crate) ambiguous: Ambiguous,
     pub(crate) total: Duration,
@@ -19,7 +19,7 @@ pub(crate) struct Limits {
     pub(crate) hosts: Vec<u32>,
 }
 
-impl Limits {
+impl ChainLimits {
     pub(crate) const DEFAULT_ATTEMPT: Duration = Duration::from_secs(120);
     pub(crate) const DEFAULT_TOTAL: Duration = Duration::from_secs(600);
     /// How much longer than its request a probe's lease lasts.

@@ -36,7 +36,7 @@ const fn judgement(verdict: Verdict, status: Option<u16>) -> Judgement {
 /// A chain without a driver, and a clock that is moved by hand.
 struct Harness {
     health: HealthTable,
-    limits: Limits,
+    limits: ChainLimits,
     now: Instant,
 }
 
@@ -55,11 +55,11 @@ impl Harness {
 
     fn with(providers: usize, breaker: Option<Breaker>) -> Self {
         let now = start();
-        let limits = Limits {
+        let limits = ChainLimits {
             hold: Duration::ZERO,
             max_attempts: usize::MAX,
             ambiguous: Ambiguous::FailOver,
-            total: Limits::DEFAULT_TOTAL,
+            total: ChainLimits::DEFAULT_TOTAL,
             attempts: vec![None; providers],
             hosts: (0..providers as u32).collect(),
         };

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub(crate) use self::judgement::{Judgement, Settled, Unserved};
+pub use self::limits::Limits;
 pub(crate) use self::limits::{Bound, ChainLimits, Deadline, Until};
 pub(crate) use self::replay::is_idempotent;
 pub use self::replay::{Ambiguous, Replay};
@@ -42,6 +43,8 @@ pub(crate) struct Run {
     /// The providers that were asked, or whose host could not be reached.
     excluded: ProviderSet,
     deadline: Deadline,
+    /// The request's own limit for each attempt.
+    attempt_limit: Option<Duration>,
     attempts: u8,
     max_attempts: u8,
     in_flight: u8,
@@ -87,6 +90,7 @@ impl Run {
             key: None,
             excluded: ProviderSet::default(),
             deadline: limits.deadline(timeout, now),
+            attempt_limit: None,
             attempts: 0,
             max_attempts: u8::try_from(limits.max_attempts).unwrap_or(u8::MAX),
             in_flight: 0,
@@ -107,6 +111,14 @@ impl Run {
     /// The provider that serves where nothing fails.
     pub(crate) fn first(&self) -> Option<usize> {
         self.order.first().copied()
+    }
+
+    /// Takes the request's own limits in place of the chain's.
+    #[cold]
+    pub(crate) fn limit(&mut self, own: &Limits, timeout: Option<Duration>, now: Instant) {
+        self.deadline = own.deadline(timeout, now).unwrap_or(self.deadline);
+        self.attempt_limit = own.of_attempt();
+        self.max_attempts = own.max_attempts().unwrap_or(self.max_attempts);
     }
 
     /// Sets what the request is about.
@@ -186,7 +198,8 @@ impl Run {
         self.over = last;
         self.hedge_at =
             self.silence(choice.provider, limits, health).map(|silence| after(now, silence));
-        let until = limits.until(choice.provider, &self.deadline, is_first, last, now);
+        let own = self.attempt_limit;
+        let until = limits.until(choice.provider, own, &self.deadline, is_first, last, now);
         let lease_until = match choice.may_probe {
             true => after(until.at, limits.hold.saturating_add(ChainLimits::LEASE_MARGIN)),
             false => until.at,

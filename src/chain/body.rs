@@ -19,6 +19,7 @@ use super::shared::now;
 use crate::inspect::{Arrival, Head, PrefixedBody};
 use crate::readdress::KeptHeaders;
 use crate::route::Route;
+use crate::run::Limits;
 
 /// The caller's request as it came, without its URL, for the attempts after the first.
 #[derive(Clone)]
@@ -111,8 +112,9 @@ impl<'e> Requests<'e> {
             Source::Sent => return None,
         };
         let mut own = self.extensions.clone();
-        // It is for this chain, and has names that another one does not know.
+        // Both are for this chain: a route has names that another one does not know.
         own.remove::<Route>();
+        own.remove::<Limits>();
         mark::set(&mut own);
         Some((request, own))
     }
@@ -120,6 +122,7 @@ impl<'e> Requests<'e> {
     /// Gives the caller the extensions of the attempt that counts.
     pub(super) fn hand_back(&mut self, own: Extensions) {
         let route = self.extensions.remove::<Route>();
+        let limits = self.extensions.remove::<Limits>();
         let is_marked = mark::is_set(self.extensions);
         *self.extensions = own;
         if !is_marked {
@@ -127,6 +130,9 @@ impl<'e> Requests<'e> {
         }
         if let Some(route) = route {
             self.extensions.insert(route);
+        }
+        if let Some(limits) = limits {
+            self.extensions.insert(limits);
         }
     }
 }

@@ -395,7 +395,7 @@ impl<'a> Flight<'a> {
             // The client below has the request's own timeout, too, and the better error for it.
             let grace = match state.until.bound {
                 Bound::Request => CLIENTS_TIMEOUT_FIRST,
-                Bound::Attempt | Bound::Total => Duration::ZERO,
+                Bound::Attempt | Bound::Total | Bound::Own => Duration::ZERO,
             };
             let at = after(state.until.at, grace).into();
             let timer = timer.get_or_insert_with(|| Box::pin(sleep_until(at)));

@@ -15,13 +15,13 @@ use super::flight::AttemptState;
 use super::outcome::{AttemptResult, Circumstances};
 use super::shared::{Shared, Table, now};
 use crate::error::Cause;
-use crate::health::{Changes, Permit};
+use crate::health::{Changes, Permit, after};
 use crate::message::Secrets;
 use crate::observe::rate::Crossing;
 use crate::observe::{Event, Observer, Trace};
 use crate::report::{Attempt, Report};
 use crate::route::Route;
-use crate::run::{Ambiguous, Replay, Run, Settled, Step, is_idempotent};
+use crate::run::{Ambiguous, Limits, Replay, Run, Settled, Step, is_idempotent};
 use crate::verdict::{Reason, Verdict};
 
 /// A claimed request's state. Dropping it counts the request as abandoned.
@@ -47,8 +47,8 @@ pub(super) struct RequestState<'a> {
     pub(super) upgrade_asked: bool,
     /// Set once the request is counted.
     counted: Option<Counted>,
-    /// Whether the request has a timeout of its own.
-    has_timeout: bool,
+    /// When the request's own timeout is up, if it has one.
+    times_out_at: Option<Instant>,
     is_finished: bool,
 }
 
@@ -124,6 +124,9 @@ impl<'a> RequestState<'a> {
         let mut table = shared.lock();
         let mut run = Run::new(table.order.clone(), &shared.limits, idempotent, timeout, started);
         run.set_key(key);
+        if let Some(limits) = extensions.get::<Limits>() {
+            run.limit(limits, timeout, started);
+        }
         let mut state = Self {
             shared,
             run,
@@ -140,7 +143,7 @@ impl<'a> RequestState<'a> {
             is_replayable: true,
             upgrade_asked: request.is_some_and(|request| request.headers().contains_key(UPGRADE)),
             counted: None,
-            has_timeout: timeout.is_some(),
+            times_out_at: timeout.map(|timeout| after(started, timeout)),
             is_finished: false,
         };
         let applied = route.and_then(|route| route.map_or(Ok(()), |route| state.apply(&route)));
@@ -199,8 +202,7 @@ impl<'a> RequestState<'a> {
 
     /// What is left of the request's own timeout, if it has one.
     pub(super) fn time_left(&self) -> Option<Duration> {
-        let deadline = self.run.deadline().at;
-        self.has_timeout.then(|| deadline.saturating_duration_since(self.now))
+        self.times_out_at.map(|at| at.saturating_duration_since(self.now))
     }
 
     pub(super) fn forbid_replay(&mut self) {

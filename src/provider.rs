@@ -7,8 +7,10 @@
 mod check;
 mod credential;
 mod entry;
+mod key;
 mod keyring;
 mod presets;
+mod source;
 #[cfg(test)]
 mod tests;
 
@@ -26,7 +28,7 @@ use reqwest::Request;
 pub(crate) use self::check::{ChainHeaders, Checked, MAX_PROVIDERS, check};
 use self::credential::Credential;
 pub(crate) use self::entry::Entry;
-pub(crate) use self::keyring::{bearer_value, checked_key};
+pub(crate) use self::source::{FreshKey, KeySource};
 use crate::readdress::Base;
 
 /// One API provider: a name, a base URL, and what a request needs there.
@@ -187,7 +189,8 @@ impl Provider {
     /// its timeout. Nothing is cached: a source that fetches tokens keeps them itself.
     ///
     /// A source that fails, or whose token is malformed, is a failure of the provider: the request
-    /// goes to the next.
+    /// goes to the next, with [`Reason::Credential`](crate::Reason::Credential). Several sources are
+    /// asked one after the other.
     ///
     /// ```
     /// # use reqwest_failover::Provider;
@@ -201,10 +204,45 @@ impl Provider {
         Fut: Future<Output = Result<String, E>> + Send + 'static,
         E: Into<BoxError> + 'static,
     {
-        self.credential(Credential::Source(Arc::new(move || {
-            let token = source();
-            Box::pin(async move { token.await.map_err(Into::into) })
-        })))
+        self.credential(Credential::BearerSource(boxed(source)))
+    }
+
+    /// [`api_key_header`](Self::api_key_header) with a key that is asked for on every attempt, as
+    /// [`bearer_auth_with`](Self::bearer_auth_with) does.
+    ///
+    /// ```
+    /// # use reqwest_failover::Provider;
+    /// Provider::new("azure", "https://example.openai.azure.com/openai/v1")
+    ///     .api_key_header_with("api-key", || async {
+    ///         tokio::fs::read_to_string("/run/secrets/azure").await
+    ///     });
+    /// ```
+    pub fn api_key_header_with<F, Fut, E>(self, header: impl Into<String>, source: F) -> Self
+    where
+        F: Fn() -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<String, E>> + Send + 'static,
+        E: Into<BoxError> + 'static,
+    {
+        self.credential(Credential::HeaderSource(header.into(), boxed(source)))
+    }
+
+    /// [`api_key_query`](Self::api_key_query) with a key that is asked for on every attempt, as
+    /// [`bearer_auth_with`](Self::bearer_auth_with) does. It is the last pair of the query.
+    ///
+    /// ```
+    /// # use reqwest_failover::Provider;
+    /// Provider::new("gemini", "https://generativelanguage.googleapis.com/v1beta")
+    ///     .api_key_query_with("key", || async {
+    ///         tokio::fs::read_to_string("/run/secrets/gemini").await
+    ///     });
+    /// ```
+    pub fn api_key_query_with<F, Fut, E>(self, name: impl Into<String>, source: F) -> Self
+    where
+        F: Fn() -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<String, E>> + Send + 'static,
+        E: Into<BoxError> + 'static,
+    {
+        self.credential(Credential::QuerySource(name.into(), boxed(source)))
     }
 
     /// Sets a header on every request to this provider, in place of the caller's. The last value
@@ -408,6 +446,19 @@ impl fmt::Debug for Provider {
             .field("danger_allow_plaintext", &self.danger_allow_plaintext)
             .finish()
     }
+}
+
+/// A source as it is kept.
+fn boxed<F, Fut, E>(source: F) -> TokenSource
+where
+    F: Fn() -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Result<String, E>> + Send + 'static,
+    E: Into<BoxError> + 'static,
+{
+    Arc::new(move || {
+        let key = source();
+        Box::pin(async move { key.await.map_err(Into::into) })
+    })
 }
 
 pub(crate) type BoxError = Box<dyn StdError + Send + Sync>;

@@ -358,7 +358,7 @@ impl ProviderChainBuilder {
         show_entries(&entries, &observer);
         let shared = Shared {
             secrets: Secrets::new(entries.iter().flat_map(|entry| &entry.secrets)),
-            tokens: Mutex::new(vec![None; entries.len()]),
+            tokens: Mutex::new(vec![Vec::new(); entries.len()]),
             table: Mutex::new(table),
             entries,
             scope,

@@ -46,8 +46,8 @@ pub(super) struct Shared {
     pub(super) table: Mutex<Table>,
     /// Every provider's keys.
     pub(super) secrets: Secrets,
-    /// Each provider's current token, if it has a source of them: to be looked for in messages.
-    pub(super) tokens: Mutex<Vec<Option<String>>>,
+    /// What each provider's sources returned last: to be looked for in messages.
+    pub(super) tokens: Mutex<Vec<Vec<String>>>,
 }
 
 /// What moves while requests run.
@@ -63,7 +63,7 @@ impl Shared {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn lock_tokens(&self) -> MutexGuard<'_, Vec<Option<String>>> {
+    pub(super) fn lock_tokens(&self) -> MutexGuard<'_, Vec<Vec<String>>> {
         self.tokens.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -8,13 +8,13 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::AUTHORIZATION;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use reqwest::Request;
 use reqwest::Url;
 
 use super::keyring::{Keyring, Problem, header_name};
-use super::{MapRequest, Provider, TokenSource};
+use super::source::KeySource;
+use super::{MapRequest, Provider};
 use crate::readdress::{
     Base, Claim, HeaderRules, QueryPair, QueryRewrite, Scope, StripList, is_key_query, secrets_in,
     target_url,
@@ -29,8 +29,8 @@ pub(crate) struct Entry {
     pub(crate) attempt_timeout: Option<Duration>,
     /// How many requests it may have at once.
     pub(crate) max_in_flight: Option<NonZeroUsize>,
-    /// Asked on each attempt; its token is checked as a key is, and sent as `Authorization: Bearer`.
-    pub(crate) source: Option<TokenSource>,
+    /// Asked on each attempt, in this order.
+    pub(crate) sources: Vec<KeySource>,
     pub(crate) map_request: Option<MapRequest>,
     /// What no message may show.
     pub(crate) secrets: Vec<String>,
@@ -105,10 +105,8 @@ impl Entry {
 
     /// The headers that hold this entry's credentials.
     pub(super) fn credential_headers(&self) -> impl Iterator<Item = &HeaderName> {
-        static OF_SOURCES: HeaderName = AUTHORIZATION;
-
         let set = self.rules.set.iter().filter(|(_, value)| value.is_sensitive());
-        set.map(|(name, _)| name).chain(self.source.as_ref().map(|_| &OF_SOURCES))
+        set.map(|(name, _)| name).chain(self.sources.iter().filter_map(KeySource::header))
     }
 
     pub(super) fn has_query_key(&self) -> bool {
@@ -117,7 +115,8 @@ impl Entry {
 
     /// The query names that hold this entry's credentials.
     pub(super) fn credential_queries(&self) -> impl Iterator<Item = &str> {
-        self.queries.iter().filter(|pair| pair.secret).map(|pair| pair.name.as_str())
+        let set = self.queries.iter().filter(|pair| pair.secret).map(|pair| pair.name.as_str());
+        set.chain(self.sources.iter().filter_map(KeySource::query))
     }
 
     /// Checks a provider by itself.
@@ -188,7 +187,7 @@ impl Entry {
             base,
             attempt_timeout: provider.attempt_timeout,
             max_in_flight,
-            source: keys.source,
+            sources: keys.sources,
             map_request: provider.map_request,
             models: provider.models,
             secrets: keys.secrets,

@@ -3,6 +3,7 @@ use http::{HeaderMap, HeaderValue};
 use reqwest::Url;
 
 use super::check::ChainHeaders;
+use super::key::{bearer_value, checked_key};
 use super::*;
 
 fn here() -> Provider {
@@ -270,6 +271,20 @@ fn every_mistake_names_the_provider_and_the_method_and_never_the_key() {
         (here().query("T", "canary").api_key_query("t", "canary"), "query: sets a name that holds"),
         (here().remove_header("canary canary"), "remove_header: the name must be"),
         (here().attempt_timeout(Duration::ZERO), "attempt_timeout: must be longer"),
+        (Provider::new("here", "http://h").api_key_header_with("x-k", token), "base_url: would show"),
+        (Provider::new("here", "http://h").api_key_query_with("k", token), "base_url: would show"),
+        (here().bearer_auth_with(token).api_key_header_with("authorization", token), "api_key_header_with: `authorization` is set twice"),
+        (here().api_key_header("x-k", "canary").api_key_header_with("X-K", token), "api_key_header_with: `x-k` is set twice"),
+        (here().api_key_header_with("x-k", token).api_key_header("x-k", "canary"), "api_key_header: `x-k` is set twice"),
+        (here().api_key_header_with("canary canary", token), "api_key_header_with: the name must be"),
+        (here().api_key_header_with("Host", token), "api_key_header_with: `host` is set by"),
+        (here().api_key_query_with("", token), "api_key_query_with: the name must not be empty"),
+        (here().api_key_query("k", "canary").api_key_query_with("K", token), "api_key_query_with: sets the same name twice"),
+        (here().api_key_query_with("k", token).api_key_query("K", "canary"), "api_key_query: sets the same name twice"),
+        (here().header("x-k", "canary").api_key_header_with("X-K", token), "header: `x-k` holds this provider's"),
+        (here().query("T", "canary").api_key_query_with("t", token), "query: sets a name that holds"),
+        (here().api_key_header_with("x-k", token).forward_caller_auth(), "forward_caller_auth: does not go with"),
+        (here().api_key_query_with("k", token).forward_caller_auth(), "forward_caller_auth: does not go with"),
         (here().forward_caller_auth().bearer_auth("canary"), "forward_caller_auth: does not go with"),
         (here().bearer_auth_with(token).forward_caller_auth(), "forward_caller_auth: does not go with"),
     ];
@@ -373,6 +388,34 @@ fn a_missing_variable_is_named() {
 }
 
 #[test]
+fn a_variable_that_holds_no_key_is_named_and_what_may_be_a_key_itself_is_not() {
+    let set = checked([here().bearer_auth_env("CARGO_PKG_NAME")]);
+    let (_, headers) = arrives(&set, 0, "https://h/v1", &HeaderMap::new());
+    assert_eq!(header(&headers, "authorization"), Some(concat!("Bearer ", env!("CARGO_PKG_NAME"))));
+    assert_eq!(set.entries[0].secrets, [env!("CARGO_PKG_NAME")]);
+
+    let error = refusal([here().bearer_auth_env("REQWEST_FAILOVER_UNSET")]);
+    let named = "bearer_auth_env: `REQWEST_FAILOVER_UNSET` is not set in the environment";
+    assert!(error.starts_with(&format!("provider `here`: {named}")), "{error}");
+    // The description of this crate has spaces.
+    let error = refusal([here().bearer_auth_env("CARGO_PKG_DESCRIPTION")]);
+    assert!(error.contains("bearer_auth_env: `CARGO_PKG_DESCRIPTION` holds a space"), "{error}");
+
+    for key in ["sk-proj-canary", "CANARY", "CANARY_8F3A9C01", "canary_key", "", "A=CANARY", "C\0"]
+    {
+        let provider = here().bearer_auth_env(key);
+        assert!(!format!("{provider:?}").to_lowercase().contains("canary"));
+        let error = refusal([provider]);
+        assert!(error.contains("bearer_auth_env: the variable of that name is not set"), "{error}");
+        assert!(!error.to_lowercase().contains("canary"), "{error}");
+    }
+    let taken = refusal([here().bearer_auth_env("CARGO_PKG_NAME").bearer_auth("other")]);
+    assert!(taken.contains("bearer_auth: `authorization` is set twice"), "{taken}");
+    let exposed = refusal([Provider::new("here", "http://h").bearer_auth_env("CARGO_PKG_NAME")]);
+    assert!(exposed.contains("base_url: would show a credential"), "{exposed}");
+}
+
+#[test]
 fn debug_shows_names_and_no_values() {
     let provider = Provider::new("here", "https://h/v1?canary")
         .bearer_auth("canary")
@@ -380,11 +423,21 @@ fn debug_shows_names_and_no_values() {
         .api_key_header("x-k", "canary")
         .api_key_query("k", "canary")
         .bearer_auth_with(token)
+        .api_key_header_with("x-s", token)
+        .api_key_query_with("s", token)
         .header("x-a", "canary")
         .query("q", "canary");
     let debug = format!("{provider:?} {:#?}", provider.clone());
     assert!(!debug.contains("canary"), "{debug}");
-    for shown in ["here", "<invalid>", "bearer_auth", "api_key_header", "x-a", "\"q\""] {
+    for shown in [
+        "here",
+        "<invalid>",
+        "bearer_auth",
+        "api_key_header_with",
+        "api_key_query_with",
+        "x-a",
+        "\"q\"",
+    ] {
         assert!(debug.contains(shown), "{shown}: {debug}");
     }
     let entry = format!("{:?}", checked([here().bearer_auth("canary")]).entries[0]);
@@ -393,6 +446,41 @@ fn debug_shows_names_and_no_values() {
 
 #[test]
 fn tokens_are_held_to_the_rules_of_keys() {
+    let source = |provider: Provider| checked([provider]).entries.remove(0).sources.remove(0);
+    let bearer = source(here().bearer_auth_with(token));
+    let header = source(here().api_key_header_with("x-k", token));
+    let auth = source(here().api_key_header_with("authorization", token));
+    let query = source(here().api_key_query_with("k", token));
+    for bad in ["", " \n", "Bearer x", "a\nb", "é", "'x'", "sk-...", "${KEY}"] {
+        for source in [&bearer, &header, &auth, &query] {
+            assert!(source.check(bad).is_err(), "{bad}");
+        }
+    }
+    for source in [&bearer, &header, &query] {
+        assert!(source.check("Token key").is_err());
+    }
+    let set = |source: &KeySource, key: &str| {
+        let key = source.check(key).unwrap_or_else(|problem| panic!("{problem}"));
+        let url = Url::parse("https://h/v1?a=%2f&b").unwrap();
+        let mut request = reqwest::Request::new(http::Method::GET, url);
+        let secrets = key.secrets.clone();
+        key.apply(&mut request);
+        (request, secrets)
+    };
+    for (source, key, name, value, secrets) in [
+        (&bearer, " key-1\n", "authorization", "Bearer key-1", &["key-1"][..]),
+        (&header, " key-1\n", "x-k", "key-1", &["key-1"]),
+        (&auth, "Token key-1", "authorization", "Token key-1", &["Token key-1", "key-1"]),
+    ] {
+        let (request, of_key) = set(source, key);
+        assert_eq!(request.headers()[name], value);
+        assert!(request.headers()[name].is_sensitive());
+        assert_eq!(of_key, secrets);
+        assert_eq!(request.url().query(), Some("a=%2f&b"));
+    }
+    let (request, of_key) = set(&query, " k&y+1\n");
+    assert_eq!(request.url().query(), Some("a=%2f&b&k=k%26y%2B1"));
+    assert_eq!((request.headers().len(), of_key), (0, vec!["k&y+1".to_owned()]));
     let value = bearer_value(" token\n").unwrap();
     assert!(value.is_sensitive());
     assert_eq!(value, "Bearer token");
@@ -415,7 +503,7 @@ fn a_source_and_prepare_keep_their_errors() {
     let prepared = entry.map_request.as_ref().unwrap()(&mut request);
     assert_eq!(prepared.unwrap_err().to_string(), "not today");
 
-    let mut token = entry.source.as_ref().unwrap()();
+    let mut token = entry.sources[0].ask();
     let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
     match token.as_mut().poll(&mut cx) {
         std::task::Poll::Ready(Err(error)) => assert_eq!(error.to_string(), "no token"),
@@ -553,8 +641,9 @@ fn what_an_entry_uses_as_a_credential_is_not_kept() {
         Provider::new("keyed", "https://k")
             .api_key_header("x-vendor", "canary")
             .bearer_auth_with(token)
+            .api_key_header_with("x-sourced", token)
     };
-    for name in ["x-vendor", "X-Vendor", "authorization", "host"] {
+    for name in ["x-vendor", "X-Vendor", "authorization", "host", "X-Sourced"] {
         let error = refusal([here().keep_header(name), keyed()]);
         assert!(error.starts_with("provider `here`: keep_header: `"), "{error}");
         let headers = ChainHeaders { keep: vec![name.to_owned()], ..ChainHeaders::default() };

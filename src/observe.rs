@@ -156,9 +156,9 @@ pub enum Event<'a> {
     /// One of the user's closures panicked and was treated as having no opinion.
     #[non_exhaustive]
     CallbackPanicked {
-        /// `"classify"`, `"route"`, `"health_by"`, `"map_request"`, `"bearer_auth_with"`,
-        /// `"api_key_header_with"`, `"api_key_query_with"`, `"inspect"` or `"observe"`; `"display"` for an
-        /// error that cannot be shown.
+        /// `"classify"`, `"route"`, `"health_by"`, `"map_request"`, `"rename_model_with"`,
+        /// `"bearer_auth_with"`, `"api_key_header_with"`, `"api_key_query_with"`, `"inspect"` or
+        /// `"observe"`; `"display"` for an error that cannot be shown.
         callback: &'static str,
     },
     /// Many requests are not served by the first provider, which may mean trouble there.

@@ -220,10 +220,12 @@ impl<'a> Sender<'a> {
         request: &mut Request,
         secrets: &mut Vec<String>,
     ) -> Result<SentAs, Unsent> {
-        entry.rename_model(request);
+        let observer = &self.shared.observer;
+        entry.edit_body(request, |rename| {
+            observer.catch_panic("rename_model_with", rename).flatten()
+        });
         let mut url = None;
         if let Some(map_request) = &entry.map_request {
-            let observer = &self.shared.observer;
             match observer.catch_panic("map_request", || map_request(request)) {
                 Some(Ok(())) => {}
                 Some(Err(error)) => return Err(Unsent { reason: Reason::Other, error }),

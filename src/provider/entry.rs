@@ -12,6 +12,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use reqwest::Request;
 use reqwest::Url;
 
+use super::edits::CheckedEdits;
 use super::keyring::{Keyring, Problem, header_name};
 use super::source::KeySource;
 use super::{MapRequest, Provider};
@@ -19,7 +20,6 @@ use crate::readdress::{
     Base, Claim, HeaderRules, QueryPair, QueryRewrite, Scope, StripList, is_key_query, secrets_in,
     target_url,
 };
-use crate::splice::{drop_stale_headers, splice_model};
 
 /// A provider that `build()` found sound.
 pub(crate) struct Entry {
@@ -38,7 +38,7 @@ pub(crate) struct Entry {
     pub(super) rules: HeaderRules,
     /// The fixed ones, then the credentials.
     queries: Vec<QueryPair>,
-    models: Vec<(String, String)>,
+    edits: CheckedEdits,
     forward_caller_auth: bool,
 }
 
@@ -66,20 +66,13 @@ impl Entry {
         self.rules.apply(headers, strip, keep_caller_auth);
     }
 
-    /// Gives the body's model the name that it has here.
-    pub(crate) fn rename_model(&self, request: &mut Request) {
-        if self.models.is_empty() {
-            return;
-        }
-        let rename = |model: &str| {
-            let (_, to) = self.models.iter().find(|(from, _)| from == model)?;
-            Some(to.as_str())
-        };
-        let body = request.body().and_then(reqwest::Body::as_bytes);
-        if let Some(renamed) = body.and_then(|body| splice_model(body, rename)) {
-            *request.body_mut() = Some(renamed.into());
-            drop_stale_headers(request.headers_mut());
-        }
+    /// Edits the body as the provider has it. `call` calls the user's closure.
+    pub(crate) fn edit_body(
+        &self,
+        request: &mut Request,
+        call: impl Fn(&dyn Fn() -> Option<String>) -> Option<String>,
+    ) {
+        self.edits.apply(request, call);
     }
 
     /// Whether a request that was addressed below `claimed` keeps its caller's credentials here.
@@ -172,15 +165,6 @@ impl Entry {
             queries.push(keys.fixed_query(name, value)?);
         }
         set.extend(keys.headers);
-        for (at, (from, to)) in provider.models.iter().enumerate() {
-            if from.is_empty() || to.is_empty() {
-                return Err(Problem::new("rename_model", "must name two models"));
-            }
-            if provider.models[..at].iter().any(|(other, _)| other == from) {
-                let problem = format!("`{from}` is renamed twice: keep one name for it");
-                return Err(Problem::new("rename_model", problem));
-            }
-        }
 
         Ok(Self {
             name: provider.name.into(),
@@ -189,7 +173,7 @@ impl Entry {
             max_in_flight,
             sources: keys.sources,
             map_request: provider.map_request,
-            models: provider.models,
+            edits: provider.edits.check()?,
             secrets: keys.secrets,
             rules: HeaderRules { remove, keep, set },
             queries: queries.into_iter().chain(keys.queries).collect(),

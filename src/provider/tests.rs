@@ -152,7 +152,7 @@ fn a_model_has_the_name_that_it_has_here_and_only_then_the_body_changes() {
         let mut request = Request::new(http::Method::POST, Url::parse("https://h").unwrap());
         *request.body_mut() = Some(before.into());
         request.headers_mut().insert(CONTENT_LENGTH, before.len().into());
-        chain.entries[0].rename_model(&mut request);
+        chain.entries[0].edit_body(&mut request, |rename| rename());
         let body = request.body().unwrap().as_bytes().unwrap();
         assert_eq!(body, after.unwrap_or(before).as_bytes());
         assert_eq!(request.headers().contains_key(CONTENT_LENGTH), after.is_none(), "{before}");
@@ -172,6 +172,60 @@ fn a_model_needs_two_names_and_is_renamed_once() {
         refusal([here().rename_model("a", "x").rename_model("b", "x").rename_model("a", "y")]);
     assert!(error.contains("rename_model: `a` is renamed twice"), "{error}");
     checked([here().rename_model("a", "x").rename_model("b", "x").rename_model("x", "a")]);
+}
+
+#[test]
+fn a_body_is_edited_and_what_speaks_of_it_goes_only_if_it_changes() {
+    let chain = checked([here()
+        .rename_model("small", "table")
+        .rename_model_with(|model| model.strip_prefix("old-").map(|model| format!("new-{model}")))
+        .json_set("n", 2)
+        .json_set("o", serde_json::json!({"a": [1.5, null]}))
+        .json_remove("r")]);
+    let table = [
+        (r#"{"model":"small"}"#, Some(r#"{"model":"table","n":2,"o":{"a":[1.5,null]}}"#)),
+        (
+            r#"{"o":1,"r":2,"model":"old-a","n":7 }"#,
+            Some(r#"{"o":{"a":[1.5,null]},"model":"new-a","n":2 }"#),
+        ),
+        (r#"{"model":"other", "n":2,"o":{"a":[1.5,null]}}"#, None),
+        ("[1]", None),
+    ];
+    for (before, after) in table {
+        let mut request = Request::new(http::Method::POST, Url::parse("https://h").unwrap());
+        *request.body_mut() = Some(before.into());
+        request.headers_mut().insert(CONTENT_LENGTH, before.len().into());
+        request.headers_mut().insert("content-digest", HeaderValue::from_static("sum"));
+        chain.entries[0].edit_body(&mut request, |rename| rename());
+        let body = request.body().unwrap().as_bytes().unwrap();
+        assert_eq!(str::from_utf8(body).unwrap(), after.unwrap_or(before));
+        assert_eq!(request.headers().is_empty(), after.is_some(), "{before}");
+    }
+    let mut request = Request::new(http::Method::GET, Url::parse("https://h").unwrap());
+    chain.entries[0].edit_body(&mut request, |rename| rename());
+    assert!(request.body().is_none());
+}
+
+#[test]
+fn edits_that_contradict_each_other_are_refused() {
+    use std::collections::HashMap;
+    let no_json: HashMap<Vec<u8>, &str> = [(vec![1], "canary")].into();
+    for (provider, problem) in [
+        (here().json_set("a", 1).json_set("a", 1), "json_set: `a` is set twice"),
+        (here().json_set("a", 1).json_remove("a"), "json_remove: `a` is set, too"),
+        (here().json_remove("a").json_remove("a"), "json_remove: `a` is removed twice"),
+        (here().json_set("model", "x").rename_model("a", "b"), "json_set: `model` is renamed, too"),
+        (
+            here().rename_model_with(|_| None).json_remove("model"),
+            "json_remove: `model` is renamed, too",
+        ),
+        (here().json_set("a", no_json), "json_set: the value of `a` cannot be written as JSON"),
+    ] {
+        let error = refusal([provider]);
+        assert!(error.starts_with(&format!("provider `here`: {problem}")), "{error}");
+        assert!(!error.contains("canary"));
+    }
+    checked([here().json_set("model", "x").json_set("", 1).json_remove("b")]);
 }
 
 #[test]

@@ -54,7 +54,7 @@ pub(super) struct Sender<'a> {
     pub(super) upload: Option<Arc<Upload>>,
 }
 
-/// A permit that is given back when it is dropped.
+/// A permit, if there is one, that is given back when it is dropped.
 pub(super) struct Guard<'a> {
     shared: &'a Shared,
     permit: Option<Permit>,
@@ -63,6 +63,11 @@ pub(super) struct Guard<'a> {
 impl<'a> Guard<'a> {
     pub(super) fn new(shared: &'a Shared, permit: Permit) -> Self {
         Self { shared, permit: Some(permit) }
+    }
+
+    /// For an attempt that its provider's health does not know of.
+    pub(super) fn empty(shared: &'a Shared) -> Self {
+        Self { shared, permit: None }
     }
 
     pub(super) fn get_mut(&mut self) -> Option<&mut Permit> {

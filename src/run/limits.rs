@@ -114,6 +114,18 @@ impl ChainLimits {
         Deadline::of(Bound::Total, self.total, timeout, now)
     }
 
+    /// The end of an attempt that is made by itself, outside of any run: its explicit limit, else 120 s.
+    pub(crate) fn alone(
+        &self,
+        provider: usize,
+        timeout: Option<Duration>,
+        now: Instant,
+    ) -> (Deadline, Until) {
+        let deadline = self.deadline(timeout, now);
+        let limit = self.attempts[provider].unwrap_or(Self::DEFAULT_ATTEMPT);
+        (deadline, self.until(provider, Some(limit), &deadline, true, true, now))
+    }
+
     /// The end of an attempt. An explicit limit binds as it is; without one, the time is shared out
     /// where another provider may still be asked. `own` is the request's explicit limit.
     #[inline]

@@ -78,7 +78,7 @@ enum Row {
 
 impl Row {
     const SERVED: [Self; 5] = [Self::Plain, Self::Noop, Self::Retry, Self::Chain, Self::Ours];
-    const SWITCHED: [Self; 3] = [Self::TwoPlain, Self::ChainFailover, Self::Failover];
+    const FAILED_OVER: [Self; 3] = [Self::TwoPlain, Self::ChainFailover, Self::Failover];
 
     fn name(self) -> &'static str {
         match self {
@@ -88,13 +88,13 @@ impl Row {
             Self::Chain => "reqwest-chain",
             Self::Ours => "failover: defaults",
             Self::TwoPlain => "two plain calls",
-            Self::ChainFailover => "reqwest-chain: one switch",
-            Self::Failover => "failover: one switch",
+            Self::ChainFailover => "reqwest-chain: one failover",
+            Self::Failover => "failover: one failover",
         }
     }
 
     fn of_name(name: &str) -> Option<Self> {
-        Self::SERVED.into_iter().chain(Self::SWITCHED).find(|row| row.name() == name)
+        Self::SERVED.into_iter().chain(Self::FAILED_OVER).find(|row| row.name() == name)
     }
 }
 
@@ -199,7 +199,7 @@ impl Chainer for GoTo {
 fn instructions(ports: [u16; 2]) {
     compare("a request that is served", &Row::SERVED, 0, ports);
     for bytes in ERRORS {
-        compare(&format!("a failover from {bytes} bytes"), &Row::SWITCHED, bytes, ports);
+        compare(&format!("a failover from {bytes} bytes"), &Row::FAILED_OVER, bytes, ports);
     }
 }
 

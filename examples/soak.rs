@@ -227,9 +227,9 @@ impl Soak {
             ("requests not counted", issued.abs_diff(counted)),
         ];
         println!(
-            "\ncalls {issued}, received {received}, faults {}, switched {}, connections {}",
+            "\ncalls {issued}, received {received}, faults {}, served by a fallback {}, connections {}",
             sum(|provider| &provider.book.faults),
-            snapshot.switched(),
+            snapshot.served_by_fallback(),
             sum(|provider| &provider.book.connections)
         );
         for (name, count) in counts {

@@ -6,7 +6,7 @@
 //!
 //! Two stand-ins on loopback play the providers, and everything is sped up: breaks and cooldowns last
 //! about a second. It takes about a quarter of a minute. Each phase has its line: who served, how
-//! CometAPI stands, and the switch rate. Then come the metrics as Prometheus would read them, and a
+//! CometAPI stands, and the fallback rate. Then come the metrics as Prometheus would read them, and a
 //! picture of it all. What was announced is checked: where it did not happen, the example panics.
 
 use std::error::Error;
@@ -74,11 +74,11 @@ async fn main() -> Result<()> {
 
     // The rate is about the last five minutes: it falls when many requests were served since.
     watch.begin("rush hour");
-    let rush = watch.ask_until("the switch rate is normal").await?;
+    let rush = watch.ask_until("the fallback rate is normal").await?;
     assert_eq!((rush.openai, rush.state), (0, State::Closed), "CometAPI serves them all");
 
-    assert_eq!(watch.told("the switch rate is high"), 1, "one alarm");
-    assert_eq!(watch.told("the switch rate is normal"), 1, "and its end");
+    assert_eq!(watch.told("the fallback rate is high"), 1, "one alarm");
+    assert_eq!(watch.told("the fallback rate is normal"), 1, "and its end");
     let snapshot = watch.chain.snapshot();
     assert_eq!((snapshot.requests(), snapshot.exhausted()), (watch.asked, 0), "all were served");
 
@@ -178,7 +178,7 @@ impl Watch {
             assert!(self.asked - first < MOST, "`{told}` after {MOST} requests");
             self.ask().await?;
             // How far the rate is on its way down to 5 %.
-            let ratio = |snapshot: &Snapshot| snapshot.switch_ratio().unwrap_or_default();
+            let ratio = |snapshot: &Snapshot| snapshot.fallback_ratio().unwrap_or_default();
             let (high, now) = (ratio(&before), ratio(&self.chain.snapshot()));
             self.show(&before, (high - now) / (high - 0.05), false);
         }
@@ -235,9 +235,9 @@ impl Watch {
                 _ => "isolated",
             };
             let ratio =
-                now.switch_ratio().map_or("–".to_owned(), |r| format!("{:.1} %", r * 100.0));
+                now.fallback_ratio().map_or("–".to_owned(), |r| format!("{:.1} %", r * 100.0));
             text += &format!(
-                "{}{:<13}{}{}  served: cometapi {:>4}, openai {:>3}  cometapi is {:<13} switch rate {ratio:>6}{}",
+                "{}{:<13}{}{}  served: cometapi {:>4}, openai {:>3}  cometapi is {:<13} fallback rate {ratio:>6}{}",
                 if is_live { "\r\x1b[K" } else { "" },
                 self.phase,
                 "█".repeat(done),
@@ -267,12 +267,15 @@ fn sentence(event: &Event<'_>) -> Option<String> {
         Event::BreakerProbing { provider, .. } => format!("{provider}: a request probes it"),
         Event::BreakerClosed { provider, .. } => format!("{provider}: circuit breaker closed"),
         Event::CoolingDown { provider, .. } => format!("{provider}: cooling down"),
-        Event::SwitchRateHigh { provider, ratio, reason, .. } => {
+        Event::FallbackRateHigh { provider, ratio, reason, .. } => {
             let reason = reason.map_or("not asked", |reason| reason.as_str());
-            format!("the switch rate is high: {} of requests, {provider}: {reason}", percent(ratio))
+            format!(
+                "the fallback rate is high: {} of requests, {provider}: {reason}",
+                percent(ratio)
+            )
         }
-        Event::SwitchRateNormal { ratio, .. } => {
-            format!("the switch rate is normal: {} of requests", percent(ratio))
+        Event::FallbackRateNormal { ratio, .. } => {
+            format!("the fallback rate is normal: {} of requests", percent(ratio))
         }
         _ => return None,
     })

@@ -28,7 +28,7 @@ use self::flight::Sender;
 use self::shared::{Shared, now};
 use crate::error::ConfigError;
 use crate::health::State;
-use crate::observe::{Event, ProviderSnapshot, Snapshot};
+use crate::observe::{Event, Origin, ProviderSnapshot, Snapshot};
 use crate::provider::Provider;
 use crate::report::Attempt;
 
@@ -86,7 +86,7 @@ impl ProviderChain {
         let mut snapshot = Snapshot {
             providers: table.order.iter().map(provider).collect(),
             counts: table.counts,
-            switch_ratio: table.switch_rate.ratio(now),
+            fallback_ratio: table.fallback_rate.ratio(now),
             passed_through: shared.observer.passed_through(),
             callback_panics: shared.observer.callback_panics(),
         };
@@ -129,11 +129,7 @@ impl ProviderChain {
             let missing = format!("must name every provider once: {}", self.shared.names());
             return Err(ConfigError::new(None, "set_order", missing));
         }
-        let mut table = self.shared.lock();
-        if table.order.first() != order.first() {
-            table.switch_rate.reset();
-        }
-        table.order = order.into();
+        self.shared.lock().change(|table| table.order = order.into());
         Ok(())
     }
 
@@ -220,11 +216,18 @@ impl Middleware for ProviderChain {
         match addresses.find(request.url(), scope, entries.len()) {
             Some(address) => {
                 let sender = Sender::new(&self.shared, address, next, &request);
-                drive(sender, Requests::new(request, extensions))
+                drive(sender, Requests::new(request), extensions)
             }
             None => Box::pin(async move {
+                if addresses.is_unknown_origin(request.url(), scope)
+                    && let Some((base, difference)) = scope.nearest(request.url())
+                {
+                    let origin = request.url().origin().ascii_serialization();
+                    observer.warn_of_passed_through(&origin, &base, &difference);
+                }
                 let host = request.url().host_str().unwrap_or_default();
-                observer.emit(&Event::PassedThrough { host });
+                let origin = Origin { id: None, extensions: Some(extensions) };
+                observer.emit(&Event::PassedThrough { origin, host });
                 next.run(request, extensions).await
             }),
         }

@@ -8,13 +8,17 @@ mod log;
 #[cfg(feature = "metrics")]
 mod meter;
 pub(crate) mod rate;
+#[cfg(feature = "serde")]
+mod serialize;
+mod state;
 
+use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use http::Method;
+use http::{Extensions, Method};
 use reqwest::Url;
 
 use crate::health::{Counts, State};
@@ -30,7 +34,7 @@ use crate::verdict::Reason;
 ///
 /// let chain = ProviderChain::builder([Provider::cometapi("key-a"), Provider::openai("key-b")])
 ///     .observe(|event| match event {
-///         Event::Switched { from, to, .. } => eprintln!("{from} → {to}"),
+///         Event::FailedOver { from, to, .. } => eprintln!("{from} → {to}"),
 ///         Event::BreakerOpened { provider, .. } => eprintln!("{provider} is down"),
 ///         _ => {}
 ///     })
@@ -43,6 +47,8 @@ pub enum Event<'a> {
     /// A provider is being asked.
     #[non_exhaustive]
     AttemptStarted {
+        /// The request that it is about.
+        origin: Origin<'a>,
         /// The provider's name.
         provider: &'a str,
         /// 1 for a request's first attempt.
@@ -51,13 +57,17 @@ pub enum Event<'a> {
     /// An attempt has its outcome.
     #[non_exhaustive]
     AttemptFinished {
+        /// The request that it is about.
+        origin: Origin<'a>,
         /// The attempt, as the report will hold it.
         attempt: &'a Attempt,
     },
     /// A request goes on to another provider after a failure. Not where the other one is being asked
     /// already: that is [`HedgeSent`](Self::HedgeSent).
     #[non_exhaustive]
-    Switched {
+    FailedOver {
+        /// The request that it is about.
+        origin: Origin<'a>,
         /// The attempt that failed.
         from: &'a Attempt,
         /// The provider that is asked next.
@@ -67,6 +77,8 @@ pub enum Event<'a> {
     /// [`hedge`](crate::ProviderChainBuilder::hedge) see it.
     #[non_exhaustive]
     HedgeSent {
+        /// The request that it is about.
+        origin: Origin<'a>,
         /// The provider that is silent.
         from: &'a str,
         /// The provider that is asked as well.
@@ -78,6 +90,8 @@ pub enum Event<'a> {
     /// refused the request, that is [`Rejected`](Self::Rejected).
     #[non_exhaustive]
     Exhausted {
+        /// The request that it is about.
+        origin: Origin<'a>,
         /// What was tried.
         report: &'a Report,
     },
@@ -85,12 +99,16 @@ pub enum Event<'a> {
     /// as with a 400 or a 404. That says nothing about the providers' health.
     #[non_exhaustive]
     Rejected {
+        /// The request that it is about.
+        origin: Origin<'a>,
         /// What was tried.
         report: &'a Report,
     },
     /// A provider's circuit breaker opened, or opened again after a failed probe.
     #[non_exhaustive]
     BreakerOpened {
+        /// The request that it is about.
+        origin: Origin<'a>,
         /// The provider's name.
         provider: &'a str,
         /// The health key whose breaker it is; `None` where it is the provider's own. Control characters
@@ -107,6 +125,8 @@ pub enum Event<'a> {
     /// A provider's circuit breaker closed: its probe was answered, be it with a 404.
     #[non_exhaustive]
     BreakerClosed {
+        /// The request that it is about.
+        origin: Origin<'a>,
         /// The provider's name.
         provider: &'a str,
         /// As in [`BreakerOpened`](Self::BreakerOpened).
@@ -115,6 +135,8 @@ pub enum Event<'a> {
     /// A break or a cooldown is over and a request is sent to see whether the provider is back.
     #[non_exhaustive]
     BreakerProbing {
+        /// The request that it is about.
+        origin: Origin<'a>,
         /// The provider's name.
         provider: &'a str,
         /// As in [`BreakerOpened`](Self::BreakerOpened).
@@ -124,6 +146,8 @@ pub enum Event<'a> {
     /// is passed over for a while.
     #[non_exhaustive]
     CoolingDown {
+        /// The request that it is about.
+        origin: Origin<'a>,
         /// The provider's name.
         provider: &'a str,
         /// As in [`BreakerOpened`](Self::BreakerOpened).
@@ -136,6 +160,8 @@ pub enum Event<'a> {
     /// provider was passed over for no request in a minute.
     #[non_exhaustive]
     AtCapacity {
+        /// The request that it is about.
+        origin: Origin<'a>,
         /// The provider's name.
         provider: &'a str,
     },
@@ -143,6 +169,8 @@ pub enum Event<'a> {
     /// attempts of another chain.
     #[non_exhaustive]
     PassedThrough {
+        /// The request that it is about.
+        origin: Origin<'a>,
         /// The host that the request goes to.
         host: &'a str,
     },
@@ -150,8 +178,16 @@ pub enum Event<'a> {
     /// too long. It is not replayed. Only chains that [`inspect`](crate::ProviderChainBuilder::inspect) see it.
     #[non_exhaustive]
     StreamBroken {
+        /// The request that it is about.
+        origin: Origin<'a>,
         /// The provider's name.
         provider: &'a str,
+        /// `Reset` if it broke off or ended too soon, `Timeout` if it was silent for too long,
+        /// `ErrorInSuccess` if it holds an error.
+        reason: Reason,
+        /// What the provider or the transport said went wrong, made safe as in
+        /// [`Attempt::message`].
+        message: Option<&'a str>,
     },
     /// One of the user's closures panicked and was treated as having no opinion.
     #[non_exhaustive]
@@ -163,7 +199,9 @@ pub enum Event<'a> {
     },
     /// Many requests are not served by the first provider, which may mean trouble there.
     #[non_exhaustive]
-    SwitchRateHigh {
+    FallbackRateHigh {
+        /// The request that it is about.
+        origin: Origin<'a>,
         /// The first provider in order.
         provider: &'a str,
         /// The share of the last 5 minutes' requests that it did not serve.
@@ -173,7 +211,9 @@ pub enum Event<'a> {
     },
     /// The first provider serves nearly all requests again.
     #[non_exhaustive]
-    SwitchRateNormal {
+    FallbackRateNormal {
+        /// The request that it is about.
+        origin: Origin<'a>,
         /// The first provider in order.
         provider: &'a str,
         /// The share of the last 5 minutes' requests that it did not serve.
@@ -182,13 +222,77 @@ pub enum Event<'a> {
     /// A claimed request is over, also when its caller dropped it.
     #[non_exhaustive]
     Finished {
+        /// The request that it is about.
+        origin: Origin<'a>,
         /// What was tried.
         report: &'a Report,
         /// From the first attempt's start to the start of the one that served; `None` if none did.
         added_latency: Option<Duration>,
-        /// As in [`Snapshot::switch_ratio`].
-        switch_ratio: Option<f64>,
+        /// As in [`Snapshot::fallback_ratio`].
+        fallback_ratio: Option<f64>,
     },
+}
+
+impl<'a> Event<'a> {
+    /// The id of the request that the event is about: [`Report::id`]. `None` where it is about none, or
+    /// about one that the chain does not claim.
+    ///
+    /// ```
+    /// # use reqwest_failover::{Event, Provider, ProviderChain};
+    /// # let _ = ProviderChain::builder([Provider::openai("key")]).observe(|event: &Event| {
+    /// if let Event::FailedOver { from, to, .. } = event {
+    ///     eprintln!("request {:?}: {from} → {to}", event.request_id());
+    /// }
+    /// # });
+    /// ```
+    pub fn request_id(&self) -> Option<u64> {
+        self.origin()?.id
+    }
+
+    /// The caller's `Extensions` of that request, with what `with_extension(..)` put in: a tenant, a trace.
+    /// `None` where there is no request, or where it is over: a stream that breaks has an id only.
+    ///
+    /// ```
+    /// # use reqwest_failover::{Event, Provider, ProviderChain};
+    /// #[derive(Clone)]
+    /// struct Tenant(String);
+    ///
+    /// # let _ = ProviderChain::builder([Provider::openai("key")]).observe(|event: &Event| {
+    /// let tenant = event.extensions().and_then(|extensions| extensions.get::<Tenant>());
+    /// # });
+    /// ```
+    pub fn extensions(&self) -> Option<&'a Extensions> {
+        self.origin()?.extensions
+    }
+
+    fn origin(&self) -> Option<Origin<'a>> {
+        match *self {
+            Self::AttemptStarted { origin, .. }
+            | Self::AttemptFinished { origin, .. }
+            | Self::FailedOver { origin, .. }
+            | Self::HedgeSent { origin, .. }
+            | Self::Exhausted { origin, .. }
+            | Self::Rejected { origin, .. }
+            | Self::BreakerOpened { origin, .. }
+            | Self::BreakerClosed { origin, .. }
+            | Self::BreakerProbing { origin, .. }
+            | Self::CoolingDown { origin, .. }
+            | Self::AtCapacity { origin, .. }
+            | Self::PassedThrough { origin, .. }
+            | Self::StreamBroken { origin, .. }
+            | Self::FallbackRateHigh { origin, .. }
+            | Self::FallbackRateNormal { origin, .. }
+            | Self::Finished { origin, .. } => Some(origin),
+            Self::CallbackPanicked { .. } => None,
+        }
+    }
+}
+
+/// The request that an event is about, for [`Event::request_id`] and [`Event::extensions`].
+#[derive(Clone, Copy, Debug)]
+pub struct Origin<'a> {
+    pub(crate) id: Option<u64>,
+    pub(crate) extensions: Option<&'a Extensions>,
 }
 
 /// A chain's health and counts at one moment.
@@ -199,17 +303,20 @@ pub enum Event<'a> {
 /// let chain = ProviderChain::builder([Provider::cometapi("key-a"), Provider::openai("key-b")]).build()?;
 /// let snapshot = chain.snapshot();
 /// assert_eq!(snapshot.requests(), 0);
-/// assert_eq!(snapshot.switched(), 0);
+/// assert_eq!(snapshot.served_by_fallback(), 0);
 /// for provider in snapshot.providers() {
-///     println!("{}: {:?}, {} attempts", provider.name(), provider.state(), provider.attempts());
+///     println!("{}: {}, {} attempts", provider.name(), provider.state(), provider.attempts());
 /// }
 /// # Ok::<(), reqwest_failover::ConfigError>(())
 /// ```
+///
+/// With the feature `serde` it implements `Serialize`, for a health page: see
+/// [`State::remaining`](crate::State::remaining) for the time that is left of a break.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
     pub(crate) providers: Vec<ProviderSnapshot>,
     pub(crate) counts: RequestCounts,
-    pub(crate) switch_ratio: Option<f64>,
+    pub(crate) fallback_ratio: Option<f64>,
     pub(crate) passed_through: u64,
     pub(crate) callback_panics: u64,
 }
@@ -220,20 +327,34 @@ impl Snapshot {
         &self.providers
     }
 
+    /// The provider of this name, if the chain has it.
+    ///
+    /// ```
+    /// # use reqwest_failover::{Provider, ProviderChain};
+    /// # let chain = ProviderChain::builder([Provider::openai("key")]).build()?;
+    /// let snapshot = chain.snapshot();
+    /// let openai = snapshot.provider("openai").unwrap();
+    /// println!("openai is {}", openai.state());
+    /// # Ok::<(), reqwest_failover::ConfigError>(())
+    /// ```
+    pub fn provider(&self, name: &str) -> Option<&ProviderSnapshot> {
+        self.providers.iter().find(|provider| &*provider.name == name)
+    }
+
     /// Requests that were claimed and are over.
     pub fn requests(&self) -> u64 {
         self.counts.requests
     }
 
     /// Requests that were served by another provider than the first in order, a hedge's included.
-    pub fn switched(&self) -> u64 {
-        self.counts.switched
+    pub fn served_by_fallback(&self) -> u64 {
+        self.counts.by_fallback
     }
 
     /// The share of the last 5 minutes' requests that the first provider did not serve; `None` when
     /// there were fewer than 20.
-    pub fn switch_ratio(&self) -> Option<f64> {
-        self.switch_ratio
+    pub fn fallback_ratio(&self) -> Option<f64> {
+        self.fallback_ratio
     }
 
     /// Requests that no provider served, because each one that was asked refused the request itself.
@@ -326,7 +447,7 @@ impl ProviderSnapshot {
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct RequestCounts {
     requests: u64,
-    switched: u64,
+    by_fallback: u64,
     rejected: u64,
     exhausted: u64,
 }
@@ -335,7 +456,7 @@ impl RequestCounts {
     #[inline]
     pub(crate) fn count(&mut self, ending: Ending, by_another: bool) {
         self.requests += 1;
-        self.switched += u64::from(by_another);
+        self.by_fallback += u64::from(by_another);
         self.rejected += u64::from(ending == Ending::Rejected);
         self.exhausted += u64::from(ending == Ending::Exhausted);
     }
@@ -358,7 +479,7 @@ pub(crate) type Closure = Box<dyn Fn(&Event<'_>) + Send + Sync>;
 
 /// Hands every event to every reader.
 pub(crate) struct Observer {
-    closure: Option<Closure>,
+    closures: Vec<Closure>,
     #[cfg(feature = "tracing")]
     log_messages: bool,
     #[cfg(feature = "metrics")]
@@ -376,12 +497,12 @@ impl Observer {
     pub(crate) const SHOWS_STATE: bool = cfg!(feature = "metrics");
 
     pub(crate) fn new(
-        closure: Option<Closure>,
+        closures: Vec<Closure>,
         log_messages: bool,
         names: impl Iterator<Item = Arc<str>>,
     ) -> Self {
         Self {
-            closure,
+            closures,
             #[cfg(feature = "tracing")]
             log_messages,
             #[cfg(feature = "metrics")]
@@ -394,7 +515,7 @@ impl Observer {
     /// Whether anybody wants to know of every step of this request. Metrics do not: they count what
     /// went well when the request is over.
     pub(crate) fn is_watched(&self, request: &Trace) -> bool {
-        request.is_heard() || self.closure.is_some()
+        request.is_heard() || !self.closures.is_empty()
     }
 
     /// Counts a request that is over and that is not watched.
@@ -403,10 +524,10 @@ impl Observer {
         &self,
         report: &Report,
         added_latency: Option<Duration>,
-        switch_ratio: Option<f64>,
+        fallback_ratio: Option<f64>,
     ) {
         #[cfg(feature = "metrics")]
-        self.meter.finished(report, added_latency, switch_ratio);
+        self.meter.finished(report, added_latency, fallback_ratio);
     }
 
     /// Calls one of the user's closures. `None` if it panicked, which is counted and logged.
@@ -440,6 +561,17 @@ impl Observer {
         log::log_shared_host(first, second, host);
     }
 
+    /// Warns of an origin whose requests are passed through, though one of the bases was perhaps meant.
+    pub(crate) fn warn_of_passed_through(
+        &self,
+        origin: &str,
+        nearest: &dyn fmt::Debug,
+        differs: &dyn fmt::Display,
+    ) {
+        #[cfg(feature = "tracing")]
+        log::log_passed_through(origin, nearest, differs);
+    }
+
     pub(crate) fn passed_through(&self) -> u64 {
         self.passed_through.load(Ordering::Relaxed)
     }
@@ -452,9 +584,10 @@ impl Observer {
     #[inline(never)]
     pub(crate) fn emit(&self, event: &Event<'_>) {
         self.read(event);
-        let Some(closure) = &self.closure else { return };
-        if catch_panic(|| closure(event)).is_none() {
-            self.read(&Event::CallbackPanicked { callback: "observe" });
+        for closure in &self.closures {
+            if catch_panic(|| closure(event)).is_none() {
+                self.read(&Event::CallbackPanicked { callback: "observe" });
+            }
         }
     }
 
@@ -462,10 +595,10 @@ impl Observer {
     fn read(&self, event: &Event<'_>) {
         let is_rare = match event {
             Event::AttemptStarted { .. } => false,
-            Event::AttemptFinished { attempt } => attempt.reason() != Reason::Ok,
-            Event::Finished { report, added_latency, switch_ratio } => {
+            Event::AttemptFinished { attempt, .. } => attempt.reason() != Reason::Ok,
+            Event::Finished { report, added_latency, fallback_ratio, .. } => {
                 #[cfg(feature = "metrics")]
-                self.meter.finished(report, *added_latency, *switch_ratio);
+                self.meter.finished(report, *added_latency, *fallback_ratio);
                 false
             }
             _ => true,
@@ -543,6 +676,13 @@ impl Trace {
             return span.in_scope(call);
         }
         call()
+    }
+
+    pub(crate) fn record_id(&self, id: u64) {
+        #[cfg(feature = "tracing")]
+        if let Some(span) = &self.span {
+            span.record("failover.request_id", id);
+        }
     }
 
     pub(crate) fn record_outcome(&self, attempt: &Attempt) {

@@ -14,7 +14,10 @@ use crate::verdict::Reason;
 
 /// What happened to one request: every attempt in the order in which they ended.
 ///
-/// Its `Display` is one line, such as `cometapi 503 in 212 ms → openai 200 in 640 ms`.
+/// Its `Display` is one line, such as `cometapi 503 in 212 ms → openai 200 in 640 ms`. Where no provider
+/// served the request, it also says why the others were not asked, such as
+/// `cometapi failed (timeout) in 2000 ms (maybe processed); openai not asked: the request's timeout of 2s was
+/// over`.
 ///
 /// ```no_run
 /// # async fn ask(client: reqwest_middleware::ClientWithMiddleware) -> reqwest_middleware::Result<()> {
@@ -30,11 +33,14 @@ use crate::verdict::Reason;
 /// # Ok(())
 /// # }
 /// ```
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Report {
+    id: u64,
     attempts: Attempts,
     served: bool,
     elapsed: Duration,
+    /// Why the others were not asked, where no provider served.
+    unasked: Option<Box<str>>,
 }
 
 impl Report {
@@ -59,6 +65,30 @@ impl Report {
         extensions.get::<Self>()
     }
 
+    /// The request's number: 1 for the first that this chain claimed. Its span and its events have it, too.
+    ///
+    /// ```no_run
+    /// # fn log(report: &reqwest_failover::Report) {
+    /// println!("request {}: {report}", report.id());
+    /// # }
+    /// ```
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// Whether more than one provider was asked after a failure or as a hedge.
+    ///
+    /// ```no_run
+    /// # fn log(report: &reqwest_failover::Report) {
+    /// if report.failed_over() {
+    ///     println!("the first provider did not serve, or not in time: {report}");
+    /// }
+    /// # }
+    /// ```
+    pub fn failed_over(&self) -> bool {
+        self.attempts().len() > 1
+    }
+
     /// The provider whose response was accepted; `None` when every attempt failed.
     pub fn served_by(&self) -> Option<&str> {
         self.attempts().last().filter(|_| self.served).map(Attempt::provider)
@@ -77,8 +107,14 @@ impl Report {
         self.elapsed
     }
 
-    pub(crate) fn new() -> Self {
-        Self { attempts: Attempts::Many(Vec::new()), served: false, elapsed: Duration::ZERO }
+    pub(crate) fn new(id: u64) -> Self {
+        Self {
+            id,
+            attempts: Attempts::Many(Vec::new()),
+            served: false,
+            elapsed: Duration::ZERO,
+            unasked: None,
+        }
     }
 
     /// Adds an attempt.
@@ -114,6 +150,14 @@ impl Report {
         self.attempts().iter().any(Attempt::maybe_processed)
     }
 
+    pub(crate) fn set_unasked(&mut self, unasked: String) {
+        self.unasked = Some(unasked.into());
+    }
+
+    pub(crate) fn unasked(&self) -> Option<&str> {
+        self.unasked.as_deref()
+    }
+
     pub(crate) fn finish(&mut self, served: bool, elapsed: Duration) {
         (self.served, self.elapsed) = (served, elapsed);
     }
@@ -122,7 +166,7 @@ impl Report {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.attempts().is_empty() {
-            return f.write_str("no provider was asked");
+            f.write_str("no provider was asked")?;
         }
         for (index, attempt) in self.attempts().iter().enumerate() {
             if index > 0 {
@@ -130,12 +174,15 @@ impl fmt::Display for Report {
             }
             fmt::Display::fmt(attempt, f)?;
         }
+        if let Some(unasked) = &self.unasked {
+            write!(f, "; {unasked}")?;
+        }
         Ok(())
     }
 }
 
 /// One attempt at one provider. Shown at [`Report`]; its `Display` is like `openai 200 in 640 ms`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Attempt {
     pub(crate) provider: Arc<str>,
     pub(crate) status: Option<StatusCode>,
@@ -186,9 +233,21 @@ impl Attempt {
         self.message.as_deref()
     }
 
-    /// From the start of the attempt to the response's headers or the error.
+    /// From the start of the attempt to its headers, or to the error. An attempt that failed in its body,
+    /// as [`inspect`](crate::ProviderChainBuilder::inspect) finds it, lasted until that was found.
     pub fn elapsed(&self) -> Duration {
         self.elapsed
+    }
+
+    /// How long the provider asked to be left alone: [`Outcome::retry_after`](crate::Outcome::retry_after).
+    ///
+    /// ```no_run
+    /// # fn longest(report: &reqwest_failover::Report) -> Option<std::time::Duration> {
+    /// report.attempts().iter().filter_map(|attempt| attempt.retry_after()).max()
+    /// # }
+    /// ```
+    pub fn retry_after(&self) -> Option<Duration> {
+        self.retry_after
     }
 
     /// Whether this attempt failed and the provider may have processed, and billed, the request all
@@ -233,7 +292,7 @@ impl fmt::Display for Attempt {
 }
 
 /// The first attempt is kept in place: most requests need no second one, and no allocation.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 enum Attempts {
     One(Attempt),
     Many(Vec<Attempt>),
@@ -259,7 +318,7 @@ mod tests {
 
     #[test]
     fn a_report_reads_as_one_line() {
-        let mut report = Report::new();
+        let mut report = Report::new(1);
         assert_eq!(report.to_string(), "no provider was asked");
         report.push(attempt("cometapi", Some(503), Reason::ServerError, 212));
         assert_eq!(report.to_string(), "cometapi 503 in 212 ms");
@@ -277,7 +336,7 @@ mod tests {
 
     #[test]
     fn an_attempt_tells_what_came_of_it() {
-        let mut report = Report::new();
+        let mut report = Report::new(1);
         report.push(Attempt {
             code: Some("moved_permanently".into()),
             message: Some("moved".into()),
@@ -329,7 +388,7 @@ mod tests {
 
     #[test]
     fn the_attempt_that_serves_in_the_end_is_the_last() {
-        let mut report = Report::new();
+        let mut report = Report::new(1);
         for provider in ["a", "b", "c"] {
             report.push(attempt(provider, Some(404), Reason::ClientError, 1));
         }
@@ -342,7 +401,7 @@ mod tests {
 
     #[test]
     fn a_report_that_ends_in_failure_names_no_provider() {
-        let mut report = Report::new();
+        let mut report = Report::new(1);
         report.push(attempt("a", Some(500), Reason::ServerError, 1));
         report.finish(false, Duration::ZERO);
         assert_eq!(report.served_by(), None);

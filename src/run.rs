@@ -8,6 +8,7 @@ mod judgement;
 mod limits;
 mod replay;
 mod set;
+mod unasked;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,6 +19,7 @@ pub(crate) use self::limits::{Bound, ChainLimits, Deadline, Until};
 pub(crate) use self::replay::is_idempotent;
 pub use self::replay::{Ambiguous, Replay};
 pub(crate) use self::set::ProviderSet;
+pub(crate) use self::unasked::Unasked;
 use crate::health::{Admission, Changes, Concern, HealthSignal, HealthTable, Permit, after};
 use crate::verdict::{Fault, Verdict};
 
@@ -119,6 +121,12 @@ impl Run {
         self.deadline = own.deadline(timeout, now).unwrap_or(self.deadline);
         self.attempt_limit = own.of_attempt();
         self.max_attempts = own.max_attempts().unwrap_or(self.max_attempts);
+    }
+
+    /// The first provider in order that is not isolated.
+    #[inline]
+    pub(crate) fn first_of(&self, health: &HealthTable) -> Option<usize> {
+        self.order.iter().copied().find(|provider| !health.is_isolated(*provider))
     }
 
     /// Sets what the request is about.
@@ -286,6 +294,11 @@ impl Run {
             changes.report(report);
         }
         changes
+    }
+
+    /// Whether an outcome was accepted, be it one without an answer.
+    pub(crate) fn has_accepted(&self) -> bool {
+        self.winner > 0
     }
 
     /// How a run ends that served no answer.

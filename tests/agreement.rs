@@ -55,7 +55,7 @@ fn two_hundred_scripted_outages_are_told_alike_by_everyone() {
     for reason in ["redirected", "credential", "abandoned", "other"] {
         assert!(seen.attempts_because(reason) > 20, "{reason}: {seen:#?}");
     }
-    assert!(seen.switched > 500 && seen.exhausted > 100 && seen.unclaimed > 100, "{seen:#?}");
+    assert!(seen.by_fallback > 500 && seen.exhausted > 100 && seen.unclaimed > 100, "{seen:#?}");
     assert!(seen.rejected > 20, "{seen:#?}");
     assert!(seen.dropped > 100 && seen.refused > 100 && seen.unsent > 100, "{seen:#?}");
     assert!(seen.maybe_processed > 100 && seen.not_replayable > 100, "{seen:#?}");
@@ -455,7 +455,7 @@ async fn real_outage(seed: u64, snapshotter: &Snapshotter) -> Seen {
 #[derive(Debug, Default)]
 struct Callers {
     reports: Vec<Report>,
-    switched: u64,
+    by_fallback: u64,
     rejected: u64,
     exhausted: u64,
     refused: u64,
@@ -489,7 +489,7 @@ impl Callers {
             assert_eq!(of_result.to_string(), report.to_string());
         }
         match report.served_by() {
-            Some(name) => self.switched += u64::from(Some(name) != ask.first),
+            Some(name) => self.by_fallback += u64::from(Some(name) != ask.first),
             None if ask.refused => self.refused += 1,
             None if is_rejected(report.attempts()) => self.rejected += 1,
             None => self.exhausted += 1,
@@ -514,7 +514,7 @@ struct Witness {
     finished: Tally,
     /// As in the labels of the metric.
     attempts: Tally,
-    switches: Tally,
+    failovers: Tally,
     rejected: AtomicU64,
     exhausted: AtomicU64,
     unclaimed: AtomicU64,
@@ -540,8 +540,8 @@ fn observed(chain: ProviderChainBuilder, witness: &Arc<Witness>) -> ProviderChai
                 count(&witness.maybe_processed, attempt.maybe_processed());
                 count(&witness.not_replayable, !attempt.is_replayable());
             }
-            Event::Switched { from, to, .. } => {
-                witness.switches.add(&switch_shown(from.provider(), to, from.reason()));
+            Event::FailedOver { from, to, .. } => {
+                witness.failovers.add(&fallback_shown(from.provider(), to, from.reason()));
             }
             Event::Rejected { report, .. } => {
                 assert!(report.served_by().is_none() && is_rejected(report.attempts()));
@@ -564,8 +564,8 @@ fn attempts_shown(provider: &str, reason: Reason) -> String {
     format!("failover_attempts_total{{provider={provider:?},reason=\"{reason}\"}}")
 }
 
-fn switch_shown(from: &str, to: &str, reason: Reason) -> String {
-    format!("failover_switches_total{{from={from:?},reason=\"{reason}\",to={to:?}}}")
+fn fallback_shown(from: &str, to: &str, reason: Reason) -> String {
+    format!("failover_failovers_total{{from={from:?},reason=\"{reason}\",to={to:?}}}")
 }
 
 fn requests_shown(served_by: &str) -> String {
@@ -624,13 +624,13 @@ fn agree(
     assert_eq!(metrics.counted("failover_attempts_total"), reported.take());
     assert_eq!(metrics.counted("failover_attempts_total"), witness.attempts.take());
 
-    // Switches.
+    // Failovers.
     let reported = Tally::default();
     for pair in reports.iter().flat_map(|report| report.attempts().windows(2)) {
-        reported.add(&switch_shown(pair[0].provider(), pair[1].provider(), pair[0].reason()));
+        reported.add(&fallback_shown(pair[0].provider(), pair[1].provider(), pair[0].reason()));
     }
-    assert_eq!(metrics.counted("failover_switches_total"), reported.take());
-    assert_eq!(metrics.counted("failover_switches_total"), witness.switches.take());
+    assert_eq!(metrics.counted("failover_failovers_total"), reported.take());
+    assert_eq!(metrics.counted("failover_failovers_total"), witness.failovers.take());
 
     // Requests.
     let requests = callers.reports.len() as u64 + callers.dropped;
@@ -647,7 +647,7 @@ fn agree(
     }
     assert_eq!(at_end.len() as u64, callers.dropped);
 
-    assert_eq!(snapshot.switched(), callers.switched);
+    assert_eq!(snapshot.served_by_fallback(), callers.by_fallback);
     assert_eq!(snapshot.rejected(), callers.rejected);
     assert_eq!(metrics.total("failover_rejected_total"), callers.rejected);
     assert_eq!(load(&witness.rejected), callers.rejected);
@@ -671,7 +671,7 @@ fn agree(
     Seen {
         attempts: metrics.counted("failover_attempts_total"),
         requests,
-        switched: callers.switched,
+        by_fallback: callers.by_fallback,
         rejected: callers.rejected,
         exhausted: callers.exhausted,
         refused: callers.refused,
@@ -688,7 +688,7 @@ fn agree(
 struct Seen {
     attempts: BTreeMap<String, u64>,
     requests: u64,
-    switched: u64,
+    by_fallback: u64,
     rejected: u64,
     exhausted: u64,
     refused: u64,
@@ -705,7 +705,7 @@ impl Seen {
             *self.attempts.entry(shown).or_default() += count;
         }
         self.requests += other.requests;
-        self.switched += other.switched;
+        self.by_fallback += other.by_fallback;
         self.rejected += other.rejected;
         self.exhausted += other.exhausted;
         self.refused += other.refused;

@@ -62,9 +62,9 @@ impl Case {
         let tally = |harness: &Harness| {
             let snapshot = harness.chain.snapshot();
             let unserved = (snapshot.rejected(), snapshot.exhausted());
-            (snapshot.requests(), snapshot.switched(), unserved)
+            (snapshot.requests(), snapshot.served_by_fallback(), unserved)
         };
-        let (requests, switched, unserved) = tally(&harness);
+        let (requests, by_fallback, unserved) = tally(&harness);
 
         let mut request = Box::pin((self.request)(&harness).send());
         let mut ready = false;
@@ -116,10 +116,10 @@ impl Case {
                 assert_eq!(*before, after, "{name} after {k}: {attempts:?}");
             }
         }
-        let (counted, switched_now, unserved_now) = tally(&harness);
+        let (counted, by_fallback_now, unserved_now) = tally(&harness);
         assert_eq!(counted, requests + u64::from(k > 0));
         if !ready {
-            assert_eq!((switched_now, unserved_now), (switched, unserved), "after {k}");
+            assert_eq!((by_fallback_now, unserved_now), (by_fallback, unserved), "after {k}");
         }
         let first = landed(&names[0]).map(|(_, reason)| reason.as_str());
         self.prepare.check(&harness, first, k).await;

@@ -786,7 +786,7 @@ mod log_lines {
     }
 
     #[tokio::test]
-    async fn a_switch_is_a_warning() {
+    async fn a_failover_is_a_warning() {
         let first = ("warned-a", Answer::error(503, "closed for today"));
         let heard = Heard::of(first, ("warned-b", Answer::ok())).await;
         let warnings = heard.lines("WARN");

@@ -842,7 +842,11 @@ async fn requests_in_flight_keep_the_order_that_they_began_with() {
     let names: Vec<_> =
         harness.chain.snapshot().providers().iter().map(|p| p.name().to_owned()).collect();
     assert_eq!(names, ["third", "first", "second"]);
-    assert_eq!(harness.chain.snapshot().switched(), 1, "the one that began with another first");
+    assert_eq!(
+        harness.chain.snapshot().served_by_fallback(),
+        1,
+        "the one that began with another first"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -888,7 +892,7 @@ async fn a_request_that_every_provider_refused_is_rejected_and_moves_no_health()
     }
     let snapshot = harness.chain.snapshot();
     assert_eq!((snapshot.requests(), snapshot.rejected(), snapshot.exhausted()), (25, 25, 0));
-    assert_eq!(snapshot.switch_ratio(), None, "it says nothing about the first provider");
+    assert_eq!(snapshot.fallback_ratio(), None, "it says nothing about the first provider");
     assert_eq!(["first", "second"].map(|name| harness.state(name)), [State::Closed; 2]);
     let told = harness.told();
     assert_eq!(told.iter().filter(|told| **told == Told::Rejected).count(), 25);
@@ -917,7 +921,12 @@ async fn a_snapshot_counts_requests_and_attempts() {
     let harness = two(ok(), ok());
     let counts = || {
         let snapshot = harness.chain.snapshot();
-        (snapshot.requests(), snapshot.switched(), snapshot.exhausted(), snapshot.passed_through())
+        (
+            snapshot.requests(),
+            snapshot.served_by_fallback(),
+            snapshot.exhausted(),
+            snapshot.passed_through(),
+        )
     };
     let of = |name| {
         let provider = harness.of_provider(name);
@@ -1029,14 +1038,14 @@ fn a_closure_may_ask_and_change_the_chain_that_calls_it() {
     for kind in [
         "AttemptStarted",
         "AttemptFinished",
-        "Switched",
+        "FailedOver",
         "Exhausted",
         "BreakerOpened",
         "BreakerClosed",
         "BreakerProbing",
         "CoolingDown",
         "PassedThrough",
-        "SwitchRateHigh",
+        "FallbackRateHigh",
         "Finished",
     ] {
         assert!(seen.contains(kind), "{kind} was not among {seen:?}");

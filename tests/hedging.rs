@@ -66,7 +66,7 @@ async fn the_next_provider_serves_what_the_first_is_silent_about() {
             Told::Finished(vec![(own("a"), own("abandoned")), (own("b"), own("ok"))]),
         ]
     );
-    assert_eq!(harness.chain.snapshot().switched(), 1);
+    assert_eq!(harness.chain.snapshot().served_by_fallback(), 1);
     for name in ["a", "b"] {
         assert_eq!(
             (harness.of_provider(name).in_flight(), harness.of_provider(name).failures()),
@@ -84,7 +84,7 @@ async fn the_first_provider_serves_if_it_answers_first() {
     assert_eq!(attempts(&report), [("b", Reason::Abandoned, true), ("a", Reason::Ok, false)]);
     assert_eq!(report.served_by(), Some("a"));
     let snapshot = harness.chain.snapshot();
-    assert_eq!((snapshot.switched(), snapshot.requests()), (0, 1));
+    assert_eq!((snapshot.served_by_fallback(), snapshot.requests()), (0, 1));
     assert_eq!(harness.of_provider("b").in_flight(), 0);
 }
 
@@ -403,7 +403,7 @@ async fn an_accepted_error_is_the_answer_if_the_other_attempt_has_none() {
         assert_eq!(["a", "b"].map(|name| harness.of_provider(name).in_flight()), [0; 2]);
         let served = ["a", "b"].map(|name| harness.of_provider(name).served());
         assert_eq!(served, ["a", "b"].map(|name| u64::from(name == by)), "{report}");
-        assert_eq!(harness.chain.snapshot().switched(), u64::from(by == "b"), "{report}");
+        assert_eq!(harness.chain.snapshot().served_by_fallback(), u64::from(by == "b"), "{report}");
     }
 }
 

@@ -60,11 +60,14 @@ impl Play {
         let teller = told.clone();
         let chain = set_up(harness.chain().inspect(inspect)).observe(move |event| {
             lock(&teller).extend(match event {
-                Event::StreamBroken { provider, .. } => Some(format!("{provider} broke off")),
+                Event::StreamBroken { provider, reason, message, .. } => Some(format!(
+                    "{provider} broke off ({reason}: {})",
+                    message.unwrap_or_default()
+                )),
                 Event::BreakerOpened { provider, .. } => Some(format!("{provider} opened")),
                 Event::BreakerClosed { provider, .. } => Some(format!("{provider} closed")),
                 Event::CallbackPanicked { callback, .. } => Some(format!("{callback} panicked")),
-                Event::Switched { from, to, .. } => Some(format!("{} → {to}", from.provider())),
+                Event::FailedOver { from, to, .. } => Some(format!("{} → {to}", from.provider())),
                 _ => None,
             });
         });
@@ -441,7 +444,11 @@ async fn a_silent_stream_that_may_be_at_work_is_not_asked_for_twice_where_that_i
         Play::with(answer, inspect, |chain| chain.on_ambiguous(Ambiguous::IdempotentOnly)).await;
     let response = play.ask().await;
     let report = Report::of(&response).unwrap();
-    assert_eq!(line(report), "cometapi 200 timeout in # ms (maybe processed)");
+    assert_eq!(
+        line(report),
+        "cometapi 200 timeout in # ms (maybe processed); openai not asked: the request may have been \
+         processed"
+    );
     assert_eq!(report.served_by(), None);
     // It is handed on all the same: it may yet speak.
     late.notify_one();
@@ -458,7 +465,7 @@ async fn an_error_after_content_is_handed_on_and_counted_once() {
     play.assert_handed_on(&response);
     assert_eq!(read(response).await, (sent.concat().into_bytes(), false));
     play.harness.assert_asked(&[1, 0]);
-    assert_eq!(play.told(), ["cometapi broke off"]);
+    assert_eq!(play.told(), ["cometapi broke off (error_in_success: No channel is free.)"]);
     let first = play.first();
     assert_eq!((first.served(), first.failures(), first.in_flight()), (1, 1, 0));
 }
@@ -469,7 +476,7 @@ async fn a_stream_without_its_marker_is_handed_on_and_counted_once() {
     let response = play.ask().await;
     play.assert_handed_on(&response);
     assert_eq!(read(response).await, ([ROLE, HELLO].concat().into_bytes(), false));
-    assert_eq!(play.told(), ["cometapi broke off"]);
+    assert_eq!(play.told(), ["cometapi broke off (reset: the body broke off)"]);
     assert_eq!((play.first().failures(), play.first().in_flight()), (1, 0));
 }
 
@@ -482,7 +489,7 @@ async fn a_stream_that_is_cut_inside_a_character_keeps_every_byte_before_the_cut
     play.assert_handed_on(&response);
     assert_eq!(read(response).await, (cut.concat(), true));
     play.harness.assert_asked(&[1, 0]);
-    assert_eq!(play.told(), ["cometapi broke off"]);
+    assert_eq!(play.told(), ["cometapi broke off (reset: the body broke off)"]);
     assert_eq!((play.first().failures(), play.first().in_flight()), (1, 0));
 }
 
@@ -652,7 +659,8 @@ async fn the_first_content_ends_a_break() {
         // The next one's end moves the breaker.
         end.notify_one();
         read(play.ask().await).await;
-        let told = if broke { &["cometapi broke off", "cometapi opened"][..] } else { &[] };
+        let broken = "cometapi broke off (error_in_success: No channel is free.)";
+        let told = if broke { &[broken, "cometapi opened"][..] } else { &[] };
         assert_eq!(play.told(), told);
     }
 }
@@ -981,6 +989,6 @@ async fn a_stream_that_falls_silent_after_its_content_is_ended_and_counted() {
     assert_eq!(read_at_least(&mut response, sent.len()).await, sent.as_bytes());
     let error = timeout(secs(5), response.chunk()).await.expect("in time").unwrap_err();
     assert!(error.is_timeout(), "{error:?}");
-    assert_eq!(play.told(), ["cometapi broke off"]);
+    assert_eq!(play.told(), ["cometapi broke off (timeout: no content in time)"]);
     assert_eq!((play.first().failures(), play.first().in_flight()), (1, 0));
 }

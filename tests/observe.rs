@@ -1,4 +1,4 @@
-//! What a chain lets be seen: events, spans, log lines, metrics and the switch rate; and what it
+//! What a chain lets be seen: events, spans, log lines, metrics and the fallback rate; and what it
 //! never shows.
 
 mod support;
@@ -130,7 +130,7 @@ impl Scene {
         }
     }
 
-    async fn switch(&self, requests: usize) {
+    async fn fail_over(&self, requests: usize) {
         self.ends.fail(500);
         for _ in 0..requests {
             assert_eq!(self.ask().await.served_by(), Some("openai"));
@@ -171,7 +171,7 @@ async fn finished_ends_every_claimed_request() {
 
     scene.ends.fail(500);
     assert_eq!(scene.post().send().await.unwrap().status(), 500);
-    let both = "AttemptStarted, AttemptFinished, Switched, AttemptStarted, AttemptFinished";
+    let both = "AttemptStarted, AttemptFinished, FailedOver, AttemptStarted, AttemptFinished";
     assert_eq!(told(), format!("{both}, Exhausted, Finished None"));
 
     // A path that hides a dot segment, and a route to nobody: refused.
@@ -245,7 +245,114 @@ async fn added_latency_is_what_the_failed_attempts_took() {
     assert_eq!(*lock(&added), [Some(ms(0)), Some(ms(250))]);
 }
 
-// The switch rate.
+// Which request an event is about.
+
+#[derive(Clone, Debug, PartialEq)]
+struct Tenant(&'static str);
+
+#[tokio::test(start_paused = true)]
+async fn every_event_of_a_request_has_its_id_and_the_callers_extensions() {
+    let (chain, seen) = keep(chain().breaker(Breaker::default().consecutive(1)), |event| {
+        let tenant = event.extensions().and_then(|extensions| extensions.get::<Tenant>());
+        Some((name(event), event.request_id(), tenant.cloned()))
+    });
+    let scene = Scene::of(chain);
+    scene.ends.fail(500);
+    for (tenant, id) in [(Tenant("a"), 1), (Tenant("b"), 2)] {
+        let response = scene.post().with_extension(tenant.clone()).send().await.unwrap();
+        assert_eq!(Report::of(&response).unwrap().id(), id);
+        let seen = std::mem::take(&mut *lock(&seen));
+        assert!(!seen.is_empty());
+        for event in seen {
+            assert_eq!((event.1, &event.2), (Some(id), &Some(tenant.clone())), "{event:?}");
+        }
+    }
+    let elsewhere = scene.client.get("https://elsewhere.test/v1").with_extension(Tenant("c"));
+    elsewhere.send().await.unwrap();
+    let passed = ("PassedThrough".to_owned(), None, Some(Tenant("c")));
+    assert_eq!(*lock(&seen), [passed], "it is not claimed");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_abandoned_request_has_its_id_and_extensions_to_the_end() {
+    let (chain, seen) = keep(chain(), |event| {
+        let has_tenant = event.extensions().is_some_and(|it| it.get::<Tenant>().is_some());
+        Some((name(event), event.request_id(), has_tenant))
+    });
+    let scene = Scene::of(chain);
+    scene.ends.hang();
+    let request = scene.post().with_extension(Tenant("a")).send();
+    tokio::time::timeout(ms(9), request).await.expect_err("it hangs");
+    let seen = lock(&seen);
+    assert_eq!(seen.len(), 3, "{seen:?}");
+    assert!(seen.iter().all(|(_, id, tenant)| *id == Some(1) && *tenant), "{seen:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_one_outcome_causes_is_emitted_in_order_also_to_a_slow_observer() {
+    let (chain, names) = keep(chain().breaker(Breaker::default().consecutive(1)), |event| {
+        std::thread::sleep(ms(1));
+        Some(name(event))
+    });
+    let scene = Scene::of(chain.fallback_alert(0.0, 0.0));
+    for _ in 0..19 {
+        scene.ask().await;
+    }
+    lock(&names).clear();
+    scene.ends.fail(500);
+    scene.ask().await;
+    assert_eq!(
+        lock(&names).join(" "),
+        "AttemptStarted AttemptFinished BreakerOpened FailedOver AttemptStarted AttemptFinished \
+         Finished FallbackRateHigh"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_second_observer_adds_to_the_first_also_where_that_panics() {
+    let (chain, first) = keep(chain(), |event| Some(name(event)));
+    let chain = chain.observe(|_| panic!("an observer that panics"));
+    let (chain, third) = keep(chain, |event| Some(name(event)));
+    let scene = Scene::of(chain);
+    scene.ask().await;
+    assert_eq!(lock(&first).len(), 3);
+    assert_eq!(*lock(&first), *lock(&third));
+    assert_eq!(scene.chain.snapshot().callback_panics(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_an_operator_takes_out_raises_no_alarm() {
+    type Alarms = Arc<Mutex<Vec<String>>>;
+    let is_alarm = |event: &Event<'_>| match event {
+        Event::FallbackRateHigh { provider, .. } => Some((*provider).to_owned()),
+        _ => None,
+    };
+    let (chain, alarms): (_, Alarms) = keep(chain(), is_alarm);
+    let scene = Scene::of(chain);
+    scene.serve(30).await;
+    scene.chain.isolate("cometapi").unwrap();
+    assert_eq!(scene.chain.snapshot().fallback_ratio(), None, "it begins anew");
+    for _ in 0..100 {
+        assert_eq!(scene.ask().await.served_by(), Some("openai"));
+    }
+    assert_eq!(scene.chain.snapshot().fallback_ratio(), Some(0.0));
+    scene.chain.restore("cometapi").unwrap();
+    assert_eq!(scene.chain.snapshot().fallback_ratio(), None);
+    scene.serve(30).await;
+    // To take out another provider than the first changes nothing.
+    scene.chain.isolate("openai").unwrap();
+    scene.chain.restore("openai").unwrap();
+    assert_eq!(scene.chain.snapshot().fallback_ratio(), Some(0.0));
+    scene.chain.set_order(["openai", "cometapi"]).unwrap();
+    assert_eq!(scene.chain.snapshot().fallback_ratio(), None);
+    assert!(lock(&alarms).is_empty());
+    // What goes wrong after that does.
+    scene.chain.set_order(["cometapi", "openai"]).unwrap();
+    scene.fail_over(20).await;
+    assert_eq!(*lock(&alarms), ["cometapi"]);
+}
+
+// The fallback rate.
 
 #[derive(Clone, Debug, PartialEq)]
 enum Crossing {
@@ -259,13 +366,17 @@ fn percent(ratio: f64) -> f64 {
 
 /// Every request asks the first provider first, whatever it did.
 fn rated(chain: ProviderChainBuilder) -> (Scene, Arc<Mutex<Vec<Crossing>>>) {
-    let (chain, crossings) = keep(chain.without_health(), |event| match event {
-        Event::SwitchRateHigh { provider, ratio, reason, .. } => Some(Crossing::High {
+    rated_with_health(chain.without_health())
+}
+
+fn rated_with_health(chain: ProviderChainBuilder) -> (Scene, Arc<Mutex<Vec<Crossing>>>) {
+    let (chain, crossings) = keep(chain, |event| match event {
+        Event::FallbackRateHigh { provider, ratio, reason, .. } => Some(Crossing::High {
             provider: (*provider).to_owned(),
             percent: percent(*ratio),
             reason: *reason,
         }),
-        Event::SwitchRateNormal { provider, ratio, .. } => {
+        Event::FallbackRateNormal { provider, ratio, .. } => {
             Some(Crossing::Normal { provider: (*provider).to_owned(), percent: percent(*ratio) })
         }
         _ => None,
@@ -288,20 +399,20 @@ fn take<T>(kept: &Mutex<Vec<T>>) -> Vec<T> {
 
 /// The clock stands still in this and the next tests unless they advance it.
 #[tokio::test(start_paused = true)]
-async fn the_switch_rate_is_high_above_ten_percent_and_normal_below_five() {
+async fn the_fallback_rate_is_high_above_ten_percent_and_normal_below_five() {
     let (scene, crossings) = rated(chain());
     scene.serve(90).await;
-    scene.switch(10).await;
+    scene.fail_over(10).await;
     assert_eq!(take(&crossings), [], "10 % is not above 10 %");
-    assert_eq!(scene.chain.snapshot().switch_ratio(), Some(0.1));
-    scene.switch(1).await;
+    assert_eq!(scene.chain.snapshot().fallback_ratio(), Some(0.1));
+    scene.fail_over(1).await;
     assert_eq!(take(&crossings), [high(10.89)]);
-    scene.switch(4).await;
+    scene.fail_over(4).await;
     assert_eq!(take(&crossings), [], "said already");
 
     // 15 of 300 is 5 %.
     scene.serve(195).await;
-    assert_eq!(scene.chain.snapshot().switch_ratio(), Some(0.05));
+    assert_eq!(scene.chain.snapshot().fallback_ratio(), Some(0.05));
     assert_eq!(take(&crossings), [], "5 % is not below 5 %");
     scene.serve(1).await;
     assert_eq!(take(&crossings), [normal(4.98)]);
@@ -313,13 +424,13 @@ async fn the_switch_rate_is_high_above_ten_percent_and_normal_below_five() {
 async fn jitter_around_a_limit_is_one_crossing() {
     let (scene, crossings) = rated(chain());
     scene.serve(90).await;
-    scene.switch(10).await;
+    scene.fail_over(10).await;
     let mut sides = [false; 2];
     for _ in 0..20 {
-        scene.switch(1).await;
-        sides[0] |= scene.chain.snapshot().switch_ratio() > Some(0.1);
+        scene.fail_over(1).await;
+        sides[0] |= scene.chain.snapshot().fallback_ratio() > Some(0.1);
         scene.serve(10).await;
-        sides[1] |= scene.chain.snapshot().switch_ratio() < Some(0.1);
+        sides[1] |= scene.chain.snapshot().fallback_ratio() < Some(0.1);
     }
     assert_eq!(sides, [true; 2], "the rate was on either side");
     assert_eq!(take(&crossings).len(), 1);
@@ -328,9 +439,9 @@ async fn jitter_around_a_limit_is_one_crossing() {
     let mut sides = [false; 2];
     for _ in 0..20 {
         scene.serve(20).await;
-        sides[0] |= scene.chain.snapshot().switch_ratio() < Some(0.05);
-        scene.switch(1).await;
-        sides[1] |= scene.chain.snapshot().switch_ratio() > Some(0.05);
+        sides[0] |= scene.chain.snapshot().fallback_ratio() < Some(0.05);
+        scene.fail_over(1).await;
+        sides[1] |= scene.chain.snapshot().fallback_ratio() > Some(0.05);
     }
     assert_eq!(sides, [true; 2], "the rate was on either side");
     assert!(matches!(take(&crossings)[..], [Crossing::Normal { .. }]));
@@ -339,12 +450,12 @@ async fn jitter_around_a_limit_is_one_crossing() {
 #[tokio::test(start_paused = true)]
 async fn nineteen_requests_say_nothing_and_five_minutes_are_forgotten() {
     let (scene, crossings) = rated(chain());
-    scene.switch(19).await;
-    assert_eq!((scene.chain.snapshot().switch_ratio(), take(&crossings)), (None, vec![]));
-    scene.switch(1).await;
+    scene.fail_over(19).await;
+    assert_eq!((scene.chain.snapshot().fallback_ratio(), take(&crossings)), (None, vec![]));
+    scene.fail_over(1).await;
     assert_eq!(take(&crossings), [high(100.0)]);
     tokio::time::advance(Duration::from_secs(301)).await;
-    assert_eq!(scene.chain.snapshot().switch_ratio(), None);
+    assert_eq!(scene.chain.snapshot().fallback_ratio(), None);
     scene.serve(19).await;
     assert_eq!(take(&crossings), [], "too few to say that it is over");
     scene.serve(1).await;
@@ -352,12 +463,12 @@ async fn nineteen_requests_say_nothing_and_five_minutes_are_forgotten() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_limits_of_the_switch_rate_can_be_set() {
-    let (scene, crossings) = rated(chain().switch_rate_limits(0.5, 0.25));
+async fn the_limits_of_the_fallback_rate_can_be_set() {
+    let (scene, crossings) = rated(chain().fallback_alert(0.5, 0.25));
     scene.serve(10).await;
-    scene.switch(10).await;
+    scene.fail_over(10).await;
     assert_eq!(take(&crossings), []);
-    scene.switch(1).await;
+    scene.fail_over(1).await;
     assert_eq!(take(&crossings), [high(52.38)]);
     scene.serve(23).await;
     assert_eq!(take(&crossings), [], "11 of 44 is a quarter");
@@ -367,36 +478,39 @@ async fn the_limits_of_the_switch_rate_can_be_set() {
     for (high, normal) in
         [(0.05, 0.10), (1.01, 0.5), (0.1, -0.01), (f64::NAN, 0.0), (0.1, f64::NAN), (f64::MAX, 0.0)]
     {
-        let error = chain().switch_rate_limits(high, normal).build().unwrap_err();
-        assert!(error.to_string().starts_with("switch_rate_limits: "), "{error}");
+        let error = chain().fallback_alert(high, normal).build().unwrap_err();
+        assert!(error.to_string().starts_with("fallback_alert: "), "{error}");
         assert_eq!(error.provider(), None);
     }
     for (high, normal) in [(0.0, 0.0), (1.0, 1.0), (0.1, 0.1), (1.0, 0.0)] {
-        chain().switch_rate_limits(high, normal).build().expect("an ordered pair of shares");
+        chain().fallback_alert(high, normal).build().expect("an ordered pair of shares");
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_switch_rate_names_the_most_frequent_reason() {
+async fn the_fallback_rate_names_the_most_frequent_reason() {
     let (scene, crossings) = rated(chain());
     scene.serve(17).await;
-    scene.switch(1).await;
+    scene.fail_over(1).await;
     scene.ends.fail(429);
     scene.ask().await;
     scene.ask().await;
     let (provider, reason) = ("cometapi".to_owned(), Some(Reason::RateLimited));
     assert_eq!(take(&crossings), [Crossing::High { provider, percent: 15.0, reason }]);
 
-    // The first provider is not even asked.
-    let (scene, crossings) = rated(chain());
-    scene.chain.isolate("cometapi").unwrap();
-    scene.switch(20).await;
+    // The first provider is not even asked: it failed longer ago than the rate looks back.
+    let hour = Duration::from_secs(3600);
+    let (scene, crossings) =
+        rated_with_health(chain().breaker(Breaker::default().consecutive(1).breaks(hour, hour)));
+    scene.fail_over(1).await;
+    tokio::time::sleep(hour / 10).await;
+    scene.fail_over(20).await;
     let provider = "cometapi".to_owned();
     assert_eq!(take(&crossings), [Crossing::High { provider, percent: 100.0, reason: None }]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_switch_rate_is_about_the_chains_first_provider_only() {
+async fn the_fallback_rate_is_about_the_chains_first_provider_only() {
     let (scene, crossings) = rated(chain());
     scene.serve(18).await;
     // A route of one's own, another host, a refused path and a dropped request are no news.
@@ -408,12 +522,12 @@ async fn the_switch_rate_is_about_the_chains_first_provider_only() {
         scene.ends.hang();
         tokio::time::timeout(ms(1), scene.post().send()).await.unwrap_err();
     }
-    assert_eq!(scene.chain.snapshot().switch_ratio(), None);
-    scene.switch(2).await;
-    assert_eq!(scene.chain.snapshot().switch_ratio(), Some(0.1));
+    assert_eq!(scene.chain.snapshot().fallback_ratio(), None);
+    scene.fail_over(2).await;
+    assert_eq!(scene.chain.snapshot().fallback_ratio(), Some(0.1));
     // Another first provider: another rate.
     scene.chain.set_order(["openai", "cometapi"]).unwrap();
-    assert_eq!(scene.chain.snapshot().switch_ratio(), None);
+    assert_eq!(scene.chain.snapshot().fallback_ratio(), None);
     assert_eq!(take(&crossings), []);
 }
 
@@ -427,12 +541,12 @@ async fn a_request_that_every_provider_refused_is_rejected_and_nothing_else() {
     for _ in 0..25 {
         assert_eq!(scene.post().send().await.unwrap().status(), 404);
         let told = take(&names).join(", ");
-        let both = "AttemptStarted, AttemptFinished, Switched, AttemptStarted, AttemptFinished";
+        let both = "AttemptStarted, AttemptFinished, FailedOver, AttemptStarted, AttemptFinished";
         assert_eq!(told, format!("{both}, Rejected, Finished"));
     }
     let snapshot = scene.chain.snapshot();
     assert_eq!((snapshot.requests(), snapshot.rejected(), snapshot.exhausted()), (25, 25, 0));
-    assert_eq!(snapshot.switch_ratio(), None, "no switch rate");
+    assert_eq!(snapshot.fallback_ratio(), None, "no fallback rate");
 
     // A failure among them is an outage.
     scene.ends.fail(500);
@@ -468,6 +582,7 @@ mod traced {
     #[derive(Clone, Debug)]
     pub(super) struct Line {
         pub(super) level: Level,
+        pub(super) target: &'static str,
         pub(super) within: Option<&'static str>,
         pub(super) fields: BTreeMap<&'static str, String>,
     }
@@ -547,8 +662,8 @@ mod traced {
 
         fn on_event(&self, event: &tracing::Event<'_>, context: Context<'_, S>) {
             let within = context.event_span(event).map(|span| span.name());
-            let level = *event.metadata().level();
-            let mut line = Line { level, within, fields: BTreeMap::new() };
+            let (level, target) = (*event.metadata().level(), event.metadata().target());
+            let mut line = Line { level, target, within, fields: BTreeMap::new() };
             event.record(&mut Fields(&mut line.fields));
             CAPTURED.with_borrow_mut(|captured| captured.lines.push(line));
         }
@@ -569,7 +684,7 @@ mod traced {
     async fn a_request_is_a_span_and_each_attempt_is_one_below_it() {
         let capture = Capture::start();
         let scene = Scene::of(chain());
-        scene.switch(1).await;
+        scene.fail_over(1).await;
         let inside: Vec<_> = capture.lines(Level::INFO).iter().map(|line| line.within).collect();
         assert_eq!(inside, [Some("failover.attempt"); 2], "inner layers are within an attempt");
         let spans = capture.take().spans;
@@ -588,7 +703,7 @@ mod traced {
         );
         assert_eq!(
             fields(&spans[2]),
-            "gen_ai.provider.name=openai http.request.method=POST \
+            "failover.request_id=1 gen_ai.provider.name=openai http.request.method=POST \
              http.request.resend_count=1 http.response.status_code=200"
         );
     }
@@ -602,7 +717,8 @@ mod traced {
         let spans = capture.take().spans;
         assert_eq!(
             fields(spans.last().unwrap()),
-            "error.type=server_error http.request.method=POST http.request.resend_count=1 \
+            "error.type=server_error failover.request_id=1 http.request.method=POST \
+             http.request.resend_count=1 \
              http.response.status_code=500"
         );
 
@@ -611,7 +727,8 @@ mod traced {
         let spans = capture.take().spans;
         assert_eq!(
             fields(spans.last().unwrap()),
-            "error.type=abandoned http.request.method=POST http.request.resend_count=0"
+            "error.type=abandoned failover.request_id=2 http.request.method=POST \
+             http.request.resend_count=0"
         );
     }
 
@@ -629,6 +746,7 @@ mod traced {
         }
         for line in &captured.lines {
             let message = line.get("message");
+            assert_eq!(line.target, "reqwest_failover", "{message}");
             assert!(PAGE.contains(&format!("`{message}`")), "`{message}` is not documented");
             let level = format!("{}", line.level);
             let row = PAGE.lines().find(|row| row.contains(&format!("`{message}`"))).unwrap();
@@ -637,12 +755,40 @@ mod traced {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn each_switch_is_a_warning() {
+    async fn an_origin_that_no_base_claims_is_warned_of_once() {
+        let capture = Capture::start();
+        let scene = Scene::of(chain().claim("http://127.0.0.1:8000/v1"));
+        let warned =
+            |line: &Line| ["origin", "nearest", "differs"].map(|field| line.get(field).to_owned());
+        for (url, nearest, differs) in [
+            ("http://localhost:8000/v1/chat", "http://127.0.0.1:8000/v1", "host"),
+            ("http://openai.test/v1/chat", "https://openai.test/v1", "scheme"),
+            ("https://openai.test/V1/chat?key=hidden", "https://openai.test/v1", "path"),
+            ("https://gateway.test/v1/chat", "https://cometapi.test/v1", "host"),
+        ] {
+            let origin = url.split('/').take(3).collect::<Vec<_>>().join("/");
+            for _ in 0..3 {
+                scene.client.get(url).send().await.unwrap();
+            }
+            let warnings: Vec<_> = capture.lines(Level::WARN).iter().map(warned).collect();
+            assert_eq!(warnings, [[&*origin, nearest, differs]], "{url}");
+            drop(capture.take());
+        }
+        // An origin of which a request was claimed has requests of other kinds, too.
+        let scene = Scene::of(chain());
+        scene.ask().await;
+        scene.client.get("https://openai.test/dashboard").send().await.unwrap();
+        assert!(capture.lines(Level::WARN).is_empty());
+        assert_eq!(scene.chain.snapshot().passed_through(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_failover_is_a_warning() {
         let capture = Capture::start();
         let scene = Scene::of(chain());
         scene.serve(1).await;
         assert!(capture.lines(Level::WARN).is_empty());
-        scene.switch(3).await;
+        scene.fail_over(3).await;
         let lines = capture.lines(Level::WARN);
         assert_eq!(lines.len(), 3, "{lines:?}");
         for line in lines {
@@ -747,11 +893,11 @@ mod traced {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_switch_rate_is_a_warning_once_per_crossing() {
+    async fn the_fallback_rate_is_a_warning_once_per_crossing() {
         let capture = Capture::start();
         let (scene, _) = rated(chain());
         scene.serve(20).await;
-        scene.switch(5).await;
+        scene.fail_over(5).await;
         let lines = capture.lines(Level::WARN);
         let lines: Vec<_> =
             lines.iter().filter(|line| line.get("message").starts_with("many")).collect();
@@ -788,7 +934,7 @@ async fn everything() {
     let breaker = Breaker::default().consecutive(2).breaks(ms(100), ms(100));
     let scene = Scene::of(panicking.breaker(breaker).attempt_timeout(ms(500)));
     scene.serve(18).await;
-    scene.switch(2).await;
+    scene.fail_over(2).await;
     tokio::time::advance(ms(200)).await;
     scene.serve(1).await;
     for status in [401, 429, 0] {
@@ -841,9 +987,9 @@ mod metered {
         let scene = Scene::of(chain().breaker(breaker).attempt_timeout(ms(500)));
         let state = || scene.chain.snapshot().providers()[0].state();
         shown(0.0);
-        scene.switch(1).await;
+        scene.fail_over(1).await;
         shown(0.0);
-        scene.switch(1).await;
+        scene.fail_over(1).await;
         assert!(matches!(state(), State::Open { .. }));
         shown(3.0);
 
@@ -881,17 +1027,17 @@ mod metered {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_switch_ratio_is_a_gauge() {
+    async fn the_fallback_ratio_is_a_gauge() {
         let recorder = PrometheusBuilder::new().build_recorder();
         let handle = recorder.handle();
         let _guard = metrics::set_default_local_recorder(&recorder);
         let (scene, _) = rated(chain());
         scene.serve(19).await;
-        assert_eq!(level(&handle, "failover_switch_ratio"), None);
-        scene.switch(1).await;
-        assert_eq!(level(&handle, "failover_switch_ratio"), Some(0.05));
+        assert_eq!(level(&handle, "failover_fallback_ratio"), None);
+        scene.fail_over(1).await;
+        assert_eq!(level(&handle, "failover_fallback_ratio"), Some(0.05));
         scene.serve(20).await;
-        assert_eq!(level(&handle, "failover_switch_ratio"), Some(0.025));
+        assert_eq!(level(&handle, "failover_fallback_ratio"), Some(0.025));
     }
 }
 
@@ -1003,7 +1149,7 @@ async fn no_key_is_seen_anywhere() {
     client.get(outside).bearer_auth(&callers).send().await.ok();
 
     let (text, picture) = &*lock(&heard);
-    for name in ["AttemptFinished", "Switched", "BreakerOpened", "CoolingDown", "Exhausted"] {
+    for name in ["AttemptFinished", "FailedOver", "BreakerOpened", "CoolingDown", "Exhausted"] {
         assert!(text.contains(name), "{name}");
     }
     assert!(text.contains("[redacted]"), "there was something to hide");

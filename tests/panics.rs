@@ -138,7 +138,7 @@ async fn a_panic_in_observe_at_every_event_is_counted_and_nothing_else_changes()
         State::Open { until } => until,
         other => panic!("{other:?}"),
     };
-    // Started, finished, switched, started, finished, and the request finished: six, five times;
+    // Started, finished, by_fallback, started, finished, and the request finished: six, five times;
     // then three, five times; and one breaker opened.
     assert_eq!(panics(&harness), 5 * 6 + 5 * 3 + 1);
 

@@ -70,7 +70,7 @@ impl Row {
             Self::Ours => "failover: defaults",
             Self::Options => "failover: every option",
             Self::ByModel => "failover: by model",
-            Self::FailoverOnce => "failover: one switch",
+            Self::FailoverOnce => "failover: one failover",
             Self::BreakerOpen => "failover: breaker open",
             Self::OneUsable => "failover: one usable",
             Self::Ten => "failover: 10 providers",

@@ -1,4 +1,4 @@
-//! An outage as one picture: who served each request, how the providers stood, and the switch rate.
+//! An outage as one picture: who served each request, how the providers stood, and the fallback rate.
 
 use std::error::Error;
 use std::ops::Range;
@@ -12,7 +12,7 @@ use reqwest_failover::{Event, Snapshot, State};
 /// What was seen of a chain, for a picture of it.
 pub(crate) struct Timeline {
     names: Vec<String>,
-    /// The shares of requests at which the switch rate is high, and normal again.
+    /// The shares of requests at which the fallback rate is high, and normal again.
     limits: (f64, f64),
     phases: Vec<(f64, &'static str)>,
     /// Who served each request: a place among `names`.
@@ -81,7 +81,7 @@ impl Timeline {
             }
         };
         let states = self.names.iter().map(state).collect();
-        self.looks.push(Look { at: at.as_secs_f64(), states, ratio: snapshot.switch_ratio() });
+        self.looks.push(Look { at: at.as_secs_f64(), states, ratio: snapshot.fallback_ratio() });
     }
 
     /// The picture.
@@ -165,7 +165,7 @@ impl Timeline {
         let ratios = self.looks.iter().filter_map(|look| Some((look.at, look.ratio? * 100.0)));
         let ratios: Vec<_> = ratios.collect();
         let highest = ratios.iter().map(|(_, ratio)| *ratio).fold(20.0, f64::max);
-        let title = "Switch rate: share of requests that the first provider did not serve";
+        let title = "Fallback rate: share of requests that the first provider did not serve";
         let mut panel = self.panel(page, title, 490..750, (highest / 10.0).ceil() * 10.0)?;
         panel
             .configure_mesh()

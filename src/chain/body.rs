@@ -57,10 +57,8 @@ impl KeptRequest {
 }
 
 /// What every attempt is made of.
-pub(super) struct Requests<'e> {
+pub(super) struct Requests {
     source: Source,
-    /// The caller's own: each attempt gets a copy.
-    pub(super) extensions: &'e mut Extensions,
 }
 
 enum Source {
@@ -72,9 +70,9 @@ enum Source {
     Sent,
 }
 
-impl<'e> Requests<'e> {
-    pub(super) fn new(request: Request, extensions: &'e mut Extensions) -> Self {
-        Self { source: Source::Caller(request), extensions }
+impl Requests {
+    pub(super) fn new(request: Request) -> Self {
+        Self { source: Source::Caller(request) }
     }
 
     /// The caller's request, if it is not sent yet.
@@ -92,13 +90,15 @@ impl<'e> Requests<'e> {
         }
     }
 
-    /// The request of the next attempt, as its caller made it, and its extensions. A copy is made with
-    /// `url`, which is the provider's in the end: a URL takes long to copy twice.
+    /// The request of the next attempt, as its caller made it, and its extensions, which are a copy of the
+    /// caller's. A copy of the request is made with `url`, which is the provider's in the end: a URL takes
+    /// long to copy twice.
     pub(super) fn next<'u>(
         &mut self,
         url: impl FnOnce() -> &'u Url,
         timeout: Option<Duration>,
         is_last: bool,
+        extensions: &Extensions,
     ) -> Option<(Request, Extensions)> {
         let kept = match (&mut self.source, is_last) {
             (_, true) => Source::Sent,
@@ -111,29 +111,29 @@ impl<'e> Requests<'e> {
             Source::Kept(kept) => kept.into_request(url().clone(), timeout),
             Source::Sent => return None,
         };
-        let mut own = self.extensions.clone();
+        let mut own = extensions.clone();
         // Both are for this chain: a route has names that another one does not know.
         own.remove::<Route>();
         own.remove::<Limits>();
         mark::set(&mut own);
         Some((request, own))
     }
+}
 
-    /// Gives the caller the extensions of the attempt that counts.
-    pub(super) fn hand_back(&mut self, own: Extensions) {
-        let route = self.extensions.remove::<Route>();
-        let limits = self.extensions.remove::<Limits>();
-        let is_marked = mark::is_set(self.extensions);
-        *self.extensions = own;
-        if !is_marked {
-            mark::remove(self.extensions);
-        }
-        if let Some(route) = route {
-            self.extensions.insert(route);
-        }
-        if let Some(limits) = limits {
-            self.extensions.insert(limits);
-        }
+/// Gives the caller the extensions of the attempt that counts.
+pub(super) fn hand_back(extensions: &mut Extensions, own: Extensions) {
+    let route = extensions.remove::<Route>();
+    let limits = extensions.remove::<Limits>();
+    let is_marked = mark::is_set(extensions);
+    *extensions = own;
+    if !is_marked {
+        mark::remove(extensions);
+    }
+    if let Some(route) = route {
+        extensions.insert(route);
+    }
+    if let Some(limits) = limits {
+        extensions.insert(limits);
     }
 }
 

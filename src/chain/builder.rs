@@ -15,7 +15,7 @@ use crate::health::{Breaker, Cooldown, HealthKey, HealthTable, State};
 use crate::hedge::{Hedge, Hedging};
 use crate::inspect::Inspect;
 use crate::message::Secrets;
-use crate::observe::rate::{RateLimits, SwitchRate};
+use crate::observe::rate::{FallbackRate, RateLimits};
 use crate::observe::{Closure, Event, Observer, RequestCounts};
 use crate::provider::{ChainHeaders, Checked, Entry, MAX_PROVIDERS, Provider, check};
 use crate::route::Route;
@@ -64,7 +64,7 @@ pub struct ProviderChainBuilder {
     hedge: Option<Hedge>,
     inspect: Option<Inspect>,
     exhausted: Exhausted,
-    observe: Option<Closure>,
+    observe: Vec<Closure>,
     rate_limits: RateLimits,
     log_messages: bool,
 }
@@ -90,7 +90,7 @@ impl ProviderChainBuilder {
             hedge: None,
             inspect: None,
             exhausted: Exhausted::default(),
-            observe: None,
+            observe: Vec::new(),
             rate_limits: RateLimits::default(),
             log_messages: true,
         }
@@ -280,14 +280,14 @@ impl ProviderChainBuilder {
     where
         F: Fn(&Event<'_>) + Send + Sync + 'static,
     {
-        self.observe = Some(Box::new(observer));
+        self.observe.push(Box::new(observer));
         self
     }
 
-    /// When the switch rate counts as high, and when as normal again: the shares of the last 5
+    /// When the fallback rate counts as high, and when as normal again: the shares of the last 5
     /// minutes' requests that the first provider did not serve, above and below which
-    /// [`Event::SwitchRateHigh`] and [`Event::SwitchRateNormal`] are sent. Default 0.10 and 0.05.
-    pub fn switch_rate_limits(mut self, high: f64, normal: f64) -> Self {
+    /// [`Event::FallbackRateHigh`] and [`Event::FallbackRateNormal`] are sent. Default 0.10 and 0.05.
+    pub fn fallback_alert(mut self, high: f64, normal: f64) -> Self {
         self.rate_limits = RateLimits { high, normal };
         self
     }
@@ -314,7 +314,7 @@ impl ProviderChainBuilder {
         let problems = [
             ("breaker", self.breaker.as_ref().and_then(Breaker::problem)),
             ("cooldown", self.cooldown.problem()),
-            ("switch_rate_limits", self.rate_limits.problem()),
+            ("fallback_alert", self.rate_limits.problem()),
             ("hedge", self.hedge.as_ref().and_then(|hedge| hedge.problem(settings.shortest()))),
         ];
         for (field, problem) in problems {
@@ -349,9 +349,10 @@ impl ProviderChainBuilder {
         }
         let table = Table {
             health,
-            switch_rate: SwitchRate::new(self.rate_limits, now),
+            fallback_rate: FallbackRate::new(self.rate_limits, now),
             order: (0..entries.len()).collect(),
             counts: RequestCounts::default(),
+            begun: 0,
         };
         let names = entries.iter().map(|entry| entry.name.clone());
         let observer = Observer::new(self.observe, self.log_messages, names);

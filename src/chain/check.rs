@@ -71,7 +71,8 @@ fn said(
         upgrade_asked,
         is_replayable: true,
         until: state.until,
-        elapsed: state.answered.unwrap_or(now).saturating_duration_since(state.started),
+        to_headers: state.answered.unwrap_or(now).saturating_duration_since(state.started),
+        elapsed: now.saturating_duration_since(state.started),
         quiet_since: None,
         now,
     };
@@ -121,7 +122,7 @@ impl Layer {
         let upgrade_asked = request.headers().contains_key(UPGRADE);
         let timeout = request.timeout().copied();
         let sender = Sender::new(shared, self.address.clone(), next, &request);
-        let mut requests = Requests::new(request, extensions);
+        let mut requests = Requests::new(request);
         let order = shared.lock().order.clone();
         let mut asked = Vec::with_capacity(order.len());
         for (at, &provider) in order.iter().enumerate() {
@@ -130,7 +131,9 @@ impl Layer {
             let (deadline, until) = shared.limits.alone(provider, timeout, started);
             let url = || sender.target(provider).unwrap_or_else(|| self.address.caller());
             let is_last = at + 1 == order.len();
-            let Some((request, own)) = requests.next(url, timeout, is_last) else { break };
+            let Some((request, own)) = requests.next(url, timeout, is_last, extensions) else {
+                break;
+            };
             let trace = trace.attempt(&entry.name, entry.base.url(), 0);
             let mut state =
                 AttemptState::new(Guard::empty(shared), provider, trace, started, until);

@@ -1,6 +1,7 @@
 //! The only loop: does what a [`Run`](crate::run::Run) decides for one claimed request, from its
 //! arrival to the answer that its caller gets.
 
+use std::ops::ControlFlow;
 use std::pin::Pin;
 use std::task::Poll;
 use std::time::Instant;
@@ -10,112 +11,50 @@ use reqwest::{Body, Response};
 use reqwest_middleware::Error;
 use tokio::time::{Sleep, sleep_until, timeout_at};
 
-use super::body::{Requests, Streamed, read_stream};
+use super::body::{Requests, Streamed, hand_back, read_stream};
 use super::flight::{AttemptState, Flight, Guard, Sender};
 use super::outcome::AttemptResult;
 use super::request::{Dropped, RequestState, Settlement};
 use crate::error::{Cause, Exhausted};
 use crate::health::Permit;
 use crate::observe::Ending;
-use crate::run::{Settled, Step};
+use crate::run::{Settled, Step, Until};
 
 /// Sends a claimed request to one provider after the other until one serves it.
 pub(super) fn drive<'a>(
     mut sender: Sender<'a>,
-    mut requests: Requests<'a>,
+    mut requests: Requests,
+    extensions: &'a mut Extensions,
 ) -> Pin<Box<dyn Future<Output = reqwest_middleware::Result<Response>> + Send + 'a>> {
-    // An `async fn` would hold twice what it is given, and `#[async_trait]` once more: 1,900 bytes
-    // in place of 1,000, which are 16 moves of a request and an allocation beyond glibc's fast lists.
+    // An `async fn` would hold twice what it is given, and `#[async_trait]` once more. What is kept
+    // while it waits is kept small: below 1,032 bytes glibc has fast lists for it.
     Box::pin(async move {
-        let (mut state, begun) = RequestState::begin(sender.shared, &sender.address, &requests);
-        let begun = match begun.into_step() {
-            Ok(step) => step,
-            Err(cause) => return Err(state.fail(cause, requests.extensions)),
-        };
-        let mut step = match begun {
-            Some(step) => step,
-            None => match Box::pin(make_replayable(&mut state, &mut sender, &mut requests)).await {
-                Ok(()) => state.next_step(),
-                Err(Unread::NoTime) => return Err(state.fail(Cause::NoTime, requests.extensions)),
-                Err(Unread::Failed(error)) => {
-                    state.finish(Ending::NoNews, requests.extensions);
-                    return Err(Error::Reqwest(error));
-                }
-            },
-        };
-        let mut flights = Flights { state: &mut state, first: None, second: None };
-        let mut last: Option<Box<Ended>> = None;
-        let mut kept: Option<Box<Ended>> = None;
-        loop {
-            let until = match step {
-                Step::Send { permit, until, last: is_last, hedge, full } => {
-                    let provider = permit.provider;
-                    if let Some(full) = full {
-                        flights.state.emit_at_capacity(*full);
-                    }
-                    if hedge {
-                        flights.emit_hedged(provider);
-                    } else if last.take().is_some() {
-                        flights.state.emit_failed_over(provider);
-                    }
-                    if permit.is_probe() {
-                        flights.state.emit_probing(&permit);
-                    }
-                    let permit = Guard::new(sender.shared, permit);
-                    let trace = flights.state.start_attempt(provider);
-                    let attempt =
-                        AttemptState::new(permit, provider, trace, flights.state.now, until);
-                    let url = || sender.target(provider).unwrap_or_else(|| sender.address.caller());
-                    let next = requests.next(url, flights.state.time_left(), is_last);
-                    let Some((request, own)) = next else {
-                        return Err(flights.state.fail_unasked(requests.extensions));
-                    };
-                    sender.learn_caller_auth(provider, &request, &mut flights.state.secrets);
-                    flights.add(sender.start(attempt, request, own));
-                    flights.state.run.hedge_at()
-                }
-                Step::Wait(until) => until,
-                Step::Done => break,
-            };
-            let Some((slot, mut result, own)) = flights.wait(&sender, until).await else {
-                flights.state.refresh_now();
-                step = flights.state.next_step();
-                continue;
-            };
-            if let AttemptResult::CallerFailed(error) = result {
-                flights.drop_all(Dropped::CallerFailed);
-                flights.state.finish(Ending::NoNews, requests.extensions);
-                return Err(error);
-            }
-            let Some(Settlement { settled, step: following, line, provider, started, permit }) =
-                flights.settle(slot, &mut result)
-            else {
-                break;
-            };
-            if settled == Settled::Serve {
-                flights.drop_all(Dropped::Loser);
-            }
-            flights.state.record(line);
-            match settled {
-                Settled::Serve => {
-                    return serve(flights.state, result, own, permit, &mut requests);
-                }
-                Settled::Keep => kept = Some(Box::new(Ended { provider, started, result, own })),
-                Settled::FailOver => {
-                    last = Some(Box::new(Ended { provider, started, result, own }))
-                }
-                Settled::ServeKept => {
-                    let Some(kept) = kept else { break };
-                    let Ended { provider, started, result, own } = *kept;
-                    flights.state.serve_kept(provider, started);
-                    return serve(flights.state, result, own, None, &mut requests);
-                }
-            }
-            step = following;
+        let (mut state, begun) =
+            RequestState::begin(sender.shared, &sender.address, &requests, extensions);
+        let first = begun.map_err(|cause| state.fail(*cause))?;
+        // What is borrowed is kept until the end.
+        #[expect(clippy::redundant_pattern_matching)]
+        if matches!(first, None) {
+            Box::pin(make_replayable(&mut state, &mut sender, &mut requests)).await?;
         }
-        exhaust(flights.state, last, &mut requests)
+        let mut step = first.unwrap_or_else(|| state.next_step());
+        let mut flights = Flights::new(&mut state);
+        loop {
+            let until = match flights.act(step, &sender, &mut requests) {
+                ControlFlow::Continue(until) => until,
+                ControlFlow::Break(answer) => return answer,
+            };
+            let over = flights.wait(&sender, until).await;
+            step = match flights.settle(over) {
+                ControlFlow::Continue(step) => step,
+                ControlFlow::Break(answer) => return answer,
+            };
+        }
     })
 }
+
+/// What the caller gets.
+type Answer = reqwest_middleware::Result<Response>;
 
 /// An attempt that is over, while it may still be the answer.
 struct Ended {
@@ -125,14 +64,76 @@ struct Ended {
     own: Extensions,
 }
 
+/// An attempt that is no longer in flight: where it was, its result, and its extensions.
+type Over = (Slot, AttemptResult, Extensions);
+
 /// The attempts in flight: one, or two where one is hedged. Dropping it abandons them.
 struct Flights<'s, 'a> {
     state: &'s mut RequestState<'a>,
     first: Option<Flight<'a>>,
     second: Option<Box<Flight<'a>>>,
+    /// The one that failed last.
+    last: Option<Box<Ended>>,
+    /// The one whose answer is accepted if no other one serves.
+    kept: Option<Box<Ended>>,
 }
 
-impl<'a> Flights<'_, 'a> {
+impl<'s, 'a> Flights<'s, 'a> {
+    fn new(state: &'s mut RequestState<'a>) -> Self {
+        Self { state, first: None, second: None, last: None, kept: None }
+    }
+
+    /// Does what the run decided. Returns until when to wait, or what the caller gets.
+    fn act(
+        &mut self,
+        step: Step,
+        sender: &Sender<'a>,
+        requests: &mut Requests,
+    ) -> ControlFlow<Answer, Option<Instant>> {
+        match step {
+            Step::Send { permit, until, last, hedge, full } => {
+                if let Some(full) = full {
+                    self.state.emit_at_capacity(*full);
+                }
+                self.send(permit, until, last, hedge, sender, requests)
+            }
+            Step::Wait(until) => ControlFlow::Continue(until),
+            Step::Done => ControlFlow::Break(self.exhaust()),
+        }
+    }
+
+    /// Sends an attempt.
+    fn send(
+        &mut self,
+        permit: Permit,
+        until: Until,
+        is_last: bool,
+        is_hedge: bool,
+        sender: &Sender<'a>,
+        requests: &mut Requests,
+    ) -> ControlFlow<Answer, Option<Instant>> {
+        let provider = permit.provider;
+        if is_hedge {
+            self.emit_hedged(provider);
+        } else if self.last.take().is_some() {
+            self.state.emit_failed_over(provider);
+        }
+        if permit.is_probe() {
+            self.state.emit_probing(&permit);
+        }
+        let permit = Guard::new(sender.shared, permit);
+        let trace = self.state.start_attempt(provider);
+        let attempt = AttemptState::new(permit, provider, trace, self.state.now, until);
+        let url = || sender.target(provider).unwrap_or_else(|| sender.address.caller());
+        let next = requests.next(url, self.state.time_left(), is_last, self.state.extensions);
+        let Some((request, own)) = next else {
+            return ControlFlow::Break(Err(self.state.fail_unasked()));
+        };
+        sender.learn_caller_auth(provider, &request, &mut self.state.secrets);
+        self.add(sender.start(attempt, request, own));
+        ControlFlow::Continue(self.state.run.hedge_at())
+    }
+
     fn add(&mut self, flight: Flight<'a>) {
         match self.first.is_none() {
             true => self.first = Some(flight),
@@ -145,7 +146,7 @@ impl<'a> Flights<'_, 'a> {
         &mut self,
         sender: &Sender<'a>,
         until: Option<Instant>,
-    ) -> impl Future<Output = Option<(Slot, AttemptResult, Extensions)>> {
+    ) -> impl Future<Output = Option<Over>> {
         let mut timer: Option<Pin<Box<Sleep>>> = None;
         std::future::poll_fn(move |context| {
             let deadline = self.state.run.deadline();
@@ -165,18 +166,75 @@ impl<'a> Flights<'_, 'a> {
         })
     }
 
-    /// Settles the attempt that is over, whose place is free then.
-    fn settle(&mut self, slot: Slot, result: &mut AttemptResult) -> Option<Settlement> {
+    /// Settles the attempt that is over, if one is. Returns what is next, or what the caller gets.
+    fn settle(&mut self, over: Option<Over>) -> ControlFlow<Answer, Step> {
+        let Some((slot, mut result, own)) = over else {
+            self.state.refresh_now();
+            return ControlFlow::Continue(self.state.next_step());
+        };
+        if let AttemptResult::CallerFailed(error) = result {
+            self.drop_all(Dropped::CallerFailed);
+            self.state.finish(Ending::NoNews);
+            return ControlFlow::Break(Err(error));
+        }
         let flight = match slot {
             Slot::First => self.first.as_mut(),
             Slot::Second => self.second.as_deref_mut(),
         };
-        let settlement = self.state.settle(&mut flight?.state, result);
+        let Some(flight) = flight else { return ControlFlow::Break(self.exhaust()) };
+        let Settlement { settled, step, line, changes, provider, started, permit } =
+            self.state.settle(&mut flight.state, &mut result);
         match slot {
             Slot::First => self.first = None,
             Slot::Second => self.second = None,
         }
-        Some(settlement)
+        if settled == Settled::Serve {
+            self.drop_all(Dropped::Loser);
+        }
+        self.state.record(line, provider, changes);
+        match settled {
+            Settled::Serve => {
+                return ControlFlow::Break(serve(self.state, result, own, permit));
+            }
+            Settled::Keep => self.kept = Some(Box::new(Ended { provider, started, result, own })),
+            Settled::FailOver => {
+                self.last = Some(Box::new(Ended { provider, started, result, own }));
+            }
+            Settled::ServeKept => return ControlFlow::Break(self.serve_kept()),
+        }
+        ControlFlow::Continue(step)
+    }
+
+    #[cold]
+    fn serve_kept(&mut self) -> Answer {
+        let Some(kept) = self.kept.take() else { return self.exhaust() };
+        let Ended { provider, started, result, own } = *kept;
+        self.state.serve_kept(provider, started);
+        serve(self.state, result, own, None)
+    }
+
+    /// Hands on what the last provider left, or an error that holds what each of them left.
+    #[cold]
+    fn exhaust(&mut self) -> Answer {
+        let state = &mut *self.state;
+        let Some(last) = self.last.take() else {
+            return Err(state.fail_unasked());
+        };
+        let Ended { result, own, .. } = *last;
+        let is_shown = |result: &_| matches!(result, Err(error) if state.is_shown_by(error));
+        let outcome = match state.shared().exhausted {
+            Exhausted::LastOutcome => result.into_result().filter(|result| !is_shown(result)),
+            Exhausted::Error => None,
+        };
+        let Some(outcome) = outcome else {
+            return Err(state.fail(Cause::Exhausted));
+        };
+        hand_back(state.extensions, own);
+        let report = state.finish(state.unserved());
+        outcome.map(|mut response| {
+            response.extensions_mut().insert(report);
+            response
+        })
     }
 
     fn emit_hedged(&self, to: usize) {
@@ -219,26 +277,25 @@ impl Drop for Flights<'_, '_> {
     }
 }
 
-/// Why a streamed body could not be read.
-enum Unread {
-    NoTime,
-    Failed(reqwest::Error),
-}
-
 /// Reads a streamed body into memory, where it fits and failover is possible.
 async fn make_replayable(
     state: &mut RequestState<'_>,
     sender: &mut Sender<'_>,
-    requests: &mut Requests<'_>,
-) -> Result<(), Unread> {
+    requests: &mut Requests,
+) -> Result<(), Error> {
     let Some(request) = requests.caller_mut() else { return Ok(()) };
     let Some(body) = request.body_mut().take() else { return Ok(()) };
     let read = read_stream(body, request.headers(), state.replay_limit());
     let streamed = timeout_at(state.run.deadline().at.into(), read).await;
     state.refresh_now();
-    let body = match streamed.map_err(|_| Unread::NoTime)?.map_err(Unread::Failed)? {
-        Streamed::Whole(bytes) => Body::from(bytes),
-        Streamed::Once(body, upload) => {
+    let body = match streamed {
+        Err(_) => return Err(state.fail(Cause::NoTime)),
+        Ok(Err(error)) => {
+            state.finish(Ending::NoNews);
+            return Err(Error::Reqwest(error));
+        }
+        Ok(Ok(Streamed::Whole(bytes))) => Body::from(bytes),
+        Ok(Ok(Streamed::Once(body, upload))) => {
             state.forbid_replay();
             sender.upload = Some(upload);
             body
@@ -255,46 +312,21 @@ fn serve(
     result: AttemptResult,
     own: Extensions,
     permit: Option<Permit>,
-    requests: &mut Requests<'_>,
-) -> reqwest_middleware::Result<Response> {
+) -> Answer {
     let result = match (result, permit) {
         (AttemptResult::Stream(stream), Some(permit)) => {
             let shared = state.shared().clone();
-            let key: Option<Box<[u8]>> = state.run.key().map(Into::into);
-            let on_end = move |end| shared.end_stream(permit, key.as_deref(), end);
+            let (id, key) = (state.id, state.run.key().map(Box::from));
+            let on_end = move |end| shared.end_stream(id, permit, key, end);
             Some(Ok(stream.watched(Box::new(on_end))))
         }
         (result, _) => result.into_result(),
     };
     let Some(Ok(mut response)) = result else {
-        return Err(state.fail(Cause::NothingAccepted, requests.extensions));
+        return Err(state.fail(Cause::NothingAccepted));
     };
-    requests.hand_back(own);
-    let report = state.finish(Ending::Served, requests.extensions);
+    hand_back(state.extensions, own);
+    let report = state.finish(Ending::Served);
     response.extensions_mut().insert(report);
     Ok(response)
-}
-
-/// Hands on what the last provider left, or an error that holds what each of them left.
-fn exhaust(
-    state: &mut RequestState<'_>,
-    last: Option<Box<Ended>>,
-    requests: &mut Requests<'_>,
-) -> reqwest_middleware::Result<Response> {
-    let Some(last) = last else { return Err(state.fail_unasked(requests.extensions)) };
-    let Ended { result, own, .. } = *last;
-    let is_shown = |result: &_| matches!(result, Err(error) if state.is_shown_by(error));
-    let outcome = match state.shared().exhausted {
-        Exhausted::LastOutcome => result.into_result().filter(|result| !is_shown(result)),
-        Exhausted::Error => None,
-    };
-    let Some(outcome) = outcome else {
-        return Err(state.fail(Cause::Exhausted, requests.extensions));
-    };
-    requests.hand_back(own);
-    let report = state.finish(state.unserved(), requests.extensions);
-    outcome.map(|mut response| {
-        response.extensions_mut().insert(report);
-        response
-    })
 }

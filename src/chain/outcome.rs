@@ -10,11 +10,11 @@ use reqwest::{Response, ResponseBuilderExt, Url};
 use reqwest_middleware::Error;
 
 use super::body::{ReadAnswer, read_answer};
-use super::shared::{Classify, Shared, wall_clock};
+use super::shared::{Classify, Shared, reason_of_flaw, wall_clock};
 use crate::cause::Cause;
 use crate::error::FailoverError;
 use crate::health::{Concern, after};
-use crate::inspect::{Asked, CommittedStream, Flaw, FlawKind, Inspected, inspect};
+use crate::inspect::{Asked, CommittedStream, Flaw, Inspected, inspect};
 use crate::message::{self, Secrets};
 use crate::observe::Event;
 use crate::provider::{BoxError, Entry};
@@ -64,7 +64,8 @@ pub(super) struct Circumstances {
     pub(super) upgrade_asked: bool,
     pub(super) is_replayable: bool,
     pub(super) until: Until,
-    /// From the attempt's start.
+    /// From the attempt's start to its headers, if they came, and to now.
+    pub(super) to_headers: Duration,
     pub(super) elapsed: Duration,
     /// Since when the provider has been silent; `None` while the caller's own body was pending.
     pub(super) quiet_since: Option<Instant>,
@@ -132,8 +133,13 @@ impl AttemptResult {
         circumstances: &Circumstances,
         secrets: impl Fn() -> Secrets,
     ) -> (Judgement, Attempt) {
-        let Circumstances { provider, upgrade_asked, is_replayable, until, elapsed, .. } =
+        let Circumstances { provider, upgrade_asked, is_replayable, until, to_headers, .. } =
             *circumstances;
+        let elapsed = match self {
+            // What came after the headers is what failed.
+            Self::Flawed(..) => circumstances.elapsed,
+            _ => to_headers,
+        };
         let name = &shared.entries[provider].name;
         let cause = self.safe_cause(&secrets);
         let cause = cause.as_ref();
@@ -145,7 +151,7 @@ impl AttemptResult {
             concern: Concern::Key,
             unknown_model: false,
             status: status.map(|status| status.as_u16()),
-            time_to_headers: elapsed,
+            time_to_headers: to_headers,
             cut_after: None,
         };
         let mut attempt = Attempt {
@@ -301,14 +307,6 @@ pub(super) fn is_elsewhere(asked: &Url, may_move: bool, response: &Response, bas
 
 fn is_plain(headers: &HeaderMap) -> bool {
     headers.get(CONTENT_ENCODING).is_none_or(|encoding| encoding == "identity")
-}
-
-fn reason_of_flaw(kind: FlawKind) -> Reason {
-    match kind {
-        FlawKind::Broken => Reason::Reset,
-        FlawKind::Silent => Reason::Timeout,
-        _ => Reason::ErrorInSuccess,
-    }
 }
 
 /// What reqwest gives a response that was made without a URL.

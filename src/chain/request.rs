@@ -27,6 +27,10 @@ use crate::verdict::{Reason, Verdict};
 /// A claimed request's state. Dropping it counts the request as abandoned.
 pub(super) struct RequestState<'a> {
     shared: &'a Arc<Shared>,
+    /// Counts the chain's requests.
+    pub(super) id: u64,
+    /// The caller's own: each attempt gets a copy.
+    pub(super) extensions: &'a mut Extensions,
     pub(super) run: Run,
     report: Report,
     pub(super) trace: Trace,
@@ -52,25 +56,9 @@ pub(super) struct RequestState<'a> {
     is_finished: bool,
 }
 
-/// How a request begins.
-pub(super) enum Begun {
-    Step(Step),
-    /// Its body is a stream, which is read before the first step.
-    Unread,
-    Refused(Box<Cause>),
-}
-
-impl Begun {
-    /// The first step, if there is one already. Takes all of this apart, so that nothing of it is kept
-    /// while the body is read.
-    pub(super) fn into_step(self) -> Result<Option<Step>, Cause> {
-        match self {
-            Self::Step(step) => Ok(Some(step)),
-            Self::Unread => Ok(None),
-            Self::Refused(cause) => Err(*cause),
-        }
-    }
-}
+/// How a request begins: with its first step; with none if its body is a stream, which is read first; or
+/// refused.
+type Begun = Result<Option<Step>, Box<Cause>>;
 
 /// Why an attempt in flight is dropped.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -89,13 +77,15 @@ pub(super) struct Settlement {
     pub(super) step: Step,
     /// Its line in the report.
     pub(super) line: Attempt,
+    /// What changed in the provider's health.
+    pub(super) changes: Changes,
     pub(super) provider: usize,
     pub(super) started: Instant,
     /// That of a committed stream, which ends with it.
     pub(super) permit: Option<Permit>,
 }
 
-/// What counting the request said about the switch rate.
+/// What counting the request said about the fallback rate.
 struct Counted {
     ratio: Option<f64>,
     crossing: Option<Crossing>,
@@ -106,9 +96,10 @@ impl<'a> RequestState<'a> {
     pub(super) fn begin(
         shared: &'a Arc<Shared>,
         address: &Address,
-        requests: &Requests<'_>,
+        requests: &Requests,
+        extensions: &'a mut Extensions,
     ) -> (Self, Begun) {
-        let (request, extensions) = (requests.caller(), &*requests.extensions);
+        let request = requests.caller();
         let started = now();
         let trace = Trace::request(request.map(Request::method));
         let timeout = request.and_then(Request::timeout).copied();
@@ -127,10 +118,15 @@ impl<'a> RequestState<'a> {
         if let Some(limits) = extensions.get::<Limits>() {
             run.limit(limits, timeout, started);
         }
+        table.begun += 1;
+        let id = table.begun;
+        trace.record_id(id);
         let mut state = Self {
             shared,
+            id,
+            extensions,
             run,
-            report: Report::new(),
+            report: Report::new(id),
             is_watched: shared.observer.is_watched(&trace),
             trace,
             started,
@@ -148,9 +144,9 @@ impl<'a> RequestState<'a> {
         };
         let applied = route.and_then(|route| route.map_or(Ok(()), |route| state.apply(&route)));
         let begun = match applied {
-            Err(cause) => Begun::Refused(Box::new(cause)),
-            Ok(()) if !is_read => Begun::Unread,
-            Ok(()) => Begun::Step(state.run.step(&shared.limits, &mut table.health, started)),
+            Err(cause) => Err(Box::new(cause)),
+            Ok(()) if !is_read => Ok(None),
+            Ok(()) => Ok(Some(state.run.step(&shared.limits, &mut table.health, started))),
         };
         (state, begun)
     }
@@ -224,7 +220,8 @@ impl<'a> RequestState<'a> {
         self.first_asked |= self.run.first() == Some(provider);
         self.first_sent.get_or_insert(self.now);
         if self.is_watched {
-            self.emit(&Event::AttemptStarted { provider: &entry.name, number: self.begun });
+            let (origin, number) = (self.origin(), self.begun);
+            self.emit(&Event::AttemptStarted { origin, provider: &entry.name, number });
         }
         self.trace.attempt(&entry.name, entry.base.url(), resends)
     }
@@ -245,7 +242,8 @@ impl<'a> RequestState<'a> {
             upgrade_asked: self.upgrade_asked,
             is_replayable: self.is_replayable,
             until: attempt.until,
-            elapsed: attempt.answered.unwrap_or(now).saturating_duration_since(attempt.started),
+            to_headers: attempt.answered.unwrap_or(now).saturating_duration_since(attempt.started),
+            elapsed: now.saturating_duration_since(attempt.started),
             quiet_since: attempt.quiet_since(),
             now,
         };
@@ -260,8 +258,8 @@ impl<'a> RequestState<'a> {
                 if judgement.verdict == Verdict::Accept =>
             {
                 let status = stream.status().as_u16();
-                let elapsed = circumstances.elapsed;
-                let changes = self.run.commit(&mut permit, status, elapsed, health, now);
+                let to_headers = circumstances.to_headers;
+                let changes = self.run.commit(&mut permit, status, to_headers, health, now);
                 streaming = Some(permit);
                 (Settled::Serve, changes)
             }
@@ -278,9 +276,9 @@ impl<'a> RequestState<'a> {
         if settled == Settled::Serve && judgement.status.is_some() {
             self.count_served(&mut table, provider, attempt.started);
         }
-        self.release(table, provider, changes);
+        self.release(table, provider);
         let started = attempt.started;
-        Settlement { settled, step, line, provider, started, permit: streaming }
+        Settlement { settled, step, line, changes, provider, started, permit: streaming }
     }
 
     /// Counts the attempt whose answer was kept as the one that served.
@@ -324,27 +322,18 @@ impl<'a> RequestState<'a> {
             is_replayable: self.is_replayable,
         };
         attempt.trace.record_outcome(&line);
-        self.release(table, provider, changes);
-        self.record(line);
+        self.release(table, provider);
+        self.record(line, provider, changes);
     }
 
-    /// Unlocks the table, and emits what has changed in it.
+    /// Unlocks the table, and shows the provider's state.
     #[inline]
-    fn release(&self, table: MutexGuard<'_, Table>, provider: usize, changes: Changes) {
+    fn release(&self, table: MutexGuard<'_, Table>, provider: usize) {
         let state = Observer::SHOWS_STATE.then(|| table.health.state(provider, self.now));
         drop(table);
         if let Some(state) = state {
             self.shared.observer.set_state_gauge(provider, state);
         }
-        if !changes.is_none() {
-            self.emit_changes(provider, changes);
-        }
-    }
-
-    #[cold]
-    fn emit_changes(&self, provider: usize, changes: Changes) {
-        let key = self.run.key();
-        self.trace.within(|| self.shared.emit_changes(provider, key, changes));
     }
 
     pub(super) fn secrets(&self) -> Secrets {

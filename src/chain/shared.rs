@@ -13,15 +13,15 @@ use super::address::Addresses;
 use super::mark::CountedChain;
 use crate::error::{ConfigError, Exhausted};
 use crate::health::{Change, Changes, Concern, HealthKey, HealthSignal, HealthTable, Permit};
-use crate::inspect::{Inspect, StreamEnd};
+use crate::inspect::{FlawKind, Inspect, StreamEnd};
 use crate::message::{self, Secrets};
-use crate::observe::rate::SwitchRate;
-use crate::observe::{Event, Observer, RequestCounts};
+use crate::observe::rate::FallbackRate;
+use crate::observe::{Event, Observer, Origin, RequestCounts};
 use crate::provider::Entry;
 use crate::readdress::{Scope, StripList};
 use crate::route::Route;
 use crate::run::ChainLimits;
-use crate::verdict::{Outcome, Verdict};
+use crate::verdict::{Outcome, Reason, Verdict};
 
 pub(super) type Classify = Box<dyn Fn(&Outcome<'_>) -> Verdict + Send + Sync>;
 pub(super) type RouteFor = Box<dyn Fn(&Request) -> Option<Route> + Send + Sync>;
@@ -55,7 +55,26 @@ pub(super) struct Table {
     pub(super) health: HealthTable,
     pub(super) order: Arc<[usize]>,
     pub(super) counts: RequestCounts,
-    pub(super) switch_rate: SwitchRate,
+    /// How many requests have begun, which is the last one's id.
+    pub(super) begun: u64,
+    pub(super) fallback_rate: FallbackRate,
+}
+
+impl Table {
+    /// The provider that requests go to first: the first in order that is not isolated.
+    pub(super) fn first(&self) -> Option<usize> {
+        self.order.iter().copied().find(|provider| !self.health.is_isolated(*provider))
+    }
+
+    /// Changes the order, or who is isolated. Where requests go to another provider first after that,
+    /// the fallback rate begins anew: an operator's wish is no alarm.
+    pub(super) fn change(&mut self, change: impl FnOnce(&mut Self)) {
+        let first = self.first();
+        change(self);
+        if self.first() != first {
+            self.fallback_rate.reset();
+        }
+    }
 }
 
 impl Shared {
@@ -69,62 +88,81 @@ impl Shared {
 
     pub(super) fn isolate(&self, provider: usize, isolated: bool) {
         let mut table = self.lock();
-        table.health.isolate(provider, isolated);
+        table.change(|table| table.health.isolate(provider, isolated));
         let state = table.health.state(provider, now());
         drop(table);
         self.observer.set_state_gauge(provider, state);
     }
 
     /// Records how a stream that had begun well has ended. `key` is its request's.
-    pub(super) fn end_stream(&self, permit: Permit, key: Option<&[u8]>, end: StreamEnd) {
+    pub(super) fn end_stream(
+        &self,
+        id: u64,
+        permit: Permit,
+        key: Option<Box<[u8]>>,
+        end: StreamEnd,
+    ) {
         let provider = permit.provider;
         let now = now();
         let mut table = self.lock();
         let health = &mut table.health;
-        let (is_broken, changes) = match end {
-            StreamEnd::Complete => {
-                (false, health.record_outcome(permit, HealthSignal::Success, Concern::Key, now))
-            }
-            StreamEnd::Silent { quiet_for } if !health.is_silence(&permit, quiet_for) => {
+        let broken = match &end {
+            StreamEnd::Complete | StreamEnd::Dropped => None,
+            StreamEnd::Silent { quiet_for } => health
+                .is_silence(&permit, *quiet_for)
+                .then(|| (Reason::Timeout, FlawKind::Silent.description())),
+            StreamEnd::Broken(flaw) => Some((reason_of_flaw(flaw.kind()), flaw.message())),
+        };
+        let signal = match (&end, &broken) {
+            (_, Some(_)) => Some(HealthSignal::Failure),
+            (StreamEnd::Complete, None) => Some(HealthSignal::Success),
+            _ => None,
+        };
+        let changes = match signal {
+            Some(signal) => health.record_outcome(permit, signal, Concern::Key, now),
+            None => {
                 health.cancel(&permit);
-                (false, Changes::default())
-            }
-            StreamEnd::Broken | StreamEnd::Silent { .. } => {
-                (true, health.record_outcome(permit, HealthSignal::Failure, Concern::Key, now))
-            }
-            StreamEnd::Dropped => {
-                health.cancel(&permit);
-                (false, Changes::default())
+                Changes::default()
             }
         };
         let state = table.health.state(provider, now);
         drop(table);
         self.observer.set_state_gauge(provider, state);
-        if is_broken {
-            self.observer.emit(&Event::StreamBroken { provider: &self.entries[provider].name });
+        let origin = Origin { id: Some(id), extensions: None };
+        if let Some((reason, message)) = broken {
+            let message = message::make_safe(message, true, &self.secrets(&[]));
+            let (provider, message) = (&*self.entries[provider].name, message.as_deref());
+            self.observer.emit(&Event::StreamBroken { origin, provider, reason, message });
         }
-        self.emit_changes(provider, key, changes);
+        self.emit_changes(origin, provider, key.as_deref(), changes);
     }
 
     /// Emits what has changed in a provider's health, and in that of its key.
-    pub(super) fn emit_changes(&self, provider: usize, key: Option<&[u8]>, changes: Changes) {
+    pub(super) fn emit_changes(
+        &self,
+        origin: Origin<'_>,
+        provider: usize,
+        key: Option<&[u8]>,
+        changes: Changes,
+    ) {
         let (own, of_key) = (changes.own(), changes.key());
-        own.into_iter().flatten().for_each(|change| self.emit_change(provider, None, change));
+        let emit = |key, change| self.emit_change(origin, provider, key, change);
+        own.into_iter().flatten().for_each(|change| emit(None, change));
         if let (Some(key), [Some(_), _] | [_, Some(_)]) = (key, of_key) {
             let key = self.shown_key(key);
             let changes = of_key.into_iter().flatten();
-            changes.for_each(|change| self.emit_change(provider, Some(&key), change));
+            changes.for_each(|change| emit(Some(&key), change));
         }
     }
 
-    fn emit_change(&self, provider: usize, key: Option<&str>, change: Change) {
+    fn emit_change(&self, origin: Origin<'_>, provider: usize, key: Option<&str>, change: Change) {
         let provider = &self.entries[provider].name;
         self.observer.emit(&match change {
             Change::Opened { until, breaks, cause } => {
-                Event::BreakerOpened { provider, key, until, breaks, cause: cause.as_str() }
+                Event::BreakerOpened { origin, provider, key, until, breaks, cause: cause.as_str() }
             }
-            Change::Closed => Event::BreakerClosed { provider, key },
-            Change::CoolingDown { until } => Event::CoolingDown { provider, key, until },
+            Change::Closed => Event::BreakerClosed { origin, provider, key },
+            Change::CoolingDown { until } => Event::CoolingDown { origin, provider, key, until },
             Change::OnlyNotFound => return self.observer.warn_of_base_url(provider),
         });
     }
@@ -161,6 +199,15 @@ impl Shared {
     pub(super) fn secrets(&self, more: &[String]) -> Secrets {
         let tokens = self.lock_tokens();
         self.secrets.and(tokens.iter().flatten().chain(more))
+    }
+}
+
+/// The reason of an attempt whose answer has a good status and is no success.
+pub(super) fn reason_of_flaw(kind: FlawKind) -> Reason {
+    match kind {
+        FlawKind::Broken => Reason::Reset,
+        FlawKind::Silent => Reason::Timeout,
+        _ => Reason::ErrorInSuccess,
     }
 }
 

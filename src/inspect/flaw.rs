@@ -50,6 +50,7 @@ impl fmt::Debug for Answer<'_> {
 
 /// Why an answer with a good status is no success. Made by a check of one's own: shown at
 /// [`Inspect::also`](super::Inspect::also).
+#[derive(PartialEq, Eq)]
 pub struct Flaw {
     kind: FlawKind,
     cause: Option<Box<Cause>>,
@@ -87,6 +88,12 @@ impl Flaw {
     #[cfg(test)]
     pub(super) fn cause(&self) -> Option<&Cause> {
         self.cause.as_deref()
+    }
+
+    /// What the provider said went wrong, or else what it is. It may hold a secret.
+    pub(crate) fn message(&self) -> &str {
+        let said = self.cause.as_ref().and_then(|cause| cause.message.as_deref());
+        said.unwrap_or_else(|| self.kind.description())
     }
 
     /// What the provider said, or the check, for secrets to be removed from it.

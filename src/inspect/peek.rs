@@ -31,8 +31,8 @@ pub(crate) enum Phase {
     Content,
     /// The stream's last word was heard, or it ended as it should.
     Complete,
-    /// After its content came an error, or an end without the marker.
-    Broken,
+    /// After its content came an error that said this, or an end without the marker.
+    Broken(Option<Vec<u8>>),
 }
 
 /// Why there will be no content.
@@ -116,7 +116,9 @@ impl Peek {
         }
         match self.phase {
             Phase::Preamble => self.refuse_at_end(),
-            Phase::Content if self.ends_in_marker && !self.finished => self.phase = Phase::Broken,
+            Phase::Content if self.ends_in_marker && !self.finished => {
+                self.phase = Phase::Broken(None);
+            }
             Phase::Content => self.phase = Phase::Complete,
             _ => {}
         }
@@ -143,7 +145,7 @@ impl Peek {
             }
             Meaning::Error(said) if preamble => self.phase = Phase::Refused(Refusal::Error(said)),
             Meaning::End if preamble => self.refuse_at_end(),
-            Meaning::Error(_) => self.phase = Phase::Broken,
+            Meaning::Error(said) => self.phase = Phase::Broken(Some(said)),
             Meaning::End | Meaning::Answer { .. } => self.phase = Phase::Complete,
         }
     }

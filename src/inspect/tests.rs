@@ -428,10 +428,12 @@ async fn a_stream_without_content_fails_or_passes_by_the_limit_it_reaches() {
 
 #[tokio::test(start_paused = true)]
 async fn a_stream_tells_once_how_it_ended() {
-    use StreamEnd::{Broken, Complete, Dropped};
+    use StreamEnd::{Complete, Dropped};
 
     const CHAT: &str = "data: {\"choices\":[{\"delta\":{\"content\":\"a\"}}]}\n\n";
     const STOP: &str = "data: {\"choices\":[{\"delta\":{},\"finish_reason\":\"stop\"}]}\n\n";
+    const ERROR: &str = "data: {\"error\":1}\n\n";
+    let broken = || StreamEnd::Broken(FlawKind::Broken.into());
     for (steps, reads, expected) in [
         (vec![data(CHAT), data("data: [DONE]\n\n")], 3, Complete),
         // Few clients read on after the last event.
@@ -440,14 +442,18 @@ async fn a_stream_tells_once_how_it_ended() {
         (vec![data(&format!("{CHAT}data: [DONE]\n\n")), Step::Stall], 0, Complete),
         (vec![data(CHAT), data("data: [DONE]")], 3, Complete),
         (vec![data(CHAT), data(STOP), Step::Stall], 2, Complete),
-        (vec![data(CHAT), data(STOP), Step::Fail], 3, Broken),
+        (vec![data(CHAT), data(STOP), Step::Fail], 3, broken()),
         (vec![data(CHAT), Step::Stall], 1, Dropped),
         (vec![data(CHAT), Step::Stall], 0, Dropped),
         (vec![data(CHAT), data(CHAT)], 1, Dropped),
-        (vec![data(CHAT), data(CHAT)], 3, Broken),
-        (vec![data(CHAT), Step::Fail], 2, Broken),
-        (vec![data(CHAT), data("data: {\"error\":1}\n\n"), Step::Stall], 2, Broken),
-        (vec![data("data: x\n\n"), Step::Fail], 2, Broken),
+        (vec![data(CHAT), data(CHAT)], 3, broken()),
+        (vec![data(CHAT), Step::Fail], 2, broken()),
+        (
+            vec![data(CHAT), data(ERROR), Step::Stall],
+            2,
+            StreamEnd::Broken(Flaw::said(b"{\"error\":1}")),
+        ),
+        (vec![data("data: x\n\n"), Step::Fail], 2, broken()),
         (vec![data("data: x\n\n"), data("data: y")], 3, Complete),
     ] {
         let (mut response, told) = into_response(look_at(&[SSE], steps.clone()).await);
@@ -471,7 +477,7 @@ async fn who_knows_the_end_from_the_last_frame_need_not_ask_for_it() {
     assert!(body.frame().await.unwrap().unwrap().is_data());
     assert!(body.is_end_stream());
     drop(body);
-    assert_eq!(*told.lock().unwrap(), [StreamEnd::Broken]);
+    assert_eq!(*told.lock().unwrap(), [StreamEnd::Broken(FlawKind::Broken.into())]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -508,7 +514,7 @@ fn everything(kind: (&str, &str), settings: &Inspect, steps: Vec<Step>) -> Every
         });
         assert_eq!(chunks, sent.collect::<Vec<_>>());
         drop(response);
-        let told = told.lock().unwrap().clone();
+        let told = std::mem::take(&mut *told.lock().unwrap());
         (flaw, chunks.concat(), failed, told)
     })
 }

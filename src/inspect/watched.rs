@@ -12,18 +12,19 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use reqwest::{Body, Response};
 use tokio::time::{Sleep, sleep_until};
 
+use super::flaw::{Flaw, FlawKind};
 use super::peek::{Peek, Phase};
 use super::prefixed::{Head, PrefixedBody};
 use crate::health::after;
 
 /// How a stream ended after its first content.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 pub(crate) enum StreamEnd {
     /// As it should.
     Complete,
     /// By an error, a failure of the transport, without the marker that its API ends with, or by
     /// `idle_timeout`.
-    Broken,
+    Broken(Flaw),
     /// A timeout below this layer cut it: the client's, or the request's, which includes the body. Its
     /// reader had waited in vain for this long by then. Whether that is the stream's fault is for the
     /// rule about silence to say.
@@ -95,11 +96,13 @@ impl Watched {
 
     /// Reports how the stream ended as soon as that is known.
     fn report_if_over(&mut self) {
-        match self.peek.phase() {
-            Phase::Complete => self.report(StreamEnd::Complete),
-            Phase::Broken => self.report(StreamEnd::Broken),
-            _ => {}
-        }
+        let end = match self.peek.phase() {
+            Phase::Complete => StreamEnd::Complete,
+            Phase::Broken(Some(said)) => StreamEnd::Broken(Flaw::said(said)),
+            Phase::Broken(None) => StreamEnd::Broken(FlawKind::Broken.into()),
+            _ => return,
+        };
+        self.report(end);
     }
 
     /// Nothing has arrived. Ready when that has been so for too long.
@@ -136,7 +139,7 @@ impl HttpBody for Watched {
         let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(context) else {
             return self.poll_silence(context).map(|limit| {
                 self.body.end();
-                self.report(StreamEnd::Broken);
+                self.report(StreamEnd::Broken(FlawKind::Silent.into()));
                 let error = format!("the stream was silent for {limit:?}");
                 Some(Err(io::Error::new(io::ErrorKind::TimedOut, error).into()))
             });
@@ -152,7 +155,7 @@ impl HttpBody for Watched {
                 let quiet_for = self.quiet_for();
                 self.report(StreamEnd::Silent { quiet_for });
             }
-            Some(Err(_)) => self.report(StreamEnd::Broken),
+            Some(Err(_)) => self.report(StreamEnd::Broken(FlawKind::Broken.into())),
             None => self.peek.end(),
         }
         self.quiet_since = None;

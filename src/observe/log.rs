@@ -1,19 +1,32 @@
 //! Spans and log lines, named as OpenTelemetry names things.
 
+use std::fmt;
+
 use http::Method;
 use reqwest::Url;
 use tracing::field::Empty;
 use tracing::level_filters::LevelFilter;
-use tracing::{Span, debug, error, info, info_span, trace, warn};
+use tracing::{Span, info_span};
 
 use super::Event;
 use crate::report::Attempt;
 use crate::verdict::Reason;
 
+/// The target of every span and line.
+const TARGET: &str = "reqwest_failover";
+
+/// Writes a log line.
+macro_rules! line {
+    ($level:ident, $message:literal, $($fields:tt)*) => {
+        tracing::event!(target: TARGET, tracing::Level::$level, { $($fields)* }, $message)
+    };
+}
+
 /// The span of a claimed request.
 pub(super) fn request_span(method: Option<&Method>) -> Span {
-    info_span!(
+    info_span!(target: TARGET,
         "failover.request",
+        failover.request_id = Empty,
         http.request.method = method.map(Method::as_str),
         gen_ai.provider.name = Empty,
         http.response.status_code = Empty,
@@ -24,7 +37,7 @@ pub(super) fn request_span(method: Option<&Method>) -> Span {
 
 /// The span of one attempt, below its request's.
 pub(super) fn attempt_span(request: &Span, provider: &str, base: &Url, resends: usize) -> Span {
-    info_span!(
+    info_span!(target: TARGET,
         parent: request,
         "failover.attempt",
         gen_ai.provider.name = provider,
@@ -53,7 +66,7 @@ pub(super) fn record_end(span: &Span, report: &crate::report::Report) {
             record_outcome(span, last);
             span.record("http.request.resend_count", report.attempts().len() - 1);
         }
-        // Nobody was asked.
+        // No provider was asked.
         None => _ = span.record("error.type", Reason::Other.as_str()),
     }
     if let Some(provider) = report.served_by() {
@@ -74,104 +87,164 @@ pub(super) fn log(event: &Event<'_>, messages: bool) {
     let status = |attempt: &Attempt| attempt.status().map(|status| status.as_u16());
     let millis = |attempt: &Attempt| attempt.elapsed().as_millis() as u64;
     match event {
-        Event::AttemptStarted { provider, number } => {
-            trace!(gen_ai.provider.name = provider, attempt = number, "attempt started");
+        Event::AttemptStarted { provider, number, .. } => {
+            line!(TRACE, "attempt started", gen_ai.provider.name = provider, attempt = number);
         }
-        Event::AttemptFinished { attempt }
+        Event::AttemptFinished { attempt, .. }
             if matches!(attempt.reason(), Reason::Auth | Reason::Quota) =>
         {
-            error!(
+            line!(
+                ERROR,
+                "the provider refused the credential or the account",
                 gen_ai.provider.name = attempt.provider(),
                 http.response.status_code = status(attempt),
                 error.type = attempt.reason().as_str(),
                 elapsed_ms = millis(attempt),
-                error.message = shown(attempt),
-                "the provider refused the credential or the account"
+                error.message = shown(attempt)
             )
         }
-        Event::AttemptFinished { attempt } => debug!(
-            gen_ai.provider.name = attempt.provider(),
-            http.response.status_code = status(attempt),
-            reason = attempt.reason().as_str(),
-            elapsed_ms = millis(attempt),
-            "attempt finished"
-        ),
-        Event::Switched { from, to } => warn!(
+        Event::AttemptFinished { attempt, .. } => {
+            line!(
+                DEBUG,
+                "attempt finished",
+                gen_ai.provider.name = attempt.provider(),
+                http.response.status_code = status(attempt),
+                reason = attempt.reason().as_str(),
+                elapsed_ms = millis(attempt)
+            )
+        }
+        Event::FailedOver { from, to, .. } => line!(
+            WARN,
+            "failing over",
             from = from.provider(),
             to,
             http.response.status_code = status(from),
             error.type = from.reason().as_str(),
             elapsed_ms = millis(from),
             maybe_processed = from.maybe_processed(),
-            error.message = shown(from),
-            "failing over"
+            error.message = shown(from)
         ),
-        Event::HedgeSent { from, to, waited } => debug!(
+        Event::HedgeSent { from, to, waited, .. } => line!(
+            DEBUG,
+            "a provider is silent: a hedge is sent to the next",
             from,
             to,
-            elapsed_ms = waited.as_millis() as u64,
-            "a provider is silent: a hedge is sent to the next"
+            elapsed_ms = waited.as_millis() as u64
         ),
-        Event::Exhausted { report } => error!(
+        Event::Exhausted { report, .. } => line!(
+            ERROR,
+            "no provider served the request",
             %report,
             error.type = report.attempts().last().map(|attempt| attempt.reason().as_str()),
-            error.message = report.attempts().last().and_then(shown),
-            "no provider served the request"
+            error.message = report.attempts().last().and_then(shown)
         ),
-        Event::Rejected { report } => warn!(
-            %report,
-            error.type = report.attempts().last().map(|attempt| attempt.reason().as_str()),
-            error.message = report.attempts().last().and_then(shown),
-            "every provider that was asked refused the request"
-        ),
-        Event::BreakerOpened { provider, key, breaks, cause, .. } => warn!(
-            gen_ai.provider.name = provider,
-            health_key = key,
-            breaks,
-            cause,
-            "circuit breaker opened"
-        ),
-        Event::BreakerClosed { provider, key } => {
-            info!(gen_ai.provider.name = provider, health_key = key, "circuit breaker closed");
+        Event::Rejected { report, .. } => {
+            line!(
+                WARN,
+                "every provider that was asked refused the request",
+                %report,
+                error.type = report.attempts().last().map(|attempt| attempt.reason().as_str()),
+                error.message = report.attempts().last().and_then(shown)
+            )
         }
-        Event::BreakerProbing { provider, key } => {
-            info!(gen_ai.provider.name = provider, health_key = key, "probing after a break");
+        Event::BreakerOpened { provider, key, breaks, cause, .. } => {
+            line!(
+                WARN,
+                "circuit breaker opened",
+                gen_ai.provider.name = provider,
+                health_key = key,
+                breaks,
+                cause
+            )
+        }
+        Event::BreakerClosed { provider, key, .. } => {
+            line!(
+                INFO,
+                "circuit breaker closed",
+                gen_ai.provider.name = provider,
+                health_key = key
+            );
+        }
+        Event::BreakerProbing { provider, key, .. } => {
+            line!(INFO, "probing after a break", gen_ai.provider.name = provider, health_key = key);
         }
         Event::CoolingDown { provider, key, .. } => {
-            warn!(gen_ai.provider.name = provider, health_key = key, "provider is cooling down");
+            line!(
+                WARN,
+                "provider is cooling down",
+                gen_ai.provider.name = provider,
+                health_key = key
+            );
         }
-        Event::AtCapacity { provider } => {
-            info!(gen_ai.provider.name = provider, "provider is at capacity");
+        Event::AtCapacity { provider, .. } => {
+            line!(INFO, "provider is at capacity", gen_ai.provider.name = provider);
         }
-        Event::PassedThrough { host } => {
-            debug!(server.address = host, "no base of the chain claims this request");
+        Event::PassedThrough { host, .. } => {
+            line!(DEBUG, "no base of the chain claims this request", server.address = host);
         }
-        Event::StreamBroken { provider } => {
-            warn!(gen_ai.provider.name = provider, "a stream broke after its content had begun");
+        Event::StreamBroken { provider, reason, message, .. } => {
+            line!(
+                WARN,
+                "a stream broke after its content had begun",
+                gen_ai.provider.name = provider,
+                error.type = reason.as_str(),
+                error.message = message.filter(|_| messages)
+            )
         }
-        Event::CallbackPanicked { callback } => error!(callback, "a closure of the chain panicked"),
-        Event::SwitchRateHigh { provider, ratio, reason } => warn!(
-            gen_ai.provider.name = provider,
-            ratio,
-            error.type = reason.map(Reason::as_str),
-            "many requests are not served by the first provider"
+        Event::CallbackPanicked { callback } => {
+            line!(ERROR, "a closure of the chain panicked", callback)
+        }
+        Event::FallbackRateHigh { provider, ratio, reason, .. } => {
+            line!(
+                WARN,
+                "many requests are not served by the first provider",
+                gen_ai.provider.name = provider,
+                ratio,
+                error.type = reason.map(Reason::as_str)
+            )
+        }
+        Event::FallbackRateNormal { provider, ratio, .. } => {
+            line!(INFO, "the first provider serves again", gen_ai.provider.name = provider, ratio);
+        }
+        Event::Finished { report, .. } => line!(
+            DEBUG,
+            "request finished",
+            %report
         ),
-        Event::SwitchRateNormal { provider, ratio } => {
-            info!(gen_ai.provider.name = provider, ratio, "the first provider serves again");
-        }
-        Event::Finished { report, .. } => debug!(%report, "request finished"),
     }
 }
 
 /// Warns of two providers whose outages will coincide.
 pub(super) fn log_shared_host(first: &str, second: &str, host: &str) {
-    warn!(first, second, server.address = host, "two providers share a host: they fail together");
+    line!(
+        WARN,
+        "two providers share a host: they fail together",
+        first,
+        second,
+        server.address = host
+    );
 }
 
 /// Warns of a provider that has answered nothing but 404.
 pub(super) fn log_only_not_found(provider: &str) {
-    warn!(
-        gen_ai.provider.name = provider,
-        "the provider has answered nothing but 404: its base URL is probably wrong"
+    line!(
+        WARN,
+        "the provider has answered nothing but 404: its base URL is probably wrong",
+        gen_ai.provider.name = provider
+    );
+}
+
+/// Warns of an origin whose requests are passed through.
+pub(super) fn log_passed_through(
+    origin: &str,
+    nearest: &dyn fmt::Debug,
+    differs: &dyn fmt::Display,
+) {
+    line!(
+        WARN,
+        "requests to this origin are passed through: no base of the chain claims them",
+        origin,
+        ?nearest,
+        %differs
     );
 }

@@ -110,9 +110,9 @@ impl Meter {
     /// Reads what does not happen to every request.
     pub(super) fn read(&self, event: &Event<'_>) {
         match event {
-            Event::AttemptFinished { attempt } => self.failed(attempt),
-            Event::Switched { from, to } => count(
-                SWITCHES,
+            Event::AttemptFinished { attempt, .. } => self.failed(attempt),
+            Event::FailedOver { from, to, .. } => count(
+                FAILOVERS,
                 vec![
                     Label::new("from", from.provider().to_owned()),
                     Label::new("to", (*to).to_owned()),
@@ -126,7 +126,7 @@ impl Meter {
             Event::Exhausted { .. } => count(EXHAUSTED, Vec::new()),
             Event::Rejected { .. } => count(REJECTED, Vec::new()),
             Event::PassedThrough { .. } => count(PASSED_THROUGH, Vec::new()),
-            Event::StreamBroken { provider } => {
+            Event::StreamBroken { provider, .. } => {
                 if let Some(keys) = self.keys(provider) {
                     with_recorder(|recorder| {
                         recorder.register_counter(&keys.broken, &METADATA).increment(1);
@@ -188,7 +188,7 @@ impl Keys {
 
 const REQUESTS: &str = "failover_requests_total";
 const ATTEMPTS: &str = "failover_attempts_total";
-const SWITCHES: &str = "failover_switches_total";
+const FAILOVERS: &str = "failover_failovers_total";
 const HEDGES: &str = "failover_hedges_total";
 const EXHAUSTED: &str = "failover_exhausted_total";
 const REJECTED: &str = "failover_rejected_total";
@@ -197,7 +197,7 @@ const NOT_REPLAYABLE: &str = "failover_not_replayable_total";
 const PASSED_THROUGH: &str = "failover_passed_through_total";
 const BROKEN: &str = "failover_stream_broken_total";
 const STATE: &str = "failover_provider_state";
-const RATIO: &str = "failover_switch_ratio";
+const RATIO: &str = "failover_fallback_ratio";
 const DURATION: &str = "failover_attempt_duration_seconds";
 const ADDED_LATENCY: &str = "failover_added_latency_seconds";
 
@@ -237,7 +237,7 @@ fn describe(recorder: &dyn Recorder) {
             "Requests that are over, by the provider that served them; `none` where nobody did",
         ),
         (ATTEMPTS, "Attempts that ended, by provider and reason"),
-        (SWITCHES, "Requests that went on from one provider to another, by the reason"),
+        (FAILOVERS, "Requests that went on from one provider to another, by the reason"),
         (HEDGES, "Requests for which a second provider was asked beside a silent one"),
         (EXHAUSTED, "Requests that no provider served"),
         (REJECTED, "Requests that every provider that was asked refused"),

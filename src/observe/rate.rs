@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use crate::health::{Ring, Ticks};
 use crate::verdict::Reason;
 
-/// The switch rate's limits, as shares of requests.
+/// The fallback rate's limits, as shares of requests.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RateLimits {
     pub(crate) high: f64,
@@ -33,11 +33,11 @@ impl RateLimits {
 
 /// A rolling count of requests and of those that the first provider did not serve.
 #[derive(Debug)]
-pub(crate) struct SwitchRate {
+pub(crate) struct FallbackRate {
     limits: RateLimits,
     ticks: Ticks,
-    ring: Ring<Switches>,
-    /// Requests and switched ones of the last 5 minutes, as of the last request's tick.
+    ring: Ring<RateCounts>,
+    /// Requests and those served by fallbacks of the last 5 minutes, as of the last request's tick.
     totals: (u64, u64),
     last_tick: u64,
     is_high: bool,
@@ -51,7 +51,7 @@ pub(crate) enum Crossing {
     Normal { ratio: f64 },
 }
 
-impl SwitchRate {
+impl FallbackRate {
     pub(crate) fn new(limits: RateLimits, now: Instant) -> Self {
         Self {
             limits,
@@ -78,14 +78,14 @@ impl SwitchRate {
             self.last_tick = tick;
             self.totals = self.recent_totals(tick);
         }
-        let switches = self.ring.current(tick);
-        switches.requests = switches.requests.saturating_add(1);
+        let counts = self.ring.current(tick);
+        counts.requests = counts.requests.saturating_add(1);
         self.totals.0 += 1;
         if !served_by_first {
-            switches.switched = switches.switched.saturating_add(1);
+            counts.by_fallback = counts.by_fallback.saturating_add(1);
             self.totals.1 += 1;
             if let Some(reason) = reason {
-                switches.count(reason);
+                counts.count(reason);
             }
         }
         self.last_ratio = share(self.totals);
@@ -123,7 +123,7 @@ impl SwitchRate {
     fn most_frequent(&self, now: Instant) -> Option<Reason> {
         let mut counts: Vec<(Reason, u64)> = Vec::new();
         let recent = self.ring.recent(self.ticks.of(now));
-        for (reason, count) in recent.flat_map(|switches| &switches.reasons) {
+        for (reason, count) in recent.flat_map(|counts| &counts.reasons) {
             match counts.iter_mut().find(|(known, _)| known == reason) {
                 Some((_, known)) => *known += u64::from(*count),
                 None => counts.push((*reason, u64::from(*count))),
@@ -133,8 +133,8 @@ impl SwitchRate {
     }
 
     fn recent_totals(&self, tick: u64) -> (u64, u64) {
-        self.ring.recent(tick).fold((0, 0), |(requests, switched), switches| {
-            (requests + u64::from(switches.requests), switched + u64::from(switches.switched))
+        self.ring.recent(tick).fold((0, 0), |(requests, by_fallback), counts| {
+            (requests + u64::from(counts.requests), by_fallback + u64::from(counts.by_fallback))
         })
     }
 }
@@ -142,20 +142,20 @@ impl SwitchRate {
 const WINDOW: Duration = Duration::from_secs(5 * 60);
 const MINIMUM: u64 = 20;
 
-/// The share of switched requests; `None` where there are too few to say.
-fn share((requests, switched): (u64, u64)) -> Option<f64> {
-    (requests >= MINIMUM).then(|| switched as f64 / requests as f64)
+/// The share of requests that fallbacks served; `None` where there are too few to say.
+fn share((requests, by_fallback): (u64, u64)) -> Option<f64> {
+    (requests >= MINIMUM).then(|| by_fallback as f64 / requests as f64)
 }
 
 /// What was counted in one part of the window.
 #[derive(Debug, Default)]
-struct Switches {
+struct RateCounts {
     requests: u32,
-    switched: u32,
+    by_fallback: u32,
     reasons: Vec<(Reason, u32)>,
 }
 
-impl Switches {
+impl RateCounts {
     fn count(&mut self, reason: Reason) {
         match self.reasons.iter_mut().find(|(known, _)| *known == reason) {
             Some((_, count)) => *count = count.saturating_add(1),
@@ -169,7 +169,7 @@ mod tests {
     use super::*;
 
     struct Clocked {
-        rate: SwitchRate,
+        rate: FallbackRate,
         now: Instant,
     }
 
@@ -177,19 +177,20 @@ mod tests {
         fn new() -> Self {
             #[expect(clippy::disallowed_methods, reason = "any instant will do as the first")]
             let now = Instant::now();
-            Self { rate: SwitchRate::new(RateLimits::default(), now), now }
+            Self { rate: FallbackRate::new(RateLimits::default(), now), now }
         }
 
         fn pass(&mut self, seconds: u64) {
             self.now += Duration::from_secs(seconds);
         }
 
-        fn record(&mut self, served: u32, switched: u32) -> Vec<Crossing> {
+        fn record(&mut self, served: u32, by_fallback: u32) -> Vec<Crossing> {
             let reason = Some(Reason::ServerError);
             let served = (0..served).filter_map(|_| self.rate.record(true, None, self.now));
             let mut crossings: Vec<_> = served.collect();
-            let switched = (0..switched).filter_map(|_| self.rate.record(false, reason, self.now));
-            crossings.extend(switched);
+            let by_fallback =
+                (0..by_fallback).filter_map(|_| self.rate.record(false, reason, self.now));
+            crossings.extend(by_fallback);
             crossings
         }
     }

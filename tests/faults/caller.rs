@@ -45,7 +45,7 @@ pub(crate) enum Ending {
 pub(crate) enum Told {
     Started(String, usize),
     Ended(String),
-    Switched(String, String),
+    FailedOver(String, String),
     Hedged(String, String),
     Rejected,
     Exhausted,
@@ -179,8 +179,8 @@ impl Told {
                 Self::Started((*provider).to_owned(), *number)
             }
             Event::AttemptFinished { attempt, .. } => Self::Ended(attempt.provider().to_owned()),
-            Event::Switched { from, to, .. } => {
-                Self::Switched(from.provider().to_owned(), (*to).to_owned())
+            Event::FailedOver { from, to, .. } => {
+                Self::FailedOver(from.provider().to_owned(), (*to).to_owned())
             }
             Event::HedgeSent { from, to, .. } => Self::Hedged((*from).to_owned(), (*to).to_owned()),
             Event::Rejected { .. } => Self::Rejected,

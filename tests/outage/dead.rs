@@ -219,7 +219,7 @@ async fn measure(outage: Outage, concurrent: usize) -> Measured {
     let took = begun.elapsed();
     let snapshot = scene.chain.snapshot();
     assert_eq!(snapshot.requests(), REQUESTS as u64);
-    assert_eq!((snapshot.switched(), snapshot.exhausted()), (REQUESTS as u64, 0));
+    assert_eq!((snapshot.served_by_fallback(), snapshot.exhausted()), (REQUESTS as u64, 0));
     assert!(snapshot.providers().iter().all(|provider| provider.in_flight() == 0));
     assert_eq!(scene.second.requests().len(), REQUESTS);
     Measured {

@@ -43,7 +43,7 @@ impl Seen {
         chain.observe(move |event| {
             let what = match event {
                 Event::BreakerOpened { provider, .. } => What::Opened((*provider).to_owned()),
-                Event::SwitchRateHigh { .. } => What::Alarm,
+                Event::FallbackRateHigh { .. } => What::Alarm,
                 Event::Rejected { .. } => What::Rejected,
                 Event::Exhausted { .. } => What::Exhausted,
                 _ => return,
@@ -375,7 +375,7 @@ async fn what_no_provider_has_is_rejected_and_no_alarm() {
     let must = "25 rejected, none exhausted, no alarm";
     enter(Part::Blame, 2, VIRTUAL, [setup, &told, must]);
     assert_eq!((snapshot.rejected(), snapshot.exhausted()), (25, 0));
-    assert_eq!(snapshot.switch_ratio(), None, "they count toward no rate");
+    assert_eq!(snapshot.fallback_ratio(), None, "they count toward no rate");
     assert_eq!(seen.of(&What::Rejected).len(), 25);
     assert_eq!((seen.of(&What::Alarm), seen.of(&What::Exhausted)), (vec![], vec![]));
     assert_eq!([harness.state("a"), harness.state("b")], [State::Closed; 2]);

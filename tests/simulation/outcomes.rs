@@ -8,9 +8,11 @@ use reqwest_failover::{Attempt, Exhausted, FailoverError, Reason, Report};
 use reqwest_middleware::Result;
 
 use crate::answers::{Meaning, Price, number};
+use crate::call::Call;
 use crate::harness::CALLERS_KEY;
-use crate::ledger::{Call, Ledger, index};
+use crate::ledger::Ledger;
 use crate::settings::{CLIENTS_TIMEOUT_FIRST, KEYS, NAMES, Settings};
+use crate::turn::index;
 
 /// No answer was given, and the report that the observer saw says so.
 pub(crate) fn check_dropped(ledger: &mut Ledger, settings: &Settings, call: &Call) {
@@ -106,7 +108,7 @@ pub(crate) fn check_outcome(
     let server = served.map(|entry| NAMES[entry.provider]);
     ledger.check(report.served_by() == server, || format!("{report}: served by {server:?}"));
     if let Some(entry) = served {
-        ledger.switched += u64::from(call.order.first() != Some(&entry.provider));
+        ledger.by_fallback += u64::from(call.order.first() != Some(&entry.provider));
         check_told(ledger, call, (0, 0));
         let expected = entry.end.and_then(|end| end.meaning?.status);
         return ledger.check(status == expected, || format!("{report}: is given {status:?}"));

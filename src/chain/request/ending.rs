@@ -2,34 +2,48 @@
 
 use std::time::{Duration, Instant};
 
-use http::Extensions;
 use reqwest_middleware::Error;
 
 use super::{AttemptState, Counted, RequestState, Table};
 use crate::error::{Cause, FailoverError};
-use crate::health::{Permit, State};
+use crate::health::{Changes, Permit, State};
 use crate::message;
 use crate::observe::rate::Crossing;
-use crate::observe::{Ending, Event};
+use crate::observe::{Ending, Event, Origin};
 use crate::report::{Attempt, Report};
-use crate::run::{ProviderSet, Unserved};
+use crate::run::{ProviderSet, Unasked, Unserved};
 use crate::verdict::Reason;
 
 impl RequestState<'_> {
-    /// Adds an attempt to the report, and emits that it is over.
-    pub(in crate::chain) fn record(&mut self, line: Attempt) {
+    /// The request, for its events.
+    pub(super) fn origin(&self) -> Origin<'_> {
+        Origin { id: Some(self.id), extensions: Some(self.extensions) }
+    }
+
+    /// Adds an attempt to the report, and emits that it is over and what that changed.
+    pub(in crate::chain) fn record(&mut self, line: Attempt, provider: usize, changes: Changes) {
         self.report.push(line);
         if let Some(attempt) = self.report.attempts().last()
             && (self.is_watched || attempt.reason() != Reason::Ok)
         {
-            self.emit(&Event::AttemptFinished { attempt });
+            self.emit(&Event::AttemptFinished { origin: self.origin(), attempt });
         }
+        if !changes.is_none() {
+            self.emit_changes(provider, changes);
+        }
+    }
+
+    #[cold]
+    fn emit_changes(&self, provider: usize, changes: Changes) {
+        let (origin, key) = (self.origin(), self.run.key());
+        self.trace.within(|| self.shared.emit_changes(origin, provider, key, changes));
     }
 
     /// Emits that the request goes on after the attempt that failed last.
     pub(in crate::chain) fn emit_failed_over(&self, to: usize) {
         if let Some(from) = self.report.attempts().last() {
-            self.emit(&Event::Switched { from, to: &self.shared.entries[to].name });
+            let (origin, to) = (self.origin(), &*self.shared.entries[to].name);
+            self.emit(&Event::FailedOver { origin, from, to });
         }
     }
 
@@ -37,15 +51,15 @@ impl RequestState<'_> {
     /// both.
     #[cold]
     pub(in crate::chain) fn emit_probing(&self, permit: &Permit) {
-        let shared = self.shared;
+        let (shared, origin) = (self.shared, self.origin());
         let provider = &shared.entries[permit.provider].name;
         if permit.is_own_probe() {
             shared.observer.set_state_gauge(permit.provider, State::Probing);
-            self.emit(&Event::BreakerProbing { provider, key: None });
+            self.emit(&Event::BreakerProbing { origin, provider, key: None });
         }
         if let Some(key) = self.run.key().filter(|_| permit.is_key_probe()) {
             let key = Some(&*shared.shown_key(key));
-            self.emit(&Event::BreakerProbing { provider, key });
+            self.emit(&Event::BreakerProbing { origin, provider, key });
         }
     }
 
@@ -53,7 +67,8 @@ impl RequestState<'_> {
     #[cold]
     pub(in crate::chain) fn emit_at_capacity(&self, full: ProviderSet) {
         for provider in full.iter() {
-            self.emit(&Event::AtCapacity { provider: &self.shared.entries[provider].name });
+            let provider = &self.shared.entries[provider].name;
+            self.emit(&Event::AtCapacity { origin: self.origin(), provider });
         }
     }
 
@@ -61,6 +76,7 @@ impl RequestState<'_> {
     pub(in crate::chain) fn emit_hedged(&self, silent: &AttemptState<'_>, to: usize) {
         let name = |provider: usize| &*self.shared.entries[provider].name;
         self.emit(&Event::HedgeSent {
+            origin: self.origin(),
             from: name(silent.provider),
             to: name(to),
             waited: self.now.saturating_duration_since(silent.started),
@@ -74,19 +90,19 @@ impl RequestState<'_> {
     }
 
     /// Ends the request with an error that holds every attempt.
-    pub(in crate::chain) fn fail(&mut self, cause: Cause, extensions: &mut Extensions) -> Error {
+    pub(in crate::chain) fn fail(&mut self, cause: Cause) -> Error {
         let ending = match cause {
             Cause::PathRefused | Cause::UnknownRoute { .. } => Ending::NoNews,
             _ => self.unserved(),
         };
-        let report = self.finish(ending, extensions);
+        let report = self.finish(ending);
         FailoverError::new(cause, report).into_middleware()
     }
 
     /// Ends a request for which no provider was asked.
-    pub(in crate::chain) fn fail_unasked(&mut self, extensions: &mut Extensions) -> Error {
+    pub(in crate::chain) fn fail_unasked(&mut self) -> Error {
         let is_late = self.now >= self.run.deadline().at;
-        self.fail(if is_late { Cause::NoTime } else { Cause::NobodyToAsk }, extensions)
+        self.fail(if is_late { Cause::NoTime } else { Cause::NobodyToAsk })
     }
 
     /// How a request ends that no provider served.
@@ -98,14 +114,10 @@ impl RequestState<'_> {
     }
 
     /// Ends the request and leaves its report with the caller. It is returned for the response, too.
-    pub(in crate::chain) fn finish(
-        &mut self,
-        ending: Ending,
-        extensions: &mut Extensions,
-    ) -> Report {
+    pub(in crate::chain) fn finish(&mut self, ending: Ending) -> Report {
         self.close(ending);
-        let report = std::mem::replace(&mut self.report, Report::new());
-        extensions.insert(report.clone());
+        let report = std::mem::replace(&mut self.report, Report::new(self.id));
+        self.extensions.insert(report.clone());
         report
     }
 
@@ -115,30 +127,64 @@ impl RequestState<'_> {
         let served = ending == Ending::Served;
         self.report.finish(served, self.now.saturating_duration_since(self.started));
         if self.counted.is_none() {
-            self.count(&mut shared.lock(), ending, None);
+            let mut table = shared.lock();
+            self.count(&mut table, ending, None);
+            if matches!(ending, Ending::Rejected | Ending::Exhausted) {
+                self.explain_unasked(&table);
+            }
         }
         self.trace.record_end(&self.report);
-        let report = &self.report;
+        let counted = self.counted.take();
+        let (origin, report) = (self.origin(), &self.report);
         match ending {
-            Ending::Exhausted => self.emit(&Event::Exhausted { report }),
-            Ending::Rejected => self.emit(&Event::Rejected { report }),
+            Ending::Exhausted => self.emit(&Event::Exhausted { origin, report }),
+            Ending::Rejected => self.emit(&Event::Rejected { origin, report }),
             Ending::Served | Ending::NoNews => {}
         }
-        let Some(Counted { ratio: switch_ratio, crossing }) = self.counted.take() else { return };
+        let Some(Counted { ratio: fallback_ratio, crossing }) = counted else { return };
         let added_latency = served.then(|| self.added_latency()).flatten();
         if self.is_watched {
-            self.emit(&Event::Finished { report, added_latency, switch_ratio });
+            self.emit(&Event::Finished { origin, report, added_latency, fallback_ratio });
         } else {
-            shared.observer.count_finished(report, added_latency, switch_ratio);
+            shared.observer.count_finished(report, added_latency, fallback_ratio);
         }
         if let Some(crossing) = crossing {
             let first = self.run.first().map_or("", |first| &shared.entries[first].name);
             self.emit(&match crossing {
                 Crossing::High { ratio, reason } => {
-                    Event::SwitchRateHigh { provider: first, ratio, reason }
+                    Event::FallbackRateHigh { origin, provider: first, ratio, reason }
                 }
-                Crossing::Normal { ratio } => Event::SwitchRateNormal { provider: first, ratio },
+                Crossing::Normal { ratio } => {
+                    Event::FallbackRateNormal { origin, provider: first, ratio }
+                }
             });
+        }
+    }
+
+    /// Puts into the report why providers were not asked.
+    #[cold]
+    fn explain_unasked(&mut self, table: &Table) {
+        let Self { shared, run, report, started, now, .. } = self;
+        if run.has_accepted() {
+            return;
+        }
+        let mut reasons: Vec<(Unasked, Vec<&str>)> = Vec::new();
+        for provider in table.order.iter() {
+            let name = &*shared.entries[*provider].name;
+            if report.attempts().iter().any(|attempt| attempt.provider() == name) {
+                continue;
+            }
+            let why = run.why_unasked(*provider, &shared.limits, &table.health, *started, *now);
+            match reasons.iter_mut().find(|(reason, _)| *reason == why) {
+                Some((_, names)) => names.push(name),
+                None => reasons.push((why, vec![name])),
+            }
+        }
+        let lines =
+            reasons.iter().map(|(why, names)| format!("{} not asked: {why}", names.join(", ")));
+        let lines: Vec<_> = lines.collect();
+        if !lines.is_empty() {
+            report.set_unasked(lines.join("; "));
         }
     }
 
@@ -158,16 +204,16 @@ impl RequestState<'_> {
         let first = self.run.first();
         table.counts.count(ending, served_by.is_some() && served_by != first);
         // A route that puts another provider first says nothing about the chain's first.
-        let first = first.filter(|first| table.order.first() == Some(first));
+        let first = self.run.first_of(&table.health).filter(|first| table.first() == Some(*first));
         let is_news = matches!(ending, Ending::Served | Ending::Exhausted);
         let crossing = first.filter(|_| is_news).and_then(|first| {
             let name = &self.shared.entries[first].name;
             let failed = |attempt: &&Attempt| attempt.provider == *name;
             let reason = self.report.attempts().iter().find(failed).map(Attempt::reason);
             let reason = reason.or(self.first_asked.then_some(Reason::Abandoned));
-            table.switch_rate.record(served_by == Some(first), reason, self.now)
+            table.fallback_rate.record(served_by == Some(first), reason, self.now)
         });
-        self.counted = Some(Counted { ratio: table.switch_rate.last_ratio(), crossing });
+        self.counted = Some(Counted { ratio: table.fallback_rate.last_ratio(), crossing });
     }
 
     pub(super) fn emit(&self, event: &Event<'_>) {

@@ -21,7 +21,7 @@ fn phases_under(rules: Rules, stream: &str) -> String {
         Phase::Refused(_) => 'R',
         Phase::Content => 'c',
         Phase::Complete => 'C',
-        Phase::Broken => 'B',
+        Phase::Broken(_) => 'B',
     };
     let mut peek = Peek::new(64 * 1024, 64, rules);
     let mut phases = String::new();
@@ -202,7 +202,7 @@ fn commits_at_its_limits() {
     peek.push(&b": keep-alive\n\n".repeat(7));
     assert_eq!(*peek.phase(), Phase::Preamble);
     peek.push(b": keep-alive\n\ndata: {\"error\":1}\n\n");
-    assert_eq!(*peek.phase(), Phase::Broken);
+    assert_eq!(*peek.phase(), Phase::Broken(Some(b"{\"error\":1}".to_vec())));
 
     let mut peek = Peek::new(64 * 1024, 3, Rules::default());
     peek.push(b"event: ping\n\nevent: ping\n\n: comment\n\n");

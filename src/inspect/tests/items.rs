@@ -197,7 +197,7 @@ async fn the_bytes_are_believed_and_not_the_type() {
         let seen = seen(post_for_stream(), kind, &good, &Inspect::errors_in_success()).await;
         let (mut response, told) = into_response(seen);
         assert!(!chunks(&mut response).await.1);
-        assert_eq!(*told.lock().unwrap(), [StreamEnd::Broken], "{kind:?}");
+        assert_eq!(*told.lock().unwrap(), [StreamEnd::Broken(FlawKind::Broken.into())], "{kind:?}");
     }
     // A text that looks like a stream is a text to one who did not ask for a stream.
     let text = found(post(), ("content-type", "text/plain"), "data: {\"error\":1}\n\n").await;
@@ -433,8 +433,12 @@ async fn a_stream_that_falls_silent_ends_with_an_error_where_that_is_asked_for()
     let hello = r#"data: {"choices":[{"delta":{"content":"a"}}]}"#;
     let settings = Inspect::errors_in_success().idle_timeout(Duration::from_secs(3));
     for (rest, silence, end) in [
-        (vec![Step::Stall], Some(3000), StreamEnd::Broken),
-        (vec![Step::Wait(2000), data(": hi\n\n"), Step::Stall], Some(5000), StreamEnd::Broken),
+        (vec![Step::Stall], Some(3000), StreamEnd::Broken(FlawKind::Silent.into())),
+        (
+            vec![Step::Wait(2000), data(": hi\n\n"), Step::Stall],
+            Some(5000),
+            StreamEnd::Broken(FlawKind::Silent.into()),
+        ),
         (vec![Step::Wait(2999), data("data: [DONE]\n\n")], None, StreamEnd::Complete),
         // Nothing is due after the last word.
         (vec![data("data: [DONE]\n\n"), Step::Wait(60_000)], None, StreamEnd::Complete),

@@ -37,6 +37,14 @@ async fn the_caller_has_an_error_exactly_when_the_total_is_over() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_error_says_that_the_requests_own_limit_was_over() {
+    let harness = Harness::of([("a", Script::hang()), ("b", Script::status(200))]);
+    let limits = Limits::new().total(secs(5)).attempt(secs(9));
+    let error = harness.post().with_extension(limits).send().await.unwrap_err().to_string();
+    assert!(error.contains("b") && error.contains("the request's limit of 5s was over"), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_shorter_total_leaves_time_for_the_second_provider() {
     let harness = Harness::of([("a", Script::hang()), ("b", Script::status(200).after(ms(100)))]);
     let (result, took) = ask(&harness, Limits::new().total(secs(2))).await;

@@ -3,6 +3,7 @@
 mod address;
 mod body;
 mod builder;
+mod check;
 mod drive;
 mod flight;
 mod mark;
@@ -21,6 +22,7 @@ use reqwest_middleware::{Middleware, Next};
 
 use self::body::Requests;
 pub use self::builder::ProviderChainBuilder;
+use self::check::check;
 use self::drive::drive;
 use self::flight::Sender;
 use self::shared::{Shared, now};
@@ -28,6 +30,7 @@ use crate::error::ConfigError;
 use crate::health::State;
 use crate::observe::{Event, Origin, ProviderSnapshot, Snapshot};
 use crate::provider::Provider;
+use crate::report::Attempt;
 
 /// An ordered list of API providers, as a `reqwest-middleware` layer.
 ///
@@ -164,6 +167,37 @@ impl ProviderChain {
     pub fn restore(&self, name: &str) -> Result<(), ConfigError> {
         self.shared.isolate(self.shared.known(name, "restore")?, false);
         Ok(())
+    }
+
+    /// Asks each provider this once, all of them at the same time and whatever their health, and returns
+    /// what each said, in the chain's order. For deploy scripts, and for a standby that has not been used
+    /// for weeks: a key that has expired there shows before it is needed.
+    ///
+    /// Isolated providers are asked, too. No provider's health moves, nothing is counted, and no
+    /// [`Event`] tells of it. Each attempt is made and judged as any other, with the provider's key, within
+    /// its attempt timeout, by default 120 s; a timeout of the request bounds each of them. `client` is the
+    /// one below the chain, so that no other layer is asked, and neither is the chain itself.
+    ///
+    /// Since every provider processes the request, ask for something that costs nothing, such as a list of
+    /// models. Where nothing can be sent, because the URL is below no base URL of the chain or the body is
+    /// a stream, every attempt says so and has [`Reason::Other`](crate::Reason::Other).
+    ///
+    /// ```no_run
+    /// # async fn check(chain: reqwest_failover::ProviderChain) -> Result<(), Box<dyn std::error::Error>> {
+    /// use reqwest_failover::{Reason, harden};
+    ///
+    /// let http = harden(reqwest::Client::builder()).build()?;
+    /// let request = http.get("https://api.openai.com/v1/models").build()?;
+    /// let said = chain.check(&http, request).await;
+    /// for attempt in &said {
+    ///     println!("{attempt}: {}", attempt.message().unwrap_or("well"));
+    /// }
+    /// let is_well = said.iter().all(|attempt| attempt.reason() == Reason::Ok);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn check(&self, client: &reqwest::Client, request: Request) -> Vec<Attempt> {
+        check(&self.shared, client, request).await
     }
 }
 

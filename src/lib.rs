@@ -30,7 +30,7 @@ pub use observe::{Event, ProviderSnapshot, Snapshot};
 pub use provider::Provider;
 pub use report::{Attempt, Report};
 pub use route::Route;
-pub use run::{Ambiguous, Replay};
+pub use run::{Ambiguous, Limits, Replay};
 pub use verdict::{Fault, Outcome, Reason, Verdict};
 
 /// Prepares a client so that this layer sees what really happened: redirects off, no referer, and a

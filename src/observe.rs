@@ -192,7 +192,8 @@ pub enum Event<'a> {
     /// One of the user's closures panicked and was treated as having no opinion.
     #[non_exhaustive]
     CallbackPanicked {
-        /// `"classify"`, `"route"`, `"health_by"`, `"map_request"`, `"bearer_auth_with"`, `"inspect"` or
+        /// `"classify"`, `"route"`, `"health_by"`, `"map_request"`, `"rename_model_with"`,
+        /// `"bearer_auth_with"`, `"api_key_header_with"`, `"api_key_query_with"`, `"inspect"` or
         /// `"observe"`; `"display"` for an error that cannot be shown.
         callback: &'static str,
     },

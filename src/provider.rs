@@ -6,9 +6,12 @@
 
 mod check;
 mod credential;
+mod edits;
 mod entry;
+mod key;
 mod keyring;
 mod presets;
+mod source;
 #[cfg(test)]
 mod tests;
 
@@ -22,11 +25,13 @@ use std::time::Duration;
 
 use http::{HeaderName, HeaderValue};
 use reqwest::Request;
+use serde::Serialize;
 
 pub(crate) use self::check::{ChainHeaders, Checked, MAX_PROVIDERS, check};
 use self::credential::Credential;
+use self::edits::BodyEdits;
 pub(crate) use self::entry::Entry;
-pub(crate) use self::keyring::{bearer_value, checked_key};
+pub(crate) use self::source::{FreshKey, KeySource};
 use crate::readdress::Base;
 
 /// One API provider: a name, a base URL, and what a request needs there.
@@ -69,7 +74,7 @@ pub struct Provider {
     queries: Vec<(String, String)>,
     remove_headers: Vec<String>,
     keep_headers: Vec<String>,
-    models: Vec<(String, String)>,
+    edits: BodyEdits,
     attempt_timeout: Option<Duration>,
     max_in_flight: Option<usize>,
     map_request: Option<MapRequest>,
@@ -100,7 +105,7 @@ impl Provider {
             queries: Vec::new(),
             remove_headers: Vec::new(),
             keep_headers: Vec::new(),
-            models: Vec::new(),
+            edits: BodyEdits::default(),
             attempt_timeout: None,
             max_in_flight: None,
             map_request: None,
@@ -187,7 +192,8 @@ impl Provider {
     /// its timeout. Nothing is cached: a source that fetches tokens keeps them itself.
     ///
     /// A source that fails, or whose token is malformed, is a failure of the provider: the request
-    /// goes to the next.
+    /// goes to the next, with [`Reason::Credential`](crate::Reason::Credential). Several sources are
+    /// asked one after the other.
     ///
     /// ```
     /// # use reqwest_failover::Provider;
@@ -201,10 +207,45 @@ impl Provider {
         Fut: Future<Output = Result<String, E>> + Send + 'static,
         E: Into<BoxError> + 'static,
     {
-        self.credential(Credential::Source(Arc::new(move || {
-            let token = source();
-            Box::pin(async move { token.await.map_err(Into::into) })
-        })))
+        self.credential(Credential::BearerSource(boxed(source)))
+    }
+
+    /// [`api_key_header`](Self::api_key_header) with a key that is asked for on every attempt, as
+    /// [`bearer_auth_with`](Self::bearer_auth_with) does.
+    ///
+    /// ```
+    /// # use reqwest_failover::Provider;
+    /// Provider::new("azure", "https://example.openai.azure.com/openai/v1")
+    ///     .api_key_header_with("api-key", || async {
+    ///         tokio::fs::read_to_string("/run/secrets/azure").await
+    ///     });
+    /// ```
+    pub fn api_key_header_with<F, Fut, E>(self, header: impl Into<String>, source: F) -> Self
+    where
+        F: Fn() -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<String, E>> + Send + 'static,
+        E: Into<BoxError> + 'static,
+    {
+        self.credential(Credential::HeaderSource(header.into(), boxed(source)))
+    }
+
+    /// [`api_key_query`](Self::api_key_query) with a key that is asked for on every attempt, as
+    /// [`bearer_auth_with`](Self::bearer_auth_with) does. It is the last pair of the query.
+    ///
+    /// ```
+    /// # use reqwest_failover::Provider;
+    /// Provider::new("gemini", "https://generativelanguage.googleapis.com/v1beta")
+    ///     .api_key_query_with("key", || async {
+    ///         tokio::fs::read_to_string("/run/secrets/gemini").await
+    ///     });
+    /// ```
+    pub fn api_key_query_with<F, Fut, E>(self, name: impl Into<String>, source: F) -> Self
+    where
+        F: Fn() -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<String, E>> + Send + 'static,
+        E: Into<BoxError> + 'static,
+    {
+        self.credential(Credential::QuerySource(name.into(), boxed(source)))
     }
 
     /// Sets a header on every request to this provider, in place of the caller's. The last value
@@ -287,7 +328,60 @@ impl Provider {
     ///     .rename_model("gpt-4o-mini", "openai/gpt-4o-mini");
     /// ```
     pub fn rename_model(mut self, from: impl Into<String>, to: impl Into<String>) -> Self {
-        self.models.push((from.into(), to.into()));
+        self.edits.models.push((from.into(), to.into()));
+        self
+    }
+
+    /// Renames models by a rule, where [`rename_model`](Self::rename_model) has no name for them; in the
+    /// same way. `None` keeps the name. A second call replaces the first. If it panics, the name is kept.
+    ///
+    /// ```
+    /// # use reqwest_failover::Provider;
+    /// // OpenAI's models have its name before theirs.
+    /// Provider::new("openrouter", "https://openrouter.ai/api/v1")
+    ///     .bearer_auth("openrouter-key")
+    ///     .rename_model_with(|model| model.starts_with("gpt-").then(|| format!("openai/{model}")));
+    /// ```
+    pub fn rename_model_with<F>(mut self, rename: F) -> Self
+    where
+        F: Fn(&str) -> Option<String> + Send + Sync + 'static,
+    {
+        self.edits.rename_with = Some(Arc::new(rename));
+        self
+    }
+
+    /// Sets a value at the top of the JSON bodies that are sent to this provider: in place of the
+    /// caller's, else at the end. Each key once; not the model where it is renamed.
+    ///
+    /// As for [`rename_model`](Self::rename_model), every other byte stays, and the headers that speak of
+    /// the body go if it changes. Of duplicate keys each is set. A body that is no JSON object, is
+    /// compressed, or can be sent only once is left as it is. Credentials do not belong here: no
+    /// message is searched for them.
+    ///
+    /// ```
+    /// # use reqwest_failover::{Provider, ProviderChain};
+    /// let chain = ProviderChain::builder([
+    ///     Provider::openai("openai-key").json_set("store", false),
+    ///     // It refuses what the first one takes.
+    ///     Provider::new("other", "https://api.example.com/v1")
+    ///         .bearer_auth("other-key")
+    ///         .json_set("reasoning", serde_json::json!({ "effort": "low" }))
+    ///         .json_remove("store"),
+    /// ])
+    /// .build()?;
+    /// # Ok::<(), reqwest_failover::ConfigError>(())
+    /// ```
+    ///
+    /// The value is what `serde_json` makes of it. One that it cannot write is an error of `build()`.
+    pub fn json_set(mut self, key: impl Into<String>, value: impl Serialize) -> Self {
+        self.edits.set.push((key.into(), serde_json::to_string(&value).ok()));
+        self
+    }
+
+    /// Removes a key from the top of the JSON bodies that are sent to this provider, such as a parameter
+    /// that it refuses. Otherwise as [`json_set`](Self::json_set), where it is shown.
+    pub fn json_remove(mut self, key: impl Into<String>) -> Self {
+        self.edits.remove.push(key.into());
         self
     }
 
@@ -410,7 +504,21 @@ impl fmt::Debug for Provider {
     }
 }
 
+/// A source as it is kept.
+fn boxed<F, Fut, E>(source: F) -> TokenSource
+where
+    F: Fn() -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Result<String, E>> + Send + 'static,
+    E: Into<BoxError> + 'static,
+{
+    Arc::new(move || {
+        let key = source();
+        Box::pin(async move { key.await.map_err(Into::into) })
+    })
+}
+
 pub(crate) type BoxError = Box<dyn StdError + Send + Sync>;
 pub(crate) type TokenFuture = Pin<Box<dyn Future<Output = Result<String, BoxError>> + Send>>;
 pub(crate) type TokenSource = Arc<dyn Fn() -> TokenFuture + Send + Sync>;
+pub(crate) type RenameModel = Arc<dyn Fn(&str) -> Option<String> + Send + Sync>;
 pub(crate) type MapRequest = Arc<dyn Fn(&mut Request) -> Result<(), BoxError> + Send + Sync>;

@@ -14,7 +14,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub(crate) use self::judgement::{Judgement, Settled, Unserved};
-pub(crate) use self::limits::{Bound, Deadline, Limits, Until};
+pub use self::limits::Limits;
+pub(crate) use self::limits::{Bound, ChainLimits, Deadline, Until};
 pub(crate) use self::replay::is_idempotent;
 pub use self::replay::{Ambiguous, Replay};
 pub(crate) use self::set::ProviderSet;
@@ -44,6 +45,8 @@ pub(crate) struct Run {
     /// The providers that were asked, or whose host could not be reached.
     excluded: ProviderSet,
     deadline: Deadline,
+    /// The request's own limit for each attempt. Boxed, since it is rare and a run is moved about.
+    attempt_limit: Option<Box<Duration>>,
     attempts: u8,
     max_attempts: u8,
     in_flight: u8,
@@ -79,7 +82,7 @@ impl Run {
     #[inline]
     pub(crate) fn new(
         order: Arc<[usize]>,
-        limits: &Limits,
+        limits: &ChainLimits,
         idempotent: bool,
         timeout: Option<Duration>,
         now: Instant,
@@ -89,6 +92,7 @@ impl Run {
             key: None,
             excluded: ProviderSet::default(),
             deadline: limits.deadline(timeout, now),
+            attempt_limit: None,
             attempts: 0,
             max_attempts: u8::try_from(limits.max_attempts).unwrap_or(u8::MAX),
             in_flight: 0,
@@ -109,6 +113,14 @@ impl Run {
     /// The provider that serves where nothing fails.
     pub(crate) fn first(&self) -> Option<usize> {
         self.order.first().copied()
+    }
+
+    /// Takes the request's own limits in place of the chain's.
+    #[cold]
+    pub(crate) fn limit(&mut self, own: &Limits, timeout: Option<Duration>, now: Instant) {
+        self.deadline = own.deadline(timeout, now).unwrap_or(self.deadline);
+        self.attempt_limit = own.of_attempt().map(Box::new);
+        self.max_attempts = own.max_attempts().unwrap_or(self.max_attempts);
     }
 
     /// The first provider in order that is not isolated.
@@ -159,7 +171,12 @@ impl Run {
         self.max_attempts > 1 && self.usable(health).nth(1).is_some()
     }
 
-    pub(crate) fn step(&mut self, limits: &Limits, health: &mut HealthTable, now: Instant) -> Step {
+    pub(crate) fn step(
+        &mut self,
+        limits: &ChainLimits,
+        health: &mut HealthTable,
+        now: Instant,
+    ) -> Step {
         if self.over || self.attempts >= self.max_attempts || now >= self.deadline.at {
             return self.rest();
         }
@@ -189,9 +206,10 @@ impl Run {
         self.over = last;
         self.hedge_at =
             self.silence(choice.provider, limits, health).map(|silence| after(now, silence));
-        let until = limits.until(choice.provider, &self.deadline, is_first, last, now);
+        let own = self.attempt_limit.as_deref().copied();
+        let until = limits.until(choice.provider, own, &self.deadline, is_first, last, now);
         let lease_until = match choice.may_probe {
-            true => after(until.at, limits.hold.saturating_add(Limits::LEASE_MARGIN)),
+            true => after(until.at, limits.hold.saturating_add(ChainLimits::LEASE_MARGIN)),
             false => until.at,
         };
         let full = match choice.full.is_empty() {
@@ -207,7 +225,7 @@ impl Run {
         &mut self,
         permit: Permit,
         judgement: Judgement,
-        limits: &Limits,
+        limits: &ChainLimits,
         health: &mut HealthTable,
         now: Instant,
     ) -> (Settled, Changes) {
@@ -291,7 +309,7 @@ impl Run {
         }
     }
 
-    fn settle(&mut self, permit: &Permit, judgement: &Judgement, limits: &Limits) -> Settled {
+    fn settle(&mut self, permit: &Permit, judgement: &Judgement, limits: &ChainLimits) -> Settled {
         // An outcome that is accepted although it is no answer is no refusal either.
         self.has_failed |= judgement.verdict == Verdict::Accept && judgement.status.is_none();
         match judgement.verdict {
@@ -329,7 +347,13 @@ impl Run {
         self.winner = permit.sequence();
     }
 
-    fn fail_over(&mut self, provider: usize, fault: Fault, judgement: &Judgement, limits: &Limits) {
+    fn fail_over(
+        &mut self,
+        provider: usize,
+        fault: Fault,
+        judgement: &Judgement,
+        limits: &ChainLimits,
+    ) {
         self.failover_pending = true;
         self.allow_unhealthy = fault != Fault::None;
         self.over |= judgement.ambiguous
@@ -351,7 +375,12 @@ impl Run {
     }
 
     /// How long a provider that is asked now may be silent before a hedge is sent.
-    fn silence(&self, provider: usize, limits: &Limits, health: &HealthTable) -> Option<Duration> {
+    fn silence(
+        &self,
+        provider: usize,
+        limits: &ChainLimits,
+        health: &HealthTable,
+    ) -> Option<Duration> {
         let hedging = health.hedging.as_ref()?;
         let may_be_processed_twice = self.idempotent || limits.ambiguous == Ambiguous::FailOver;
         let allowed = !self.hedged && !self.over && may_be_processed_twice;

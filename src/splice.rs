@@ -1,9 +1,9 @@
-//! Another model name in a JSON body, and nothing else.
+//! Edits at the top level of a JSON body: another model name, other values, and nothing else.
 //!
 //! Parsing a body and writing it anew would change key order, whitespace and the form of numbers,
-//! and a provider may sign, cache or simply dislike the result. So only the span of the value is
-//! looked for, which `RawValue` borrows from the body, and the bytes around it are copied as they
-//! are. Whatever is not plainly a JSON object with a `"model"` to rename is left alone.
+//! and a provider may sign, cache or simply dislike the result. So only the spans of the values are
+//! looked for, which `RawValue` borrows from the body, and the bytes around them are copied as they
+//! are. Whatever is not plainly a JSON object with something to change is left alone.
 
 mod find;
 
@@ -17,41 +17,107 @@ use serde_json::value::RawValue;
 
 pub(crate) use self::find::top_level_string;
 
-/// The body with its top-level `"model"` renamed, or `None` to leave it as it is: it is not JSON,
-/// or `rename` knows no other name for its model.
-///
-/// Of duplicate keys every one is renamed: some parsers take the first, most the last, and each of
-/// them must find what `rename` meant.
-pub(crate) fn splice_model<'n>(
-    body: &[u8],
-    rename: impl Fn(&str) -> Option<&'n str>,
-) -> Option<Vec<u8>> {
-    let text = str::from_utf8(body).ok()?;
-    let mut spans: Vec<(Range<usize>, String)> = Vec::new();
-    for_each_entry(text, |key, value| {
-        if key != "model" {
-            return;
-        }
-        let Ok(model) = serde_json::from_str::<String>(value.get()) else { return };
-        let renamed = rename(&model).filter(|renamed| *renamed != model);
-        if let Some(renamed) = renamed.and_then(|renamed| serde_json::to_string(renamed).ok()) {
-            // A raw value is a part of the text that it was read from.
-            let begin = value.get().as_ptr().addr() - text.as_ptr().addr();
-            spans.push((begin..begin + value.get().len(), renamed));
-        }
-    })
-    .ok()
-    .filter(|()| !spans.is_empty())?;
+/// What is to be changed at the top level of a JSON object. A key is in `set` or in `remove` once.
+pub(crate) struct Edits<'e, R> {
+    /// Keys, and their values as JSON. They take the place of the values that are there; what is not
+    /// there is added at the end, in this order.
+    pub(crate) set: &'e [(String, String)],
+    pub(crate) remove: &'e [String],
+    /// The new name of the model, where it is neither set nor removed.
+    pub(crate) rename: R,
+}
 
-    let longer: usize = spans.iter().map(|(_, renamed)| renamed.len()).sum();
-    let mut spliced = Vec::with_capacity(body.len() + longer);
-    let mut copied = 0;
-    for (span, renamed) in spans {
-        spliced.extend_from_slice(&body[copied..span.start]);
-        spliced.extend_from_slice(renamed.as_bytes());
-        copied = span.end;
+/// What becomes of one entry.
+enum Edit {
+    Keep,
+    Remove,
+    /// It gets this value, as JSON.
+    Replace(String),
+}
+
+impl<R: Fn(&str) -> Option<String>> Edits<'_, R> {
+    fn of(&self, key: &str, value: &RawValue) -> Edit {
+        if self.remove.iter().any(|removed| removed == key) {
+            return Edit::Remove;
+        }
+        let new = match self.set.iter().find(|(set, _)| set == key) {
+            Some((_, new)) => Some(new.clone()),
+            None if key == "model" => self.renamed(value),
+            None => None,
+        };
+        match new {
+            Some(new) if new != value.get() => Edit::Replace(new),
+            _ => Edit::Keep,
+        }
     }
-    spliced.extend_from_slice(&body[copied..]);
+
+    fn renamed(&self, value: &RawValue) -> Option<String> {
+        let model = serde_json::from_str::<String>(value.get()).ok()?;
+        let renamed = (self.rename)(&model).filter(|renamed| *renamed != model)?;
+        serde_json::to_string(&renamed).ok()
+    }
+}
+
+/// The body with these edits, or `None` to leave it as it is: it is no JSON object, or there is nothing
+/// to change.
+///
+/// Of duplicate keys each is edited: some parsers take the first, most the last, and each of them must
+/// find what was meant. An entry is removed with the whitespace before it and the comma after it, or
+/// before it if it is the last.
+pub(crate) fn splice<R>(body: &[u8], edits: &Edits<'_, R>) -> Option<Vec<u8>>
+where
+    R: Fn(&str) -> Option<String>,
+{
+    let text = str::from_utf8(body).ok()?;
+    let mut entries: Vec<(Range<usize>, Edit)> = Vec::new();
+    let mut missing: Vec<&(String, String)> = edits.set.iter().collect();
+    for_each_entry(text, |key, value| {
+        missing.retain(|(set, _)| set != key);
+        // A raw value is a part of the text that it was read from.
+        let begin = value.get().as_ptr().addr() - text.as_ptr().addr();
+        entries.push((begin..begin + value.get().len(), edits.of(key, value)));
+    })
+    .ok()?;
+    let is_same = |(_, edit): &(_, Edit)| matches!(edit, Edit::Keep);
+    if missing.is_empty() && entries.iter().all(is_same) {
+        return None;
+    }
+
+    let mut spliced = Vec::with_capacity(body.len() + 64);
+    // Behind the bracket, and then behind the comma that ends an entry.
+    let mut at = text.find('{')? + 1;
+    spliced.extend_from_slice(&body[..at]);
+    let mut separator = "";
+    let count = entries.len();
+    for (number, (value, edit)) in entries.into_iter().enumerate() {
+        // The whitespace behind the last one stays before the bracket.
+        let comma = (number + 1 < count).then(|| text[value.end..].find(',')).flatten();
+        let end = value.end + comma.unwrap_or(0);
+        match edit {
+            Edit::Remove => {}
+            Edit::Keep => {
+                spliced.extend_from_slice(separator.as_bytes());
+                spliced.extend_from_slice(&body[at..end]);
+                separator = ",";
+            }
+            Edit::Replace(new) => {
+                spliced.extend_from_slice(separator.as_bytes());
+                spliced.extend_from_slice(&body[at..value.start]);
+                spliced.extend_from_slice(new.as_bytes());
+                spliced.extend_from_slice(&body[value.end..end]);
+                separator = ",";
+            }
+        }
+        at = end + usize::from(comma.is_some());
+    }
+    for (key, value) in missing {
+        spliced.extend_from_slice(separator.as_bytes());
+        spliced.extend_from_slice(serde_json::to_string(key).ok()?.as_bytes());
+        spliced.push(b':');
+        spliced.extend_from_slice(value.as_bytes());
+        separator = ",";
+    }
+    spliced.extend_from_slice(&body[at..]);
     Some(spliced)
 }
 
@@ -117,6 +183,12 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
+
+    /// The body with another model name, and nothing else.
+    fn splice_model(body: &[u8], rename: impl Fn(&str) -> Option<&'static str>) -> Option<Vec<u8>> {
+        let rename = |model: &str| rename(model).map(str::to_owned);
+        splice(body, &Edits { set: &[], remove: &[], rename })
+    }
 
     fn spliced(body: &str) -> Option<String> {
         let rename = |model: &str| (model == "gpt").then_some("open/\"gpt\"\u{1f600}");
@@ -220,6 +292,81 @@ mod tests {
         assert_eq!(headers.keys().collect::<Vec<_>>(), ["content-type"]);
     }
 
+    fn owned(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
+        pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+    }
+
+    fn edited(body: &str, set: &[(&str, &str)], remove: &[&str]) -> Option<String> {
+        let set = owned(set);
+        let remove: Vec<_> = remove.iter().map(|key| (*key).to_owned()).collect();
+        let edits = Edits { set: &set, remove: &remove, rename: |_: &str| Some("new".to_owned()) };
+        splice(body.as_bytes(), &edits).map(|body| String::from_utf8(body).unwrap())
+    }
+
+    #[test]
+    fn a_value_is_set_in_its_place_or_at_the_end() {
+        for (before, after) in [
+            ("{}", r#"{"n":2}"#),
+            (" { \n} \n", " {\"n\":2 \n} \n"),
+            (r#"{"a":1}"#, r#"{"a":1,"n":2}"#),
+            ("{\n  \"a\": 1\n}\n", "{\n  \"a\": 1,\"n\":2\n}\n"),
+            (r#"{"n":1}"#, r#"{"n":2}"#),
+            (r#"{ "n" : [1,{"n":3}] , "a":{"n":1}}"#, r#"{ "n" : 2 , "a":{"n":1}}"#),
+            (r#"{"n":1,"a":"n","\u006e":null}"#, r#"{"n":2,"a":"n","\u006e":2}"#),
+            ("\u{feff}{\"a\":1}", "\u{feff}{\"a\":1,\"n\":2}"),
+            (r#"{"n":2.0}"#, r#"{"n":2}"#),
+        ] {
+            assert_eq!(edited(before, &[("n", "2")], &[]).as_deref(), Some(after), "{before}");
+        }
+        assert_eq!(edited(r#"{"n":2, "a":1}"#, &[("n", "2")], &[]), None);
+        assert_eq!(
+            edited("{}", &[("b", "{}"), ("a", "\"x\"")], &[]).as_deref(),
+            Some(r#"{"b":{},"a":"x"}"#)
+        );
+        assert_eq!(edited("{}", &[("\"\n", "1")], &[]).as_deref(), Some(r#"{"\"\n":1}"#));
+    }
+
+    #[test]
+    fn an_entry_is_removed_with_one_comma() {
+        for (before, after) in [
+            (r#"{"n":1}"#, "{}"),
+            ("{ \"n\" : 1 } ", "{ } "),
+            (r#"{"n":1,"a":2}"#, r#"{"a":2}"#),
+            (r#"{"a":2,"n":1}"#, r#"{"a":2}"#),
+            (r#"{"a":2,"n":"}, ,","b":3}"#, r#"{"a":2,"b":3}"#),
+            (r#"{"n":1,"a":2,"n":[1,2],"b":3,"n":{}}"#, r#"{"a":2,"b":3}"#),
+            (r#"{"n":1,"n":2}"#, "{}"),
+            ("{\n  \"a\": 1,\n  \"n\": 2\n}", "{\n  \"a\": 1\n}"),
+            ("{\n  \"n\": 2,\n  \"a\": 1\n}", "{\n  \"a\": 1\n}"),
+            (r#"{"\u006e":{"n":1}}"#, "{}"),
+        ] {
+            assert_eq!(edited(before, &[], &["n"]).as_deref(), Some(after), "{before}");
+        }
+        for body in ["{}", r#"{"a":{"n":1}}"#, r#"{"N":1}"#, r#"[{"n":1}]"#, r#"{"n":1"#, "n", ""] {
+            assert_eq!(edited(body, &[], &["n"]), None, "{body}");
+        }
+    }
+
+    #[test]
+    fn what_is_set_or_removed_is_not_renamed() {
+        let body = r#"{"model":"old"}"#;
+        assert_eq!(edited(body, &[], &[]).as_deref(), Some(r#"{"model":"new"}"#));
+        assert_eq!(edited(body, &[], &["model"]).as_deref(), Some("{}"));
+        assert_eq!(edited(body, &[("model", "1")], &[]).as_deref(), Some(r#"{"model":1}"#));
+    }
+
+    #[test]
+    fn what_is_no_json_object_is_not_edited() {
+        for body in
+            ["", "null", "[]", "{\"a\":1} x", "{\"a\":1,}", "{a:1}", "{", "a=1", "{\"a\":01}"]
+        {
+            assert_eq!(edited(body, &[("n", "2")], &["a"]), None, "{body}");
+        }
+        let edits = Edits { set: &owned(&[("n", "2")]), remove: &[], rename: |_: &str| None };
+        assert_eq!(splice(b"{\"a\":\"\xff\"}", &edits), None);
+        assert_eq!(splice(&[0x1f, 0x8b, 8, 0], &edits), None);
+    }
+
     fn json() -> impl Strategy<Value = Value> {
         let leaf = prop_oneof![
             Just(Value::Null),
@@ -236,6 +383,14 @@ mod tests {
                     .prop_map(|entries| Value::Object(entries.into_iter().collect())),
             ]
         })
+    }
+
+    fn space() -> impl Strategy<Value = String> {
+        "[ \t\r\n]{0,2}"
+    }
+
+    fn key() -> impl Strategy<Value = String> {
+        prop_oneof!["[nma]", "[a-z\"\\\\,{}: é😀]{0,4}"]
     }
 
     proptest! {
@@ -278,10 +433,72 @@ mod tests {
             prop_assert_eq!(found.to_string(), serde_json::from_str::<Value>(&expected.to_string()).unwrap().to_string());
         }
 
+        /// A document is put together of entries and the whitespace around them, edited, and compared with
+        /// what is put together of the edited entries. Then a parser reads both.
+        #[test]
+        fn any_document_is_edited_as_a_parser_sees_it_and_every_other_byte_stays(
+            entries in prop::collection::vec(
+                ((space(), key(), space()), (space(), json(), space())),
+                0..6,
+            ),
+            (around, tail) in ((space(), space()), space()),
+            set in prop::collection::btree_map(key(), json(), 0..3),
+            remove in prop::collection::btree_set(key(), 0..3),
+        ) {
+            let removed = |key: &str| remove.contains(key) && !set.contains_key(key);
+            let set: Vec<_> =
+                set.iter().map(|(key, value)| (key.clone(), value.to_string())).collect();
+            let remove: Vec<_> = remove.iter().filter(|key| removed(key)).cloned().collect();
+            let set_to = |key: &str| set.iter().find(|(set, _)| set == key).map(|(_, value)| value);
+
+            let count = entries.len();
+            let (mut before, mut after) = (Vec::new(), Vec::new());
+            for (at, ((lead, key, colon), (gap, value, behind))) in entries.iter().enumerate() {
+                // The whitespace behind the last value is the object's.
+                let behind = if at + 1 == count { "" } else { behind };
+                let entry = |value: &str| {
+                    format!("{lead}{}{colon}:{gap}{value}{behind}", Value::from(key.as_str()))
+                };
+                let value = value.to_string();
+                before.push(entry(&value));
+                if !removed(key) {
+                    after.push(entry(set_to(key).unwrap_or(&value)));
+                }
+            }
+            let added = set.iter().filter(|(key, _)| !entries.iter().any(|((_, had, _), _)| had == key));
+            after.extend(added.map(|(key, value)| format!("{}:{value}", Value::from(key.as_str()))));
+            let object = |entries: &[String]| {
+                format!("{}{{{}{tail}}}{}", around.0, entries.join(","), around.1)
+            };
+            let (before, after) = (object(&before), object(&after));
+
+            let edits = Edits { set: &set, remove: &remove, rename: |_: &str| None };
+            let spliced = splice(before.as_bytes(), &edits);
+            prop_assert_eq!(spliced.is_none(), before == after);
+            let spliced = spliced.map_or(before.clone(), |body| String::from_utf8(body).unwrap());
+            prop_assert_eq!(&spliced, &after);
+
+            let parse = |text: &str| -> serde_json::Map<String, Value> {
+                serde_json::from_str(text).unwrap()
+            };
+            let mut expected = parse(&before);
+            expected.retain(|key, _| !removed(key));
+            for (key, value) in &set {
+                expected.insert(key.clone(), serde_json::from_str(value).unwrap());
+            }
+            prop_assert_eq!(parse(&spliced), expected);
+        }
+
         #[test]
         fn any_bytes_are_survived(body in prop::collection::vec(any::<u8>(), 0..64)) {
             prop_assert_eq!(splice_model(&body, |_| None), None);
             let _ = splice_model(&body, |_| Some("new"));
+            let text = String::from_utf8_lossy(&body);
+            for body in [&*text, &format!("{{\"{text}"), &format!("{{{text}}}")] {
+                let spliced = edited(body, &[("n", "2")], &["a"]);
+                let parsed = serde_json::from_str::<serde_json::Map<String, Value>>(body);
+                prop_assert!(spliced.is_none() || parsed.is_ok());
+            }
         }
     }
 }

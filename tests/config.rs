@@ -145,6 +145,8 @@ fn plaintext_with_a_credential_is_refused_except_on_loopback_or_where_it_is_allo
             provider().api_key_header("api-key", &key),
             provider().api_key_query("key", &key),
             provider().bearer_auth_with(source),
+            provider().api_key_header_with("api-key", source),
+            provider().api_key_query_with("key", source),
             provider().forward_caller_auth(),
         ] {
             assert_refused(with_credential.clone(), "http", &[&key]);

@@ -607,27 +607,41 @@ async fn a_name_and_password_in_the_url_reach_no_provider() {
 async fn what_any_provider_uses_as_a_credential_is_stripped_at_all() {
     let harness = WireHarness::two(failing(), Answer::ok()).await;
     let [first, second] = [&harness.actors[0], &harness.actors[1]];
-    let client = client(ProviderChain::builder([
+    let typed = [
         first.keyless().api_key_header("x-vendor-token", &first.key),
         second.keyless().api_key_query("subscription", &second.key),
-    ]));
+    ];
+    let sourced = [
+        first.keyless().api_key_header_with("X-Vendor-Token", source_of(&first.key)),
+        second.keyless().api_key_query_with("subscription", source_of(&second.key)),
+    ];
     let (header, query) = (harness.secret("header"), harness.secret("query"));
-    let response = client
-        .get(harness.actors[1].url(&format!("/models?subscription={query}&a=1")))
-        .header("x-vendor-token", header)
-        .send()
-        .await
-        .unwrap();
-    assert_eq!(response.status(), 200);
-    let request = harness.actors[0].server.only_request();
-    assert_eq!(request.header("x-vendor-token"), Some(&*first.key));
-    assert_eq!(request.target, "/v1/models?a=1");
-    let request = harness.actors[1].server.only_request();
-    assert_eq!(request.header("x-vendor-token"), None);
-    let (target, own) = request.target.split_once("&subscription=").expect("its own key");
-    assert_eq!(target, "/v1/models?a=1");
-    let own = percent_encoding::percent_decode_str(own).decode_utf8().unwrap();
-    assert_eq!(own, second.key);
+    for (at, providers) in [typed, sourced].into_iter().enumerate() {
+        let client = client(ProviderChain::builder(providers));
+        let response = client
+            .get(second.url(&format!("/models?subscription={query}&a=1&SUBSCRIPTION={query}")))
+            .header("x-vendor-token", &header)
+            .send()
+            .await
+            .unwrap();
+        assert_eq!(response.status(), 200);
+        assert_eq!(response.url().query(), None);
+        let request = &first.server.requests()[at];
+        assert_eq!(request.header("x-vendor-token"), Some(&*first.key));
+        assert_eq!(request.target, "/v1/models?a=1");
+        let request = &second.server.requests()[at];
+        assert_eq!(request.header("x-vendor-token"), None);
+        let (target, own) = request.target.split_once("&subscription=").expect("its own key");
+        assert_eq!(target, "/v1/models?a=1");
+        let own = percent_encoding::percent_decode_str(own).decode_utf8().unwrap();
+        assert_eq!(own, second.key);
+    }
+}
+
+/// Returns the key, as it is read from a file.
+fn source_of(key: &str) -> impl Fn() -> std::future::Ready<Result<String, Infallible>> + use<> {
+    let key = format!("{key}\n");
+    move || std::future::ready(Ok(key.clone()))
 }
 
 #[tokio::test]
@@ -711,17 +725,24 @@ async fn the_callers_own_credential_goes_only_where_it_was_addressed() {
 
 // Keys in the query.
 
-fn query_keyed(harness: &WireHarness) -> Vec<Provider> {
-    harness.actors.iter().map(|actor| actor.keyless().api_key_query("key", &actor.key)).collect()
+/// Providers with a key that was typed, or with one from a source.
+fn query_keyed(harness: &WireHarness, sourced: bool) -> Vec<Provider> {
+    let provider = |actor: &support::harness::Actor| match sourced {
+        true => actor.keyless().api_key_query_with("key", source_of(&actor.key)),
+        false => actor.keyless().api_key_query("key", &actor.key),
+    };
+    harness.actors.iter().map(provider).collect()
 }
 
 #[tokio::test]
 async fn the_url_of_a_response_is_cleaned_of_a_query_key() {
-    for (first, status) in [(Answer::ok(), 200), (failing(), 503)] {
-        let harness = WireHarness::two(first, Answer::error(503, "closed")).await;
-        let client = client(ProviderChain::builder(query_keyed(&harness)));
+    let answers = [(Answer::ok(), 200), (failing(), 503)];
+    let cases = answers.iter().flat_map(|answer| [(answer, false), (answer, true)]);
+    for ((first, status), sourced) in cases {
+        let harness = WireHarness::two(first.clone(), Answer::error(503, "closed")).await;
+        let client = client(ProviderChain::builder(query_keyed(&harness, sourced)));
         let response = client.get(harness.actors[1].url("/models?a=1")).send().await.unwrap();
-        assert_eq!(response.status(), status);
+        assert_eq!(response.status(), *status);
         assert_eq!(response.url().query(), None);
         assert_eq!(response.url().path(), "/v1/models");
         harness.hear(format!("{response:?}"));
@@ -746,9 +767,12 @@ async fn the_url_of_a_response_keeps_a_query_that_holds_no_key() {
 #[tokio::test]
 async fn the_url_of_an_error_is_cleaned_of_a_query_key() {
     let stall: Script = Answer::stall().into();
-    for last in [Answer::fin().into(), Answer::reset().into(), stall] {
+    let answers = [Answer::fin().into(), Answer::reset().into(), stall];
+    let cases = answers.iter().flat_map(|answer| [(answer, false), (answer, true)]);
+    for (last, sourced) in cases {
+        let last = last.clone();
         let harness = WireHarness::of([("cometapi", failing().into()), ("openai", last)]).await;
-        let client = client(ProviderChain::builder(query_keyed(&harness)));
+        let client = client(ProviderChain::builder(query_keyed(&harness, sourced)));
         let request = client.get(harness.actors[1].url("/models?a=1")).timeout(ms(100));
         let error = request.send().await.unwrap_err();
         harness.hear(shown(&error));
@@ -761,11 +785,14 @@ async fn the_url_of_an_error_is_cleaned_of_a_query_key() {
 #[tokio::test]
 async fn the_failover_error_shows_no_query_key() {
     let echo = |request: &Received| Answer::error(400, &format!("no: GET {}", request.target));
-    let harness = WireHarness::two(echo, Answer::reset()).await;
-    let chain = ProviderChain::builder(query_keyed(&harness)).on_exhausted(Exhausted::Error);
-    let error = client(chain).get(harness.actors[1].url("/models")).send().await.unwrap_err();
-    harness.hear(shown(&error));
-    assert!(FailoverError::find(&error).is_some());
+    for sourced in [false, true] {
+        let harness = WireHarness::two(echo, Answer::reset()).await;
+        let providers = query_keyed(&harness, sourced);
+        let chain = ProviderChain::builder(providers).on_exhausted(Exhausted::Error);
+        let error = client(chain).get(harness.actors[1].url("/models")).send().await.unwrap_err();
+        harness.hear(shown(&error));
+        assert!(FailoverError::find(&error).is_some());
+    }
 }
 
 /// A layer whose errors show all of those below.
@@ -786,9 +813,10 @@ impl reqwest_middleware::Middleware for Wraps {
 
 #[tokio::test]
 async fn a_url_that_an_inner_layer_hides_in_its_error_shows_no_query_key() {
-    for exhausted in [Exhausted::LastOutcome, Exhausted::Error] {
+    let endings = [Exhausted::LastOutcome, Exhausted::Error];
+    for (exhausted, sourced) in endings.into_iter().flat_map(|end| [(end, false), (end, true)]) {
         let harness = WireHarness::two(Answer::reset(), Answer::fin()).await;
-        let chain = ProviderChain::builder(query_keyed(&harness)).on_exhausted(exhausted);
+        let chain = ProviderChain::builder(query_keyed(&harness, sourced)).on_exhausted(exhausted);
         let client = ClientBuilder::new(plain()).with(chain.build().unwrap()).with(Wraps).build();
         let error = client.get(harness.actors[1].url("/models")).send().await.unwrap_err();
         harness.hear(shown(&error));
@@ -1072,7 +1100,7 @@ async fn a_key_that_a_provider_puts_into_a_redirect_is_in_no_url_that_is_handed_
 async fn a_body_of_the_callers_that_fails_shows_no_key_of_the_providers_url() {
     for wraps in [false, true] {
         let harness = WireHarness::two(Answer::ok(), Answer::ok()).await;
-        let chain = ProviderChain::builder(query_keyed(&harness)).build().unwrap();
+        let chain = ProviderChain::builder(query_keyed(&harness, false)).build().unwrap();
         let builder = ClientBuilder::new(plain()).with(chain);
         let client = if wraps { builder.with(Wraps).build() } else { builder.build() };
         let chunks = [Ok("begun"), Err(std::io::Error::other("the disk is gone"))];
@@ -1253,7 +1281,7 @@ async fn a_source_is_asked_on_every_attempt_and_its_token_is_not_kept() {
 async fn a_malformed_token_sends_nothing_and_is_not_shown() {
     let harness = WireHarness::two(Answer::ok(), Answer::ok()).await;
     let core = harness.secret("token");
-    for token in [
+    for (at, token) in [
         String::new(),
         " \n".to_owned(),
         format!("{core}\r\nx-evil: 1"),
@@ -1264,13 +1292,21 @@ async fn a_malformed_token_sends_nothing_and_is_not_shown() {
         format!("\"{core}\""),
         format!("{core}'"),
         format!("{core}é"),
-    ] {
+    ]
+    .into_iter()
+    .flat_map(|token| [(0, token.clone()), (1, token.clone()), (2, token)])
+    {
         let shown_token = token.escape_debug().to_string();
         let source = move || {
             let token = token.clone();
             async move { Ok::<_, Infallible>(token) }
         };
-        let first = harness.actors[0].keyless().bearer_auth_with(source);
+        let first = harness.actors[0].keyless();
+        let first = match at {
+            0 => first.bearer_auth_with(source),
+            1 => first.api_key_header_with("x-key", source),
+            _ => first.api_key_query_with("key", source),
+        };
         let client = client(ProviderChain::builder([first, harness.actors[1].provider()]));
         let response = harness.post(&client).send().await.unwrap();
         let report = Report::of(&response).unwrap();
@@ -1278,6 +1314,41 @@ async fn a_malformed_token_sends_nothing_and_is_not_shown() {
         harness.hear(format!("{report} {report:?}"));
         assert_eq!(harness.actors[0].server.connections(), 0, "{shown_token}");
     }
+}
+
+#[tokio::test]
+async fn a_provider_with_two_sources_is_asked_with_both_keys_or_not_at_all() {
+    let harness = WireHarness::two(Answer::ok(), Answer::ok()).await;
+    let [first, second] = [&harness.actors[0], &harness.actors[1]];
+    let both = first
+        .keyless()
+        .api_key_header_with("x-vendor-id", source_of(&first.key))
+        .api_key_query_with("sign", source_of(&first.key))
+        .map_request(|request| {
+            assert!(request.headers()["x-vendor-id"].is_sensitive());
+            assert!(request.url().query_pairs().any(|(name, _)| name == "sign"));
+            Ok::<_, Infallible>(())
+        });
+    let client_of = |first| client(ProviderChain::builder([first, second.provider()]));
+    let url = second.url("/models?a=%2f");
+    let response = client_of(both.clone()).get(&url).send().await.unwrap();
+    assert_eq!(Report::of(&response).unwrap().served_by(), Some("cometapi"));
+    let request = first.server.only_request();
+    assert_eq!(request.header("x-vendor-id"), Some(&*first.key));
+    assert!(request.target.starts_with("/v1/models?a=%2f&sign=sk-"), "{}", request.target);
+
+    let key = first.key.clone();
+    let failing = move || {
+        let error = std::io::Error::other(format!("no second key after {key}"));
+        async move { Err::<String, _>(error) }
+    };
+    let response = client_of(both.api_key_header_with("x-third", failing)).get(&url);
+    let response = response.send().await.unwrap();
+    let attempt = &Report::of(&response).unwrap().attempts()[0];
+    assert_eq!(attempt.reason(), Reason::Credential);
+    assert_eq!(attempt.message(), Some("no second key after [redacted]"));
+    assert_eq!(first.server.requests().len(), 1, "nothing more was sent");
+    assert_eq!(second.server.requests().len(), 1);
 }
 
 // Prepare.
@@ -1512,18 +1583,13 @@ async fn other_kinds_of_credentials_are_redacted_too() {
     let wrong = |key: &str| Answer::error(401, &format!("wrong key {key}!"));
     let header = echoed(|provider, key| provider.api_key_header("api-key", key), wrong).await;
     let query = echoed(|provider, key| provider.api_key_query("key", key), wrong).await;
-    let source = echoed(
-        |provider, key| {
-            let key = key.to_owned();
-            provider.bearer_auth_with(move || {
-                let key = key.clone();
-                async move { Ok::<_, Infallible>(key) }
-            })
-        },
-        wrong,
-    )
-    .await;
-    for message in [header, query, source] {
+    let bearer = |provider: Provider, key: &str| provider.bearer_auth_with(source_of(key));
+    let bearer = echoed(bearer, wrong).await;
+    let with = |provider: Provider, key: &str| provider.api_key_header_with("k", source_of(key));
+    let header_with = echoed(with, wrong).await;
+    let with = |provider: Provider, key: &str| provider.api_key_query_with("k", source_of(key));
+    let query_with = echoed(with, wrong).await;
+    for message in [header, query, bearer, header_with, query_with] {
         assert!(message.contains("wrong key [redacted]!"), "{message}");
     }
 }
@@ -1596,7 +1662,10 @@ async fn no_debug_and_no_display_of_a_public_type_shows_a_key() {
         second.keyless().basic_auth(secret("user"), secret("password")),
         Provider::new("a", "https://a.test").api_key_header("x-key", secret("header key")),
         Provider::new("b", "https://b.test").api_key_query("key", secret("query key")),
-        Provider::new("c", "https://c.test").bearer_auth_with(sourced),
+        Provider::new("c", "https://c.test").bearer_auth_with(sourced.clone()),
+        Provider::new("f", "https://f.test")
+            .api_key_header_with("x-key", sourced.clone())
+            .api_key_query_with("key", sourced),
         Provider::new("d", format!("https://me:{}@d.test", secret("userinfo"))),
         Provider::new("e", format!("https://e.test/?key={}", secret("base query"))),
         Provider::cometapi(secret("comet")),

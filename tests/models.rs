@@ -1,5 +1,5 @@
-//! Model names, over real sockets: each provider is asked for the model by its own name, and every
-//! other byte is the caller's.
+//! Edits of JSON bodies, over real sockets: each provider is asked for the model by its own name and
+//! with its own parameters, and every other byte is the caller's.
 
 mod support;
 
@@ -173,6 +173,68 @@ async fn prepare_sees_the_renamed_body() {
     assert_eq!(harness.requests(0)[0].header("x-length"), Some(&*length));
 }
 
+// Other values.
+
+#[tokio::test]
+async fn a_parameter_is_set_for_the_provider_that_needs_it_and_removed_for_the_one_that_refuses_it()
+{
+    let harness = WireHarness::two(Answer::error(500, "down"), Answer::ok()).await;
+    let client = client(ProviderChain::builder([
+        harness.actors[0].provider().json_set("a", 2).json_set("tier", "flex"),
+        harness.actors[1].provider().json_remove("b").rename_model_with(|model| {
+            model.starts_with("gpt-").then(|| format!("openai/{model}"))
+        }),
+    ]));
+    let response = harness
+        .post(&client)
+        .header("content-length", BODY.len())
+        .header("content-digest", "sha-256=:abc:")
+        .send()
+        .await
+        .unwrap();
+    assert_served_by_the_second(&response);
+    let (first, second) = sent(&harness);
+    assert_eq!(
+        first.text(),
+        "{\"model\": \"gpt-5\",  \"b\":1,\"a\":2, \"text\":\"\\u00e9 é \\/\",\"tier\":\"flex\" }\n"
+    );
+    assert_eq!(
+        second.text(),
+        "{\"model\": \"openai/gpt-5\",\"a\":1.0, \"text\":\"\\u00e9 é \\/\" }\n"
+    );
+    assert_eq!((first.header("content-digest"), second.header("content-digest")), (None, None));
+}
+
+#[tokio::test]
+async fn a_body_that_is_no_json_object_or_is_compressed_is_sent_as_it_is() {
+    let gzip: &[u8] = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff\xabV\xcaS\xb22\xad\x05\x00";
+    for body in [gzip, b"[1]", b"a=1&b=2", b"{\"a\":1", b"{\"a\":\"\xff\"}", b" "] {
+        let harness = WireHarness::two(Answer::ok(), Answer::ok()).await;
+        let first = harness.actors[0].provider().json_set("n", 2).json_remove("a");
+        let client = client(ProviderChain::builder([first]).claim(harness.actors[1].url("")));
+        let request = post(&harness, &client).header("content-encoding", "x").body(body.to_vec());
+        let response = request.header("content-digest", "sum").send().await.unwrap();
+        assert_eq!(response.status(), 200);
+        let request = harness.requests(0).remove(0);
+        assert_eq!(request.body, body);
+        assert_eq!(request.header("content-digest"), Some("sum"));
+    }
+}
+
+#[tokio::test]
+async fn a_rule_for_models_that_panics_keeps_the_name() {
+    let harness = WireHarness::two(Answer::ok(), Answer::ok()).await;
+    let first = harness.actors[0].provider().rename_model_with(|_| panic!("scripted"));
+    let chain = ProviderChain::builder([first]).claim(harness.actors[1].url("")).build().unwrap();
+    let client = reqwest_middleware::ClientBuilder::new(support::harness::plain())
+        .with(chain.clone())
+        .build();
+    let response = harness.post(&client).send().await.unwrap();
+    assert_eq!(response.status(), 200);
+    assert_eq!(harness.requests(0)[0].text(), BODY);
+    assert_eq!(chain.snapshot().callback_panics(), 1);
+}
+
 // Streams.
 
 fn streamed() -> Body {
@@ -197,6 +259,7 @@ async fn a_stream_that_can_be_sent_only_once_is_left_alone() {
     for case in 0..3 {
         let harness = WireHarness::two(Answer::ok(), Answer::ok()).await;
         let first = harness.actors[0].provider().rename_model("gpt-5", "comet/gpt-5");
+        let first = first.json_set("a", 2).json_remove("b");
         let chain = ProviderChain::builder([first, harness.actors[1].provider()]);
         let client = client(if case == 1 { chain.replay_buffer(9) } else { chain });
         let mut request = post(&harness, &client).body(streamed());

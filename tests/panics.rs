@@ -97,16 +97,19 @@ async fn a_panic_in_prepare_is_counted_and_the_attempt_fails_over_at_no_cost() {
 }
 
 #[tokio::test]
-async fn a_panic_in_bearer_from_is_counted_and_a_failed_credential() {
+async fn a_panic_in_a_source_is_counted_and_a_failed_credential() {
     let at_once = || -> std::future::Ready<Token> { panic!("scripted") };
     let later = || async {
         yields(3).await;
         let token: fn() -> Token = || panic!("scripted");
         token()
     };
-    for first in
-        [keyless("first").bearer_auth_with(at_once), keyless("first").bearer_auth_with(later)]
-    {
+    for (first, method) in [
+        (keyless("first").bearer_auth_with(at_once), "bearer_auth_with"),
+        (keyless("first").bearer_auth_with(later), "bearer_auth_with"),
+        (keyless("first").api_key_header_with("x-key", later), "api_key_header_with"),
+        (keyless("first").api_key_query_with("key", at_once), "api_key_query_with"),
+    ] {
         let scripts = [("first", ok()), ("second", ok())];
         let harness =
             Harness::of_providers(vec![first, provider("second")], scripts, |chain| chain);
@@ -118,7 +121,7 @@ async fn a_panic_in_bearer_from_is_counted_and_a_failed_credential() {
             assert_eq!(panics(&harness), request);
         }
         assert_eq!(harness.asked("first"), 0);
-        assert!(harness.told().contains(&Told::Panicked("bearer_auth_with")));
+        assert!(harness.told().contains(&Told::Panicked(method)));
         let state = harness.state("first");
         assert!(matches!(state, State::Open { .. }), "five failures: {state:?}");
         assert_sound(&harness).await;

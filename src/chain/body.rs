@@ -19,6 +19,7 @@ use super::shared::now;
 use crate::inspect::{Arrival, Head, PrefixedBody};
 use crate::readdress::{KeptHeaders, StripList};
 use crate::route::Route;
+use crate::run::Limits;
 
 /// The caller's request as it came, without its URL, for the attempts after the first.
 #[derive(Clone)]
@@ -117,8 +118,9 @@ impl Requests {
             Source::Sent(_) => return None,
         };
         let mut own = extensions.clone();
-        // It is for this chain, and has names that another one does not know.
+        // Both are for this chain: a route has names that another one does not know.
         own.remove::<Route>();
+        own.remove::<Limits>();
         mark::set(&mut own);
         Some((request, own))
     }
@@ -137,6 +139,7 @@ impl Requests {
 /// Gives the caller the extensions of the attempt that counts.
 pub(super) fn hand_back(extensions: &mut Extensions, own: Extensions) {
     let route = extensions.remove::<Route>();
+    let limits = extensions.remove::<Limits>();
     let is_marked = mark::is_set(extensions);
     *extensions = own;
     if !is_marked {
@@ -144,6 +147,9 @@ pub(super) fn hand_back(extensions: &mut Extensions, own: Extensions) {
     }
     if let Some(route) = route {
         extensions.insert(route);
+    }
+    if let Some(limits) = limits {
+        extensions.insert(limits);
     }
 }
 

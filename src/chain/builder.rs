@@ -19,7 +19,7 @@ use crate::observe::rate::{FallbackRate, RateLimits};
 use crate::observe::{Closure, Event, Observer, RequestCounts};
 use crate::provider::{ChainHeaders, Checked, Entry, MAX_PROVIDERS, Provider, check};
 use crate::route::Route;
-use crate::run::{Ambiguous, Limits};
+use crate::run::{Ambiguous, ChainLimits};
 use crate::verdict::{Outcome, Verdict};
 
 /// Builds a [`ProviderChain`]. Everything has a default; mistakes are reported by
@@ -78,7 +78,7 @@ impl ProviderChainBuilder {
             classify: None,
             route: None,
             attempt_timeout: None,
-            total_timeout: Limits::DEFAULT_TOTAL,
+            total_timeout: ChainLimits::DEFAULT_TOTAL,
             error_body_timeout: DEFAULT_ERROR_BODY_TIMEOUT,
             max_attempts: None,
             ambiguous: Ambiguous::default(),
@@ -322,7 +322,7 @@ impl ProviderChainBuilder {
                 return Err(ConfigError::new(None, field, problem));
             }
         }
-        let limits = Limits {
+        let limits = ChainLimits {
             max_attempts: self.max_attempts.unwrap_or(usize::MAX),
             ambiguous: self.ambiguous,
             hold: self
@@ -359,7 +359,7 @@ impl ProviderChainBuilder {
         show_entries(&entries, &observer);
         let shared = Shared {
             secrets: Secrets::new(entries.iter().flat_map(|entry| &entry.secrets)),
-            tokens: Mutex::new(vec![None; entries.len()]),
+            tokens: Mutex::new(vec![Vec::new(); entries.len()]),
             table: Mutex::new(table),
             entries,
             scope,
@@ -411,7 +411,7 @@ impl Settings {
 
     /// How long an attempt may take where nothing else is said.
     fn shortest(&self) -> Duration {
-        self.attempt.unwrap_or(Limits::DEFAULT_ATTEMPT).min(self.total)
+        self.attempt.unwrap_or(ChainLimits::DEFAULT_ATTEMPT).min(self.total)
     }
 }
 

@@ -8,8 +8,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use http::header::AUTHORIZATION;
-use http::{Extensions, HeaderValue, Method};
+use http::{Extensions, Method};
 use reqwest::{Request, Response, Url};
 use reqwest_middleware::{Error, Next};
 use tokio::time::{Sleep, sleep_until};
@@ -22,7 +21,7 @@ use super::slot::keep_place;
 use crate::health::{Permit, after};
 use crate::inspect::Asked;
 use crate::observe::{Event, Trace, catch_panic};
-use crate::provider::{BoxError, Entry, TokenSource, bearer_value, checked_key};
+use crate::provider::{BoxError, Entry, FreshKey, KeySource};
 use crate::readdress::still_inside;
 use crate::run::{Bound, Deadline, Until};
 use crate::verdict::Reason;
@@ -55,7 +54,7 @@ pub(super) struct Sender<'a> {
     pub(super) upload: Option<Arc<Upload>>,
 }
 
-/// A permit that is given back when it is dropped.
+/// A permit, if there is one, that is given back when it is dropped.
 pub(super) struct Guard<'a> {
     shared: &'a Shared,
     permit: Option<Permit>,
@@ -64,6 +63,11 @@ pub(super) struct Guard<'a> {
 impl<'a> Guard<'a> {
     pub(super) fn new(shared: &'a Shared, permit: Permit) -> Self {
         Self { shared, permit: Some(permit) }
+    }
+
+    /// For an attempt that its provider's health does not know of.
+    pub(super) fn empty(shared: &'a Shared) -> Self {
+        Self { shared, permit: None }
     }
 
     pub(super) fn get_mut(&mut self) -> Option<&mut Permit> {
@@ -97,7 +101,7 @@ pub(super) struct AttemptState<'a> {
     pub(super) answered: Option<Instant>,
     /// Whether the caller's own body was pending when the time was up.
     pub(super) upload_pending: bool,
-    /// What this attempt must not show: its token, and what `map_request` set.
+    /// What this attempt must not show: the keys of its sources, and what `map_request` set.
     pub(super) secrets: Vec<String>,
 }
 
@@ -145,8 +149,8 @@ pub(super) struct Flight<'a> {
 enum Stage<'a> {
     /// The request was not sent, or the attempt is over.
     Unsent(Option<Unsent>),
-    /// The credential source is asked for a token.
-    Token(BoxFuture<'a, Result<HeaderValue, Unsent>>, Box<(Request, Extensions)>),
+    /// The provider's sources are asked for its keys.
+    Keys(BoxFuture<'a, Result<Vec<FreshKey>, Unsent>>, Box<(Request, Extensions)>),
     Sent(BoxFuture<'a, Answer>),
     /// The answer is looked into before its verdict.
     Reading(BoxFuture<'a, AttemptResult>, Extensions),
@@ -183,18 +187,20 @@ impl<'a> Sender<'a> {
         let entry = self.entry(provider);
         let readdressed = state.trace.within(|| {
             self.readdress(entry, provider, &mut request)?;
-            if entry.source.is_none() {
+            if entry.sources.is_empty() {
                 sent = Some(self.map_request(entry, &mut request, &mut state.secrets)?);
             }
             Ok(())
         });
-        let stage = match (readdressed, &entry.source) {
-            (Err(unsent), _) => Stage::Unsent(Some(unsent)),
-            (Ok(()), Some(source)) => Stage::Token(
-                Box::pin(token(self.shared, provider, source)),
+        let stage = match readdressed {
+            Err(unsent) => Stage::Unsent(Some(unsent)),
+            Ok(()) if entry.sources.is_empty() => {
+                Stage::Sent(send(self.next.clone(), request, own))
+            }
+            Ok(()) => Stage::Keys(
+                Box::pin(ask_for_keys(self.shared, provider, &entry.sources)),
                 Box::new((request, own)),
             ),
-            (Ok(()), None) => Stage::Sent(send(self.next.clone(), request, own)),
         };
         Flight { state, sent, timer: None, stage }
     }
@@ -225,10 +231,12 @@ impl<'a> Sender<'a> {
         request: &mut Request,
         secrets: &mut Vec<String>,
     ) -> Result<SentAs, Unsent> {
-        entry.rename_model(request);
+        let observer = &self.shared.observer;
+        entry.edit_body(request, |rename| {
+            observer.catch_panic("rename_model_with", rename).flatten()
+        });
         let mut url = None;
         if let Some(map_request) = &entry.map_request {
-            let observer = &self.shared.observer;
             let mapped = observer.catch_panic("map_request", || map_request(request));
             // It may say what it had set when it failed.
             secrets.extend(self.shared.strip.secrets_of(request.headers(), request.url()));
@@ -337,13 +345,13 @@ impl<'a> Flight<'a> {
                     let own = std::mem::take(own);
                     return self.end(result, own);
                 }
-                Stage::Token(token, _) => {
-                    let token = state.trace.within(|| token.as_mut().poll(context));
-                    let Poll::Ready(token) = token else { break };
+                Stage::Keys(keys, _) => {
+                    let keys = state.trace.within(|| keys.as_mut().poll(context));
+                    let Poll::Ready(keys) = keys else { break };
                     let stage = std::mem::replace(stage, Stage::Unsent(None));
-                    let Stage::Token(_, parked) = stage else { break };
+                    let Stage::Keys(_, parked) = stage else { break };
                     let (request, own) = *parked;
-                    self.stage = match self.use_token(sender, token, request) {
+                    self.stage = match self.use_keys(sender, keys, request) {
                         Ok(request) => Stage::Sent(send(sender.next.clone(), request, own)),
                         Err(unsent) => Stage::Unsent(Some(unsent)),
                     };
@@ -368,18 +376,18 @@ impl<'a> Flight<'a> {
         self.stage = Stage::Unsent(None);
     }
 
-    /// Sets the token, which is the last thing that the request waits for.
-    fn use_token(
+    /// Sets the keys, which are the last thing that the request waits for.
+    fn use_keys(
         &mut self,
         sender: &Sender<'a>,
-        token: Result<HeaderValue, Unsent>,
+        keys: Result<Vec<FreshKey>, Unsent>,
         mut request: Request,
     ) -> Result<Request, Unsent> {
-        let token = token?;
         let state = &mut self.state;
-        let shown = token.to_str().unwrap_or_default();
-        state.secrets.push(shown.strip_prefix("Bearer ").unwrap_or(shown).to_owned());
-        request.headers_mut().insert(AUTHORIZATION, token);
+        for mut key in keys? {
+            state.secrets.append(&mut key.secrets);
+            key.apply(&mut request);
+        }
         let entry = sender.entry(state.provider());
         let AttemptState { trace, secrets, .. } = state;
         let sent = trace.within(|| sender.map_request(entry, &mut request, secrets))?;
@@ -402,7 +410,7 @@ impl<'a> Flight<'a> {
             // The client below has the request's own timeout, too, and the better error for it.
             let grace = match state.until.bound {
                 Bound::Request => CLIENTS_TIMEOUT_FIRST,
-                Bound::Attempt | Bound::Total => Duration::ZERO,
+                Bound::Attempt | Bound::Total | Bound::Own => Duration::ZERO,
             };
             let at = after(state.until.at, grace).into();
             let timer = timer.get_or_insert_with(|| Box::pin(sleep_until(at)));
@@ -429,27 +437,34 @@ impl<'a> Flight<'a> {
     }
 }
 
-/// Asks a provider's source of tokens.
-async fn token(
+/// Asks a provider's sources for its keys, one after the other.
+async fn ask_for_keys(
     shared: &Shared,
     provider: usize,
-    source: &TokenSource,
-) -> Result<HeaderValue, Unsent> {
-    const CALLBACK: &str = "bearer_auth_with";
+    sources: &[KeySource],
+) -> Result<Vec<FreshKey>, Unsent> {
+    let mut keys = Vec::with_capacity(sources.len());
+    let mut secrets = Vec::new();
+    for source in sources {
+        let key = ask_for_key(shared, source).await?;
+        secrets.extend_from_slice(&key.secrets);
+        shared.lock_tokens()[provider].clone_from(&secrets);
+        keys.push(key);
+    }
+    Ok(keys)
+}
+
+async fn ask_for_key(shared: &Shared, source: &KeySource) -> Result<FreshKey, Unsent> {
     let failed = |error: BoxError| Unsent { reason: Reason::Credential, error };
     let panicked = || {
-        shared.observer.emit(&Event::CallbackPanicked { callback: CALLBACK });
-        failed(format!("`{CALLBACK}` panicked").into())
+        shared.observer.emit(&Event::CallbackPanicked { callback: source.method });
+        failed(format!("`{}` panicked", source.method).into())
     };
-    let mut asked = catch_panic(|| source()).ok_or_else(panicked)?;
+    let mut asked = catch_panic(|| source.ask()).ok_or_else(panicked)?;
     let answer = std::future::poll_fn(|context| {
         catch_panic(|| asked.as_mut().poll(context))
             .map_or(Poll::Ready(None), |poll| poll.map(Some))
     });
-    let token = answer.await.ok_or_else(panicked)?.map_err(failed)?;
-    let token =
-        checked_key(&token).map_err(|problem| failed(format!("the token {problem}").into()))?;
-    let value = bearer_value(token).ok_or_else(|| failed("the token is no header value".into()))?;
-    shared.lock_tokens()[provider] = Some(token.to_owned());
-    Ok(value)
+    let key = answer.await.ok_or_else(panicked)?.map_err(failed)?;
+    source.check(&key).map_err(|problem| failed(format!("the token {problem}").into()))
 }

@@ -2,6 +2,7 @@
 
 mod ending;
 
+use std::num::NonZeroU64;
 use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -15,13 +16,13 @@ use super::flight::AttemptState;
 use super::outcome::{AttemptResult, Circumstances};
 use super::shared::{Shared, Table, now};
 use crate::error::Cause;
-use crate::health::{Changes, Permit};
+use crate::health::{Changes, Permit, after};
 use crate::message::Secrets;
 use crate::observe::rate::Crossing;
 use crate::observe::{Event, Observer, Trace};
 use crate::report::{Attempt, Report};
 use crate::route::Route;
-use crate::run::{Ambiguous, Replay, Run, Settled, Step, is_idempotent};
+use crate::run::{Ambiguous, Limits, Replay, Run, Settled, Step, is_idempotent};
 use crate::verdict::{Reason, Verdict};
 
 /// A claimed request's state. Dropping it counts the request as abandoned.
@@ -44,13 +45,14 @@ pub(super) struct RequestState<'a> {
     first_sent: Option<Instant>,
     served_sent: Option<Instant>,
     /// Secrets of this request's attempts: tokens, and what `map_request` set.
-    secrets: Vec<String>,
+    #[expect(clippy::box_collection, reason = "it is rare, and the state is kept small")]
+    secrets: Option<Box<Vec<String>>>,
     pub(super) is_replayable: bool,
     pub(super) upgrade_asked: bool,
     /// Set once the request is counted.
     counted: Option<Counted>,
-    /// Whether the request has a timeout of its own.
-    has_timeout: bool,
+    /// The request's own timeout, if it has one: nanoseconds, which take half the room of a `Duration`.
+    timeout: Option<NonZeroU64>,
     is_finished: bool,
 }
 
@@ -113,6 +115,9 @@ impl<'a> RequestState<'a> {
         let mut table = shared.lock();
         let mut run = Run::new(table.order.clone(), &shared.limits, idempotent, timeout, started);
         run.set_key(key);
+        if let Some(limits) = extensions.get::<Limits>() {
+            run.limit(limits, timeout, started);
+        }
         table.begun += 1;
         let id = table.begun;
         trace.record_id(id);
@@ -129,11 +134,11 @@ impl<'a> RequestState<'a> {
             first_asked: false,
             first_sent: None,
             served_sent: None,
-            secrets: Vec::new(),
+            secrets: None,
             is_replayable: true,
             upgrade_asked: request.is_some_and(|request| request.headers().contains_key(UPGRADE)),
             counted: None,
-            has_timeout: timeout.is_some(),
+            timeout: timeout.map(nanos),
             is_finished: false,
         };
         let applied = route.and_then(|route| route.map_or(Ok(()), |route| state.apply(&route)));
@@ -192,8 +197,8 @@ impl<'a> RequestState<'a> {
 
     /// What is left of the request's own timeout, if it has one.
     pub(super) fn time_left(&self) -> Option<Duration> {
-        let deadline = self.run.deadline().at;
-        self.has_timeout.then(|| deadline.saturating_duration_since(self.now))
+        let end = |timeout: NonZeroU64| after(self.started, Duration::from_nanos(timeout.get()));
+        self.timeout.map(|timeout| end(timeout).saturating_duration_since(self.now))
     }
 
     pub(super) fn forbid_replay(&mut self) {
@@ -233,7 +238,9 @@ impl<'a> RequestState<'a> {
         let shared = self.shared;
         let now = self.refresh_now();
         let provider = attempt.provider();
-        self.secrets.append(&mut attempt.secrets);
+        if !attempt.secrets.is_empty() {
+            self.secrets.get_or_insert_default().append(&mut attempt.secrets);
+        }
         let circumstances = Circumstances {
             provider,
             upgrade_asked: self.upgrade_asked,
@@ -335,6 +342,13 @@ impl<'a> RequestState<'a> {
 
     /// Every secret that a message about this request may not show.
     fn secrets(&self, of_caller: &[String]) -> Secrets {
-        self.shared.secrets(&self.secrets).and(of_caller)
+        let of_attempts = self.secrets.as_deref().map_or(&[][..], Vec::as_slice);
+        self.shared.secrets(of_attempts).and(of_caller)
     }
+}
+
+/// At least one nanosecond.
+fn nanos(duration: Duration) -> NonZeroU64 {
+    let nanos = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+    NonZeroU64::new(nanos).unwrap_or(NonZeroU64::MIN)
 }

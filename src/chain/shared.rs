@@ -20,7 +20,7 @@ use crate::observe::{Event, Observer, Origin, RequestCounts};
 use crate::provider::Entry;
 use crate::readdress::{Scope, StripList};
 use crate::route::Route;
-use crate::run::Limits;
+use crate::run::ChainLimits;
 use crate::verdict::{Outcome, Reason, Verdict};
 
 pub(super) type Classify = Box<dyn Fn(&Outcome<'_>) -> Verdict + Send + Sync>;
@@ -31,7 +31,7 @@ pub(super) struct Shared {
     pub(super) scope: Scope,
     pub(super) strip: StripList,
     pub(super) addresses: Addresses,
-    pub(super) limits: Limits,
+    pub(super) limits: ChainLimits,
     pub(super) classify: Option<Classify>,
     pub(super) route: Option<RouteFor>,
     pub(super) _counted: CountedChain,
@@ -46,8 +46,8 @@ pub(super) struct Shared {
     pub(super) table: Mutex<Table>,
     /// Every provider's keys.
     pub(super) secrets: Secrets,
-    /// Each provider's current token, if it has a source of them: to be looked for in messages.
-    pub(super) tokens: Mutex<Vec<Option<String>>>,
+    /// What each provider's sources returned last: to be looked for in messages.
+    pub(super) tokens: Mutex<Vec<Vec<String>>>,
 }
 
 /// What moves while requests run.
@@ -82,7 +82,7 @@ impl Shared {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn lock_tokens(&self) -> MutexGuard<'_, Vec<Option<String>>> {
+    pub(super) fn lock_tokens(&self) -> MutexGuard<'_, Vec<Vec<String>>> {
         self.tokens.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -10,7 +10,7 @@ use shuttle::sync::{Mutex, MutexGuard};
 use shuttle::thread;
 
 use super::*;
-use crate::run::{Ambiguous, Judgement, Limits, Run, Step};
+use crate::run::{Ambiguous, ChainLimits, Judgement, Run, Step};
 use crate::verdict::{Fault, Verdict};
 
 const PROVIDERS: usize = 2;
@@ -246,8 +246,8 @@ fn keep_calling(shared: &Mutex<Shared>) {
     }
 }
 
-fn limits() -> Limits {
-    Limits {
+fn limits() -> ChainLimits {
+    ChainLimits {
         max_attempts: usize::MAX,
         ambiguous: Ambiguous::FailOver,
         total: Duration::from_secs(60),
@@ -261,7 +261,7 @@ fn next<'a>(
     shared: &'a Mutex<Shared>,
     key: Option<usize>,
     run: &mut Run,
-    limits: &Limits,
+    limits: &ChainLimits,
 ) -> Option<Flight<'a>> {
     let mut locked = lock(shared);
     let Shared { health, now, .. } = &mut *locked;
@@ -275,7 +275,7 @@ fn next<'a>(
 fn finish<'a>(
     mut flight: Flight<'a>,
     run: &mut Run,
-    limits: &Limits,
+    limits: &ChainLimits,
 ) -> (bool, Option<AnswerInFlight<'a>>) {
     let failed = Verdict::FailOver(Fault::Failure);
     let cooled = Verdict::FailOver(Fault::Cooldown(None));

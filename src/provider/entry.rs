@@ -8,18 +8,18 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::AUTHORIZATION;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use reqwest::Request;
 use reqwest::Url;
 
+use super::edits::CheckedEdits;
 use super::keyring::{Keyring, Problem, header_name};
-use super::{MapRequest, Provider, TokenSource};
+use super::source::KeySource;
+use super::{MapRequest, Provider};
 use crate::readdress::{
     Base, Claim, HeaderRules, QueryPair, QueryRewrite, Scope, StripList, is_key_query, secrets_in,
     target_url,
 };
-use crate::splice::{drop_stale_headers, splice_model};
 
 /// A provider that `build()` found sound.
 pub(crate) struct Entry {
@@ -29,8 +29,8 @@ pub(crate) struct Entry {
     pub(crate) attempt_timeout: Option<Duration>,
     /// How many requests it may have at once.
     pub(crate) max_in_flight: Option<NonZeroUsize>,
-    /// Asked on each attempt; its token is checked as a key is, and sent as `Authorization: Bearer`.
-    pub(crate) source: Option<TokenSource>,
+    /// Asked on each attempt, in this order.
+    pub(crate) sources: Vec<KeySource>,
     pub(crate) map_request: Option<MapRequest>,
     /// What no message may show.
     pub(crate) secrets: Vec<String>,
@@ -38,7 +38,7 @@ pub(crate) struct Entry {
     pub(super) rules: HeaderRules,
     /// The fixed ones, then the credentials.
     queries: Vec<QueryPair>,
-    models: Vec<(String, String)>,
+    edits: CheckedEdits,
     forward_caller_auth: bool,
 }
 
@@ -66,20 +66,13 @@ impl Entry {
         self.rules.apply(headers, strip, keep_caller_auth);
     }
 
-    /// Gives the body's model the name that it has here.
-    pub(crate) fn rename_model(&self, request: &mut Request) {
-        if self.models.is_empty() {
-            return;
-        }
-        let rename = |model: &str| {
-            let (_, to) = self.models.iter().find(|(from, _)| from == model)?;
-            Some(to.as_str())
-        };
-        let body = request.body().and_then(reqwest::Body::as_bytes);
-        if let Some(renamed) = body.and_then(|body| splice_model(body, rename)) {
-            *request.body_mut() = Some(renamed.into());
-            drop_stale_headers(request.headers_mut());
-        }
+    /// Edits the body as the provider has it. `call` calls the user's closure.
+    pub(crate) fn edit_body(
+        &self,
+        request: &mut Request,
+        call: impl Fn(&dyn Fn() -> Option<String>) -> Option<String>,
+    ) {
+        self.edits.apply(request, call);
     }
 
     /// Whether a request that was addressed below `claimed` keeps its caller's credentials here.
@@ -105,10 +98,8 @@ impl Entry {
 
     /// The headers that hold this entry's credentials.
     pub(super) fn credential_headers(&self) -> impl Iterator<Item = &HeaderName> {
-        static OF_SOURCES: HeaderName = AUTHORIZATION;
-
         let set = self.rules.set.iter().filter(|(_, value)| value.is_sensitive());
-        set.map(|(name, _)| name).chain(self.source.as_ref().map(|_| &OF_SOURCES))
+        set.map(|(name, _)| name).chain(self.sources.iter().filter_map(KeySource::header))
     }
 
     pub(super) fn has_query_key(&self) -> bool {
@@ -117,7 +108,8 @@ impl Entry {
 
     /// The query names that hold this entry's credentials.
     pub(super) fn credential_queries(&self) -> impl Iterator<Item = &str> {
-        self.queries.iter().filter(|pair| pair.secret).map(|pair| pair.name.as_str())
+        let set = self.queries.iter().filter(|pair| pair.secret).map(|pair| pair.name.as_str());
+        set.chain(self.sources.iter().filter_map(KeySource::query))
     }
 
     /// Checks a provider by itself.
@@ -173,24 +165,15 @@ impl Entry {
             queries.push(keys.fixed_query(name, value)?);
         }
         set.extend(keys.headers);
-        for (at, (from, to)) in provider.models.iter().enumerate() {
-            if from.is_empty() || to.is_empty() {
-                return Err(Problem::new("rename_model", "must name two models"));
-            }
-            if provider.models[..at].iter().any(|(other, _)| other == from) {
-                let problem = format!("`{from}` is renamed twice: keep one name for it");
-                return Err(Problem::new("rename_model", problem));
-            }
-        }
 
         Ok(Self {
             name: provider.name.into(),
             base,
             attempt_timeout: provider.attempt_timeout,
             max_in_flight,
-            source: keys.source,
+            sources: keys.sources,
             map_request: provider.map_request,
-            models: provider.models,
+            edits: provider.edits.check()?,
             secrets: keys.secrets,
             rules: HeaderRules { remove, keep, set },
             queries: queries.into_iter().chain(keys.queries).collect(),

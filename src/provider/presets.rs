@@ -2,6 +2,7 @@
 
 use std::env::VarError;
 
+use super::key::checked_key;
 use super::{Credential, Provider};
 
 impl Provider {
@@ -55,13 +56,47 @@ impl Provider {
         Self::new("openai", OPENAI).bearer_env("OPENAI_API_KEY")
     }
 
-    pub(super) fn bearer_env(self, variable: &'static str) -> Self {
-        let key = std::env::var(variable).map_err(|error| match error {
-            VarError::NotPresent => "is not set in the environment: set it to the key",
-            VarError::NotUnicode(_) => "is not Unicode: set it to the key",
-        });
-        self.credential(Credential::Env(variable, key))
+    /// [`bearer_auth`](Self::bearer_auth) with the key from this environment variable, read now. If it
+    /// is missing, or holds no key, `build()` fails and says so.
+    ///
+    /// ```
+    /// # use reqwest_failover::{Provider, ProviderChain};
+    /// let groq = Provider::new("groq", "https://api.groq.com/openai/v1").bearer_auth_env("GROQ_API_KEY");
+    /// if let Err(error) = ProviderChain::builder([groq]).build() {
+    ///     assert!(error.to_string().contains("`GROQ_API_KEY` is not set in the environment"));
+    /// }
+    /// ```
+    pub fn bearer_auth_env(self, variable: impl AsRef<str>) -> Self {
+        let variable = variable.as_ref();
+        let name = match is_plainly_a_name(variable) {
+            true => format!("`{variable}`"),
+            false => "the variable of that name".to_owned(),
+        };
+        let key = read(variable)
+            .and_then(|key| checked_key(&key).map(str::to_owned))
+            .map_err(|problem| format!("{name} {problem}").into());
+        self.credential(Credential::Env("bearer_auth_env", key))
     }
+
+    pub(super) fn bearer_env(self, variable: &'static str) -> Self {
+        self.credential(Credential::Env(variable, read(variable).map_err(Into::into)))
+    }
+}
+
+fn read(variable: &str) -> Result<String, &'static str> {
+    std::env::var(variable).map_err(|error| match error {
+        VarError::NotPresent => "is not set in the environment: set it to the key",
+        VarError::NotUnicode(_) => "is not Unicode: set it to the key",
+    })
+}
+
+/// Whether this may be shown as a variable's name. A user who mixes up the methods put the key itself
+/// there, and keys have digits.
+fn is_plainly_a_name(variable: &str) -> bool {
+    const MOST_DIGITS: usize = 3;
+    let digits = variable.bytes().filter(u8::is_ascii_digit).count();
+    let of_a_name = |byte: u8| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_';
+    variable.contains('_') && digits <= MOST_DIGITS && variable.bytes().all(of_a_name)
 }
 
 const COMETAPI: &str = "https://api.cometapi.com/v1";

@@ -3,6 +3,7 @@ use http::{HeaderMap, HeaderValue};
 use reqwest::Url;
 
 use super::check::ChainHeaders;
+use super::key::{bearer_value, checked_key};
 use super::*;
 
 fn here() -> Provider {
@@ -151,7 +152,7 @@ fn a_model_has_the_name_that_it_has_here_and_only_then_the_body_changes() {
         let mut request = Request::new(http::Method::POST, Url::parse("https://h").unwrap());
         *request.body_mut() = Some(before.into());
         request.headers_mut().insert(CONTENT_LENGTH, before.len().into());
-        chain.entries[0].rename_model(&mut request);
+        chain.entries[0].edit_body(&mut request, |rename| rename());
         let body = request.body().unwrap().as_bytes().unwrap();
         assert_eq!(body, after.unwrap_or(before).as_bytes());
         assert_eq!(request.headers().contains_key(CONTENT_LENGTH), after.is_none(), "{before}");
@@ -171,6 +172,60 @@ fn a_model_needs_two_names_and_is_renamed_once() {
         refusal([here().rename_model("a", "x").rename_model("b", "x").rename_model("a", "y")]);
     assert!(error.contains("rename_model: `a` is renamed twice"), "{error}");
     checked([here().rename_model("a", "x").rename_model("b", "x").rename_model("x", "a")]);
+}
+
+#[test]
+fn a_body_is_edited_and_what_speaks_of_it_goes_only_if_it_changes() {
+    let chain = checked([here()
+        .rename_model("small", "table")
+        .rename_model_with(|model| model.strip_prefix("old-").map(|model| format!("new-{model}")))
+        .json_set("n", 2)
+        .json_set("o", serde_json::json!({"a": [1.5, null]}))
+        .json_remove("r")]);
+    let table = [
+        (r#"{"model":"small"}"#, Some(r#"{"model":"table","n":2,"o":{"a":[1.5,null]}}"#)),
+        (
+            r#"{"o":1,"r":2,"model":"old-a","n":7 }"#,
+            Some(r#"{"o":{"a":[1.5,null]},"model":"new-a","n":2 }"#),
+        ),
+        (r#"{"model":"other", "n":2,"o":{"a":[1.5,null]}}"#, None),
+        ("[1]", None),
+    ];
+    for (before, after) in table {
+        let mut request = Request::new(http::Method::POST, Url::parse("https://h").unwrap());
+        *request.body_mut() = Some(before.into());
+        request.headers_mut().insert(CONTENT_LENGTH, before.len().into());
+        request.headers_mut().insert("content-digest", HeaderValue::from_static("sum"));
+        chain.entries[0].edit_body(&mut request, |rename| rename());
+        let body = request.body().unwrap().as_bytes().unwrap();
+        assert_eq!(str::from_utf8(body).unwrap(), after.unwrap_or(before));
+        assert_eq!(request.headers().is_empty(), after.is_some(), "{before}");
+    }
+    let mut request = Request::new(http::Method::GET, Url::parse("https://h").unwrap());
+    chain.entries[0].edit_body(&mut request, |rename| rename());
+    assert!(request.body().is_none());
+}
+
+#[test]
+fn edits_that_contradict_each_other_are_refused() {
+    use std::collections::HashMap;
+    let no_json: HashMap<Vec<u8>, &str> = [(vec![1], "canary")].into();
+    for (provider, problem) in [
+        (here().json_set("a", 1).json_set("a", 1), "json_set: `a` is set twice"),
+        (here().json_set("a", 1).json_remove("a"), "json_remove: `a` is set, too"),
+        (here().json_remove("a").json_remove("a"), "json_remove: `a` is removed twice"),
+        (here().json_set("model", "x").rename_model("a", "b"), "json_set: `model` is renamed, too"),
+        (
+            here().rename_model_with(|_| None).json_remove("model"),
+            "json_remove: `model` is renamed, too",
+        ),
+        (here().json_set("a", no_json), "json_set: the value of `a` cannot be written as JSON"),
+    ] {
+        let error = refusal([provider]);
+        assert!(error.starts_with(&format!("provider `here`: {problem}")), "{error}");
+        assert!(!error.contains("canary"));
+    }
+    checked([here().json_set("model", "x").json_set("", 1).json_remove("b")]);
 }
 
 #[test]
@@ -270,6 +325,20 @@ fn every_mistake_names_the_provider_and_the_method_and_never_the_key() {
         (here().query("T", "canary").api_key_query("t", "canary"), "query: sets a name that holds"),
         (here().remove_header("canary canary"), "remove_header: the name must be"),
         (here().attempt_timeout(Duration::ZERO), "attempt_timeout: must be longer"),
+        (Provider::new("here", "http://h").api_key_header_with("x-k", token), "base_url: would show"),
+        (Provider::new("here", "http://h").api_key_query_with("k", token), "base_url: would show"),
+        (here().bearer_auth_with(token).api_key_header_with("authorization", token), "api_key_header_with: `authorization` is set twice"),
+        (here().api_key_header("x-k", "canary").api_key_header_with("X-K", token), "api_key_header_with: `x-k` is set twice"),
+        (here().api_key_header_with("x-k", token).api_key_header("x-k", "canary"), "api_key_header: `x-k` is set twice"),
+        (here().api_key_header_with("canary canary", token), "api_key_header_with: the name must be"),
+        (here().api_key_header_with("Host", token), "api_key_header_with: `host` is set by"),
+        (here().api_key_query_with("", token), "api_key_query_with: the name must not be empty"),
+        (here().api_key_query("k", "canary").api_key_query_with("K", token), "api_key_query_with: sets the same name twice"),
+        (here().api_key_query_with("k", token).api_key_query("K", "canary"), "api_key_query: sets the same name twice"),
+        (here().header("x-k", "canary").api_key_header_with("X-K", token), "header: `x-k` holds this provider's"),
+        (here().query("T", "canary").api_key_query_with("t", token), "query: sets a name that holds"),
+        (here().api_key_header_with("x-k", token).forward_caller_auth(), "forward_caller_auth: does not go with"),
+        (here().api_key_query_with("k", token).forward_caller_auth(), "forward_caller_auth: does not go with"),
         (here().forward_caller_auth().bearer_auth("canary"), "forward_caller_auth: does not go with"),
         (here().bearer_auth_with(token).forward_caller_auth(), "forward_caller_auth: does not go with"),
     ];
@@ -373,6 +442,34 @@ fn a_missing_variable_is_named() {
 }
 
 #[test]
+fn a_variable_that_holds_no_key_is_named_and_what_may_be_a_key_itself_is_not() {
+    let set = checked([here().bearer_auth_env("CARGO_PKG_NAME")]);
+    let (_, headers) = arrives(&set, 0, "https://h/v1", &HeaderMap::new());
+    assert_eq!(header(&headers, "authorization"), Some(concat!("Bearer ", env!("CARGO_PKG_NAME"))));
+    assert_eq!(set.entries[0].secrets, [env!("CARGO_PKG_NAME")]);
+
+    let error = refusal([here().bearer_auth_env("REQWEST_FAILOVER_UNSET")]);
+    let named = "bearer_auth_env: `REQWEST_FAILOVER_UNSET` is not set in the environment";
+    assert!(error.starts_with(&format!("provider `here`: {named}")), "{error}");
+    // The description of this crate has spaces.
+    let error = refusal([here().bearer_auth_env("CARGO_PKG_DESCRIPTION")]);
+    assert!(error.contains("bearer_auth_env: `CARGO_PKG_DESCRIPTION` holds a space"), "{error}");
+
+    for key in ["sk-proj-canary", "CANARY", "CANARY_8F3A9C01", "canary_key", "", "A=CANARY", "C\0"]
+    {
+        let provider = here().bearer_auth_env(key);
+        assert!(!format!("{provider:?}").to_lowercase().contains("canary"));
+        let error = refusal([provider]);
+        assert!(error.contains("bearer_auth_env: the variable of that name is not set"), "{error}");
+        assert!(!error.to_lowercase().contains("canary"), "{error}");
+    }
+    let taken = refusal([here().bearer_auth_env("CARGO_PKG_NAME").bearer_auth("other")]);
+    assert!(taken.contains("bearer_auth: `authorization` is set twice"), "{taken}");
+    let exposed = refusal([Provider::new("here", "http://h").bearer_auth_env("CARGO_PKG_NAME")]);
+    assert!(exposed.contains("base_url: would show a credential"), "{exposed}");
+}
+
+#[test]
 fn debug_shows_names_and_no_values() {
     let provider = Provider::new("here", "https://h/v1?canary")
         .bearer_auth("canary")
@@ -380,11 +477,21 @@ fn debug_shows_names_and_no_values() {
         .api_key_header("x-k", "canary")
         .api_key_query("k", "canary")
         .bearer_auth_with(token)
+        .api_key_header_with("x-s", token)
+        .api_key_query_with("s", token)
         .header("x-a", "canary")
         .query("q", "canary");
     let debug = format!("{provider:?} {:#?}", provider.clone());
     assert!(!debug.contains("canary"), "{debug}");
-    for shown in ["here", "<invalid>", "bearer_auth", "api_key_header", "x-a", "\"q\""] {
+    for shown in [
+        "here",
+        "<invalid>",
+        "bearer_auth",
+        "api_key_header_with",
+        "api_key_query_with",
+        "x-a",
+        "\"q\"",
+    ] {
         assert!(debug.contains(shown), "{shown}: {debug}");
     }
     let entry = format!("{:?}", checked([here().bearer_auth("canary")]).entries[0]);
@@ -393,6 +500,41 @@ fn debug_shows_names_and_no_values() {
 
 #[test]
 fn tokens_are_held_to_the_rules_of_keys() {
+    let source = |provider: Provider| checked([provider]).entries.remove(0).sources.remove(0);
+    let bearer = source(here().bearer_auth_with(token));
+    let header = source(here().api_key_header_with("x-k", token));
+    let auth = source(here().api_key_header_with("authorization", token));
+    let query = source(here().api_key_query_with("k", token));
+    for bad in ["", " \n", "Bearer x", "a\nb", "é", "'x'", "sk-...", "${KEY}"] {
+        for source in [&bearer, &header, &auth, &query] {
+            assert!(source.check(bad).is_err(), "{bad}");
+        }
+    }
+    for source in [&bearer, &header, &query] {
+        assert!(source.check("Token key").is_err());
+    }
+    let set = |source: &KeySource, key: &str| {
+        let key = source.check(key).unwrap_or_else(|problem| panic!("{problem}"));
+        let url = Url::parse("https://h/v1?a=%2f&b").unwrap();
+        let mut request = reqwest::Request::new(http::Method::GET, url);
+        let secrets = key.secrets.clone();
+        key.apply(&mut request);
+        (request, secrets)
+    };
+    for (source, key, name, value, secrets) in [
+        (&bearer, " key-1\n", "authorization", "Bearer key-1", &["key-1"][..]),
+        (&header, " key-1\n", "x-k", "key-1", &["key-1"]),
+        (&auth, "Token key-1", "authorization", "Token key-1", &["Token key-1", "key-1"]),
+    ] {
+        let (request, of_key) = set(source, key);
+        assert_eq!(request.headers()[name], value);
+        assert!(request.headers()[name].is_sensitive());
+        assert_eq!(of_key, secrets);
+        assert_eq!(request.url().query(), Some("a=%2f&b"));
+    }
+    let (request, of_key) = set(&query, " k&y+1\n");
+    assert_eq!(request.url().query(), Some("a=%2f&b&k=k%26y%2B1"));
+    assert_eq!((request.headers().len(), of_key), (0, vec!["k&y+1".to_owned()]));
     let value = bearer_value(" token\n").unwrap();
     assert!(value.is_sensitive());
     assert_eq!(value, "Bearer token");
@@ -415,7 +557,7 @@ fn a_source_and_prepare_keep_their_errors() {
     let prepared = entry.map_request.as_ref().unwrap()(&mut request);
     assert_eq!(prepared.unwrap_err().to_string(), "not today");
 
-    let mut token = entry.source.as_ref().unwrap()();
+    let mut token = entry.sources[0].ask();
     let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
     match token.as_mut().poll(&mut cx) {
         std::task::Poll::Ready(Err(error)) => assert_eq!(error.to_string(), "no token"),
@@ -553,8 +695,9 @@ fn what_an_entry_uses_as_a_credential_is_not_kept() {
         Provider::new("keyed", "https://k")
             .api_key_header("x-vendor", "canary")
             .bearer_auth_with(token)
+            .api_key_header_with("x-sourced", token)
     };
-    for name in ["x-vendor", "X-Vendor", "authorization", "host"] {
+    for name in ["x-vendor", "X-Vendor", "authorization", "host", "X-Sourced"] {
         let error = refusal([here().keep_header(name), keyed()]);
         assert!(error.starts_with("provider `here`: keep_header: `"), "{error}");
         let headers = ChainHeaders { keep: vec![name.to_owned()], ..ChainHeaders::default() };

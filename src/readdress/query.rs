@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
+use reqwest::Url;
 
 use super::strip::StripList;
 
@@ -19,6 +20,15 @@ impl QueryPair {
     pub(crate) fn new(name: &str, value: &str, secret: bool) -> Self {
         let encoded = format!("{}={}", form_encoded(name), form_encoded(value));
         Self { name: name.to_owned(), encoded, secret }
+    }
+
+    /// Appends the pair to a URL's query, whose other bytes stay.
+    pub(crate) fn append_to(&self, url: &mut Url) {
+        let query = match url.query() {
+            Some(query) if !query.is_empty() => format!("{query}&{}", self.encoded),
+            _ => self.encoded.clone(),
+        };
+        url.set_query(Some(&query));
     }
 }
 

@@ -103,7 +103,7 @@ impl Flight {
 
 struct Callers {
     health: HealthTable,
-    limits: Limits,
+    limits: ChainLimits,
     began: Instant,
     now: Instant,
     replies: Vec<Replies>,
@@ -123,10 +123,10 @@ impl Callers {
         #[expect(clippy::disallowed_methods, reason = "virtual time has to begin somewhere")]
         let now = Instant::now();
         let providers = replies.len();
-        let limits = Limits {
+        let limits = ChainLimits {
             max_attempts: usize::MAX,
             ambiguous: Ambiguous::FailOver,
-            total: Limits::DEFAULT_TOTAL,
+            total: ChainLimits::DEFAULT_TOTAL,
             hold: Duration::ZERO,
             attempts: vec![None; providers],
             hosts: (0..providers as u32).collect(),

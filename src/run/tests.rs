@@ -36,7 +36,7 @@ const fn judgement(verdict: Verdict, status: Option<u16>) -> Judgement {
 /// A chain without a driver, and a clock that is moved by hand.
 struct Harness {
     health: HealthTable,
-    limits: Limits,
+    limits: ChainLimits,
     now: Instant,
 }
 
@@ -55,11 +55,11 @@ impl Harness {
 
     fn with(providers: usize, breaker: Option<Breaker>) -> Self {
         let now = start();
-        let limits = Limits {
+        let limits = ChainLimits {
             hold: Duration::ZERO,
             max_attempts: usize::MAX,
             ambiguous: Ambiguous::FailOver,
-            total: Limits::DEFAULT_TOTAL,
+            total: ChainLimits::DEFAULT_TOTAL,
             attempts: vec![None; providers],
             hosts: (0..providers as u32).collect(),
         };
@@ -1918,4 +1918,91 @@ fn what_a_run_is_about_decides_whom_it_asks_and_what_its_outcome_counts_for() {
     let mut run = harness.run();
     run.set_key(Some(b"b"[..].into()));
     assert_eq!(harness.ask(&mut run, SERVED), Some(1));
+}
+
+// The request's own limits.
+
+/// A run whose request has these limits, and this timeout of its own.
+fn limited(harness: &Harness, own: Limits, timeout: Option<Duration>) -> Run {
+    let order = (0..harness.limits.attempts.len()).collect();
+    let mut run = Run::new(order, &harness.limits, false, timeout, harness.now);
+    run.limit(&own, timeout, harness.now);
+    run
+}
+
+#[test]
+fn the_requests_own_total_replaces_the_chains_and_its_timeout_bounds_both() {
+    const MAX: Duration = Duration::MAX;
+    let harness = Harness::of(2);
+    for (own, timeout, expected) in [
+        (None, None, ChainLimits::DEFAULT_TOTAL),
+        (Some(SECOND), None, SECOND),
+        (Some(SECOND * 900), None, SECOND * 900),
+        (Some(SECOND * 900), Some(SECOND * 700), SECOND * 700),
+        (Some(SECOND), Some(SECOND * 2), SECOND),
+        (None, Some(SECOND * 2), SECOND * 2),
+        (Some(Duration::ZERO), Some(SECOND), Duration::ZERO),
+        (Some(MAX), Some(SECOND), SECOND),
+    ] {
+        let limits = own.map_or(Limits::new(), |total| Limits::new().total(total));
+        let run = limited(&harness, limits, timeout);
+        assert_eq!(run.deadline().at - harness.now, expected, "{own:?} {timeout:?}");
+    }
+    let endless = limited(&harness, Limits::new().total(MAX), Some(MAX));
+    assert!(endless.deadline().at > harness.now + SECOND * 3600 * 24 * 365);
+}
+
+#[test]
+fn the_requests_own_attempt_limit_replaces_every_providers_and_blames_none() {
+    let mut harness = Harness::of(3);
+    harness.limits.attempts = vec![Some(SECOND), Some(SECOND * 90), None];
+    for (own, expected) in [(SECOND * 5, SECOND * 5), (SECOND * 200, SECOND * 100)] {
+        let limits = Limits::new().attempt(own).total(SECOND * 100);
+        let mut run = limited(&harness, limits, None);
+        for _ in 0..3 {
+            let step = run.step(&harness.limits, &mut harness.health, harness.now);
+            let Step::Send { permit, until, .. } = step else { panic!("{step:?}") };
+            assert_eq!(until.at - harness.now, expected);
+            assert!(!until.is_failure, "the time was the caller's choice");
+            harness.settle(&mut run, permit, UNSENT);
+        }
+    }
+}
+
+#[test]
+fn a_total_of_the_requests_own_shares_its_time_out_and_blames_no_provider() {
+    let mut harness = Harness::of(2);
+    let mut run = limited(&harness, Limits::new().total(SECOND * 10), None);
+    for length in [SECOND * 5, SECOND * 10] {
+        let step = run.step(&harness.limits, &mut harness.health, harness.now);
+        let Step::Send { permit, until, .. } = step else { panic!("{step:?}") };
+        assert_eq!(until.at - harness.now, length);
+        assert!(!until.is_failure && matches!(until.bound, Bound::Attempt | Bound::Own));
+        harness.settle(&mut run, permit, UNSENT);
+    }
+}
+
+#[test]
+fn the_requests_own_number_of_attempts_replaces_the_chains_and_is_at_least_one() {
+    for (chains, own, expected) in
+        [(usize::MAX, 2, 2), (1, 3, 3), (1, usize::MAX, 4), (3, 0, 1), (3, 1, 1)]
+    {
+        let mut harness = Harness::of(4);
+        harness.limits.max_attempts = chains;
+        let run = limited(&harness, Limits::new().attempts(own), None);
+        assert_eq!(harness.asked_by(run, FAILED).len(), expected, "{chains} {own}");
+    }
+    let mut harness = Harness::of(4);
+    let mut run = limited(&harness, Limits::new().attempts(3), None);
+    run.forbid_failover();
+    assert_eq!(harness.asked_by(run, FAILED), [0]);
+}
+
+#[test]
+fn limits_of_zero_ask_no_provider_or_give_it_no_time() {
+    let mut harness = Harness::of(2);
+    let run = limited(&harness, Limits::new().total(Duration::ZERO), None);
+    assert_eq!(harness.asked_by(run, FAILED), [0; 0]);
+    let mut run = limited(&harness, Limits::new().attempt(Duration::ZERO), None);
+    assert_eq!(harness.send(&mut run).until, harness.now);
 }

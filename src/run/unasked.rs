@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use super::{Bound, Limits, Run};
+use super::{Bound, ChainLimits, Run};
 use crate::health::{Admission, HealthTable};
 
 /// Why a provider was not asked.
@@ -16,6 +16,8 @@ pub(crate) enum Unasked {
     MaybeProcessed,
     Attempts(u8),
     Total(Duration),
+    /// The request's own limit of the total time.
+    OwnTotal(Duration),
     Timeout(Duration),
     /// It was not healthy, and the request was refused by those that are.
     Unhealthy,
@@ -33,6 +35,7 @@ impl fmt::Display for Unasked {
             Self::Attempts(1) => f.write_str("the request may be sent only once"),
             Self::Attempts(most) => write!(f, "the limit is {most} attempts"),
             Self::Total(limit) => write!(f, "the total timeout of {limit:?} was over"),
+            Self::OwnTotal(limit) => write!(f, "the request's limit of {limit:?} was over"),
             Self::Timeout(limit) => write!(f, "the request's timeout of {limit:?} was over"),
             Self::Unhealthy => f.write_str("not healthy, and the request was refused"),
             Self::AtCapacity => f.write_str("at capacity, and the request was refused"),
@@ -46,7 +49,7 @@ impl Run {
     pub(crate) fn why_unasked(
         &self,
         provider: usize,
-        limits: &Limits,
+        limits: &ChainLimits,
         health: &HealthTable,
         started: Instant,
         now: Instant,
@@ -64,10 +67,10 @@ impl Run {
         } else if self.over {
             Unasked::MaybeProcessed
         } else if now >= self.deadline.at {
+            let length = self.deadline.at.saturating_duration_since(started);
             match self.deadline.bound {
-                Bound::Request => {
-                    Unasked::Timeout(self.deadline.at.saturating_duration_since(started))
-                }
+                Bound::Request => Unasked::Timeout(length),
+                Bound::Own => Unasked::OwnTotal(length),
                 Bound::Attempt | Bound::Total => Unasked::Total(limits.total),
             }
         } else if health.admission(provider, self.key(), now) == Admission::AtCapacity {

@@ -82,9 +82,12 @@ pub(crate) async fn table() -> Table {
 /// and leaves any other header; and it sends the URL on, with its query, as the `Referer`.
 fn carried_along(form: Form, from: usize) -> Option<String> {
     match form {
-        Form::HeaderKey | Form::QueryKey | Form::SubProtocol | Form::MapRequest => {
-            Some(format!("the {}'s", PLACES[from]))
-        }
+        Form::HeaderKey
+        | Form::QueryKey
+        | Form::HeaderFrom
+        | Form::QueryFrom
+        | Form::SubProtocol
+        | Form::MapRequest => Some(format!("the {}'s", PLACES[from])),
         // Its `x-api-key` and its query.
         Form::Forwarded if from == 2 => Some("the caller's".to_owned()),
         _ => None,

@@ -66,6 +66,8 @@ impl Credential {
             own("api_key_query", Form::QueryKey, |key| format!("vendor_key={key}")),
             path,
             own("bearer_auth_with", Form::BearerFrom, bearer),
+            own("api_key_header_with", Form::HeaderFrom, str::to_owned),
+            own("api_key_query_with", Form::QueryFrom, |key| format!("vendor_key={key}")),
             own("map_request", Form::MapRequest, str::to_owned),
             own("forward_caller_auth", Form::Forwarded, bearer),
             callers("caller's authorization", Form::CallersAuthorization, bearer),

@@ -1,6 +1,7 @@
 //! The forms of credentials: what a provider is given, and what a caller puts on a request.
 
 use std::convert::Infallible;
+use std::future::{Ready, ready};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -18,6 +19,8 @@ pub(crate) enum Form {
     HeaderKey,
     QueryKey,
     BearerFrom,
+    HeaderFrom,
+    QueryFrom,
     /// Basic with the key as the user and no password, as at Stripe.
     UserKey,
     /// `Token KEY`, `Basic b64`, a cookie and a sub-protocol in headers of `api_key_header`.
@@ -36,13 +39,21 @@ pub(crate) enum Form {
     CallersQueryKey,
 }
 
+/// A source of this key.
+fn source(key: &str) -> impl Fn() -> Ready<Result<String, Infallible>> + use<> {
+    let key = key.to_owned();
+    move || ready(Ok(key.clone()))
+}
+
 impl Form {
-    pub(crate) const EACH: [Self; 17] = [
+    pub(crate) const EACH: [Self; 19] = [
         Self::Bearer,
         Self::Basic,
         Self::HeaderKey,
         Self::QueryKey,
         Self::BearerFrom,
+        Self::HeaderFrom,
+        Self::QueryFrom,
         Self::UserKey,
         Self::Token,
         Self::BasicHeader,
@@ -64,6 +75,8 @@ impl Form {
             Self::HeaderKey => "api_key_header",
             Self::QueryKey => "api_key_query",
             Self::BearerFrom => "bearer_auth_with",
+            Self::HeaderFrom => "api_key_header_with",
+            Self::QueryFrom => "api_key_query_with",
             Self::UserKey => "basic_auth, the user",
             Self::Token => "header, Token KEY",
             Self::BasicHeader => "header, Basic b64",
@@ -98,13 +111,9 @@ impl Form {
             Self::Basic => provider.basic_auth("me", key),
             Self::HeaderKey => provider.api_key_header("x-vendor-key", key),
             Self::QueryKey => provider.api_key_query("vendor_key", key),
-            Self::BearerFrom => {
-                let key = key.to_owned();
-                provider.bearer_auth_with(move || {
-                    let key = key.clone();
-                    async move { Ok::<_, Infallible>(key) }
-                })
-            }
+            Self::BearerFrom => provider.bearer_auth_with(source(key)),
+            Self::HeaderFrom => provider.api_key_header_with("x-vendor-key", source(key)),
+            Self::QueryFrom => provider.api_key_query_with("vendor_key", source(key)),
             Self::UserKey => provider.basic_auth(key, ""),
             Self::Token => provider.api_key_header("authorization", format!("Token {key}")),
             Self::BasicHeader => {

@@ -158,8 +158,8 @@ impl Ledger {
         call.hedged |= is_hedge;
         let expected = match call.entries.len() {
             0 => call.timeout,
-            // What is left of it.
-            _ => call.timeout.map(|_| call.deadline - now),
+            // What is left of it, also where the chain's total is over sooner: that does not bind bodies.
+            _ => call.timeout.map(|timeout| timeout.saturating_sub(now - call.begun)),
         };
         self.check(timeout == expected, || {
             format!("{name} is given {timeout:?}, not {expected:?}")

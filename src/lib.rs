@@ -73,11 +73,19 @@ mod guides {
     struct Architecture;
     #[doc = include_str!("../docs/choosing.md")]
     struct Choosing;
+    #[doc = include_str!("../docs/failover.md")]
+    struct Failover;
+    #[doc = include_str!("../docs/health.md")]
+    struct Health;
+    #[doc = include_str!("../docs/keys.md")]
+    struct Keys;
     // docs/recipes.md needs the clients that it is about: it is a doctest of `clients`.
     #[doc = include_str!("../docs/observability.md")]
     struct Observability;
     #[doc = include_str!("../docs/performance.md")]
     struct Performance;
+    #[doc = include_str!("../docs/runtime.md")]
+    struct Runtime;
     #[doc = include_str!("../docs/streams.md")]
     struct Streams;
     #[doc = include_str!("../docs/testing.md")]

@@ -185,6 +185,12 @@ impl Middleware for ProviderChain {
                 drive(sender, Requests::new(request), extensions)
             }
             None => Box::pin(async move {
+                if addresses.is_unknown_origin(request.url(), scope)
+                    && let Some((base, difference)) = scope.nearest(request.url())
+                {
+                    let origin = request.url().origin().ascii_serialization();
+                    observer.warn_of_passed_through(&origin, &base, &difference);
+                }
                 let host = request.url().host_str().unwrap_or_default();
                 let origin = Origin { id: None, extensions: Some(extensions) };
                 observer.emit(&Event::PassedThrough { origin, host });

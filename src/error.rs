@@ -37,6 +37,17 @@ impl ConfigError {
         self.provider.as_deref()
     }
 
+    /// What is wrong: the name of the setting, such as `base_url` or `attempt_timeout`.
+    ///
+    /// ```
+    /// # use reqwest_failover::ProviderChain;
+    /// let error = ProviderChain::builder([]).build().unwrap_err();
+    /// assert_eq!((error.provider(), error.field()), (None, "providers"));
+    /// ```
+    pub fn field(&self) -> &str {
+        self.field
+    }
+
     pub(crate) fn new(
         provider: Option<&str>,
         field: &'static str,
@@ -47,7 +58,8 @@ impl ConfigError {
     }
 }
 
-/// No provider served the request. Its `Display` is one line that says what every provider answered.
+/// No provider served the request. Its `Display` is one line that says what every provider answered, and
+/// why the others were not asked.
 ///
 /// It is what a chain with [`Exhausted::Error`] fails with, and any chain that has no response or
 /// transport error of a provider to hand on.
@@ -73,8 +85,10 @@ pub struct FailoverError {
 impl FailoverError {
     /// Finds a `FailoverError` in an error or among its sources.
     pub fn find<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a Self> {
-        std::iter::successors(Some(error), |&error| error.source())
-            .find_map(|error| error.downcast_ref::<Self>())
+        std::iter::successors(Some(error), |&error| error.source()).find_map(|error| {
+            let found = error.downcast_ref::<Found>().map(|found| &found.0);
+            error.downcast_ref::<Self>().or(found)
+        })
     }
 
     /// Every attempt that was made.
@@ -83,6 +97,9 @@ impl FailoverError {
     }
 
     /// Whether the last attempt, or the request as a whole, ran out of time.
+    ///
+    /// `is_timeout()` and `is_connect()` of `reqwest_middleware::Error` answer for a `reqwest::Error` that
+    /// is handed on; for a `FailoverError` they are always `false`, since that type has no way to say it.
     pub fn is_timeout(&self) -> bool {
         matches!(self.cause, Cause::NoTime) || self.ended_with(Reason::Timeout)
     }
@@ -108,7 +125,7 @@ impl FailoverError {
 
     /// The error as it travels through `reqwest-middleware`.
     pub(crate) fn into_middleware(self) -> reqwest_middleware::Error {
-        reqwest_middleware::Error::middleware(Carrier { error: self })
+        reqwest_middleware::Error::middleware(Carrier { found: Found(self) })
     }
 
     fn ended_with(&self, reason: Reason) -> bool {
@@ -129,6 +146,9 @@ impl fmt::Display for FailoverError {
             if let Some(message) = attempt.message() {
                 write!(f, ": {message}")?;
             }
+        }
+        if let Some(unasked) = self.report.unasked() {
+            write!(f, "; {unasked}")?;
         }
         Ok(())
     }
@@ -179,11 +199,17 @@ pub(crate) enum Cause {
 
 /// Makes a `FailoverError` visible as a source; see the module's documentation.
 #[derive(Debug, thiserror::Error)]
-#[error("{error}")]
+#[error("{}", .found.0)]
 struct Carrier {
     #[source]
-    error: FailoverError,
+    found: Found,
 }
+
+/// A `FailoverError` among the sources of another error. It has no text of its own, since the error above
+/// it has shown all of it.
+#[derive(Debug, thiserror::Error)]
+#[error("FailoverError")]
+struct Found(FailoverError);
 
 #[cfg(test)]
 mod tests {
@@ -243,6 +269,10 @@ mod tests {
         let error = failed().into_middleware();
         assert!(FailoverError::find(&error).is_some());
         assert_eq!(error.to_string(), failed().to_string());
+        let whole: Option<&(dyn StdError + 'static)> = Some(&error);
+        let chain = std::iter::successors(whole, |&error| error.source());
+        let whole: Vec<_> = chain.map(ToString::to_string).collect();
+        assert_eq!(whole.join(": "), format!("{}: FailoverError", failed()), "its text comes once");
         let retried = reqwest_middleware::Error::middleware(Retried(error));
         assert!(FailoverError::find(&retried).is_some());
         assert!(FailoverError::find(&failed()).is_some());

@@ -8,7 +8,11 @@ mod log;
 #[cfg(feature = "metrics")]
 mod meter;
 pub(crate) mod rate;
+#[cfg(feature = "serde")]
+mod serialize;
+mod state;
 
+use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -300,10 +304,13 @@ pub struct Origin<'a> {
 /// assert_eq!(snapshot.requests(), 0);
 /// assert_eq!(snapshot.served_by_fallback(), 0);
 /// for provider in snapshot.providers() {
-///     println!("{}: {:?}, {} attempts", provider.name(), provider.state(), provider.attempts());
+///     println!("{}: {}, {} attempts", provider.name(), provider.state(), provider.attempts());
 /// }
 /// # Ok::<(), reqwest_failover::ConfigError>(())
 /// ```
+///
+/// With the feature `serde` it implements `Serialize`, for a health page: see
+/// [`State::remaining`](crate::State::remaining) for the time that is left of a break.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
     pub(crate) providers: Vec<ProviderSnapshot>,
@@ -317,6 +324,20 @@ impl Snapshot {
     /// The providers in their current order.
     pub fn providers(&self) -> &[ProviderSnapshot] {
         &self.providers
+    }
+
+    /// The provider of this name, if the chain has it.
+    ///
+    /// ```
+    /// # use reqwest_failover::{Provider, ProviderChain};
+    /// # let chain = ProviderChain::builder([Provider::openai("key")]).build()?;
+    /// let snapshot = chain.snapshot();
+    /// let openai = snapshot.provider("openai").unwrap();
+    /// println!("openai is {}", openai.state());
+    /// # Ok::<(), reqwest_failover::ConfigError>(())
+    /// ```
+    pub fn provider(&self, name: &str) -> Option<&ProviderSnapshot> {
+        self.providers.iter().find(|provider| &*provider.name == name)
     }
 
     /// Requests that were claimed and are over.
@@ -537,6 +558,17 @@ impl Observer {
     pub(crate) fn warn_of_shared_host(&self, first: &str, second: &str, host: &str) {
         #[cfg(feature = "tracing")]
         log::log_shared_host(first, second, host);
+    }
+
+    /// Warns of an origin whose requests are passed through, though one of the bases was perhaps meant.
+    pub(crate) fn warn_of_passed_through(
+        &self,
+        origin: &str,
+        nearest: &dyn fmt::Debug,
+        differs: &dyn fmt::Display,
+    ) {
+        #[cfg(feature = "tracing")]
+        log::log_passed_through(origin, nearest, differs);
     }
 
     pub(crate) fn passed_through(&self) -> u64 {

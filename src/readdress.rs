@@ -7,6 +7,7 @@
 
 mod credentials;
 mod names;
+mod nearest;
 mod query;
 mod strip;
 
@@ -178,7 +179,7 @@ impl Base {
         self.shares_origin(url) && self.suffix(url).is_some()
     }
 
-    fn shares_origin(&self, url: &Url) -> bool {
+    pub(crate) fn shares_origin(&self, url: &Url) -> bool {
         url.scheme() == self.url.scheme()
             && url.host_str() == self.url.host_str()
             && url.port_or_known_default() == self.url.port_or_known_default()

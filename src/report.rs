@@ -14,7 +14,10 @@ use crate::verdict::Reason;
 
 /// What happened to one request: every attempt in the order in which they ended.
 ///
-/// Its `Display` is one line, such as `cometapi 503 in 212 ms → openai 200 in 640 ms`.
+/// Its `Display` is one line, such as `cometapi 503 in 212 ms → openai 200 in 640 ms`. Where no provider
+/// served the request, it also says why the others were not asked, such as
+/// `cometapi failed (timeout) in 2000 ms (maybe processed); openai not asked: the request's timeout of 2s was
+/// over`.
 ///
 /// ```no_run
 /// # async fn ask(client: reqwest_middleware::ClientWithMiddleware) -> reqwest_middleware::Result<()> {
@@ -30,12 +33,14 @@ use crate::verdict::Reason;
 /// # Ok(())
 /// # }
 /// ```
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Report {
     id: u64,
     attempts: Attempts,
     served: bool,
     elapsed: Duration,
+    /// Why the others were not asked, where no provider served.
+    unasked: Option<Box<str>>,
 }
 
 impl Report {
@@ -103,7 +108,13 @@ impl Report {
     }
 
     pub(crate) fn new(id: u64) -> Self {
-        Self { id, attempts: Attempts::Many(Vec::new()), served: false, elapsed: Duration::ZERO }
+        Self {
+            id,
+            attempts: Attempts::Many(Vec::new()),
+            served: false,
+            elapsed: Duration::ZERO,
+            unasked: None,
+        }
     }
 
     /// Adds an attempt.
@@ -139,6 +150,14 @@ impl Report {
         self.attempts().iter().any(Attempt::maybe_processed)
     }
 
+    pub(crate) fn set_unasked(&mut self, unasked: String) {
+        self.unasked = Some(unasked.into());
+    }
+
+    pub(crate) fn unasked(&self) -> Option<&str> {
+        self.unasked.as_deref()
+    }
+
     pub(crate) fn finish(&mut self, served: bool, elapsed: Duration) {
         (self.served, self.elapsed) = (served, elapsed);
     }
@@ -147,7 +166,7 @@ impl Report {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.attempts().is_empty() {
-            return f.write_str("no provider was asked");
+            f.write_str("no provider was asked")?;
         }
         for (index, attempt) in self.attempts().iter().enumerate() {
             if index > 0 {
@@ -155,12 +174,15 @@ impl fmt::Display for Report {
             }
             fmt::Display::fmt(attempt, f)?;
         }
+        if let Some(unasked) = &self.unasked {
+            write!(f, "; {unasked}")?;
+        }
         Ok(())
     }
 }
 
 /// One attempt at one provider. Shown at [`Report`]; its `Display` is like `openai 200 in 640 ms`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Attempt {
     pub(crate) provider: Arc<str>,
     pub(crate) status: Option<StatusCode>,
@@ -217,6 +239,17 @@ impl Attempt {
         self.elapsed
     }
 
+    /// How long the provider asked to be left alone: [`Outcome::retry_after`](crate::Outcome::retry_after).
+    ///
+    /// ```no_run
+    /// # fn longest(report: &reqwest_failover::Report) -> Option<std::time::Duration> {
+    /// report.attempts().iter().filter_map(|attempt| attempt.retry_after()).max()
+    /// # }
+    /// ```
+    pub fn retry_after(&self) -> Option<Duration> {
+        self.retry_after
+    }
+
     /// Whether this attempt failed and the provider may have processed, and billed, the request all
     /// the same. `false` only for what proves that it did not: no connection, nothing sent, 307 and 308
     /// that were not followed, 4xx except 408 and 499, 503, 521 to 523, and an HTTP/2 stream that the
@@ -259,7 +292,7 @@ impl fmt::Display for Attempt {
 }
 
 /// The first attempt is kept in place: most requests need no second one, and no allocation.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 enum Attempts {
     One(Attempt),
     Many(Vec<Attempt>),

@@ -8,6 +8,7 @@ mod judgement;
 mod limits;
 mod replay;
 mod set;
+mod unasked;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,6 +18,7 @@ pub(crate) use self::limits::{Bound, Deadline, Limits, Until};
 pub(crate) use self::replay::is_idempotent;
 pub use self::replay::{Ambiguous, Replay};
 pub(crate) use self::set::ProviderSet;
+pub(crate) use self::unasked::Unasked;
 use crate::health::{Admission, Changes, Concern, HealthSignal, HealthTable, Permit, after};
 use crate::verdict::{Fault, Verdict};
 
@@ -274,6 +276,11 @@ impl Run {
             changes.report(report);
         }
         changes
+    }
+
+    /// Whether an outcome was accepted, be it one without an answer.
+    pub(crate) fn has_accepted(&self) -> bool {
+        self.winner > 0
     }
 
     /// How a run ends that served no answer.

@@ -88,7 +88,10 @@ fn assert_replayed(harness: &WireHarness, response: &Response, body: &[u8]) {
 fn assert_sent_once(harness: &WireHarness, response: &Response, body: &[u8]) {
     let report = Report::of(response).unwrap();
     assert_eq!(response.status(), 500);
-    assert_eq!(line(report), "cometapi 500 in # ms (maybe processed) (not replayable)");
+    assert_eq!(
+        line(report),
+        "cometapi 500 in # ms (maybe processed) (not replayable); openai not asked: the body could be sent only once"
+    );
     assert!(!report.attempts()[0].is_replayable());
     assert_eq!(report.served_by(), None);
     harness.assert_asked(&[1, 0]);

@@ -437,7 +437,7 @@ fn cases() -> Vec<Case> {
             &[
                 "500 in 0 ms",
                 "extensions of a.test",
-                "report: a 500 in 0 ms (maybe processed)",
+                "report: a 500 in 0 ms (maybe processed); b not asked: the request may be sent only once",
                 "a said: for [redacted]: no",
                 "a: 1 attempts, 0 served, 1 failures",
                 "b: 0 attempts, 0 served, 0 failures",
@@ -452,7 +452,7 @@ fn cases() -> Vec<Case> {
             &[
                 "404 in 0 ms",
                 "extensions of a.test",
-                "report: a 404 in 0 ms",
+                "report: a 404 in 0 ms; b not asked: the request may be sent only once",
                 "a said: for [redacted]: no",
                 "a: 1 attempts, 0 served, 0 failures",
                 "b: 0 attempts, 0 served, 0 failures",
@@ -467,7 +467,7 @@ fn cases() -> Vec<Case> {
             &[
                 "500 in 0 ms",
                 "extensions of a.test",
-                "report: a 500 in 0 ms (maybe processed)",
+                "report: a 500 in 0 ms (maybe processed); b not asked: the request may have been processed",
                 "a said: for [redacted]: no",
                 "a: 1 attempts, 0 served, 1 failures",
                 "b: 0 attempts, 0 served, 0 failures",

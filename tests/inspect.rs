@@ -444,7 +444,11 @@ async fn a_silent_stream_that_may_be_at_work_is_not_asked_for_twice_where_that_i
         Play::with(answer, inspect, |chain| chain.on_ambiguous(Ambiguous::IdempotentOnly)).await;
     let response = play.ask().await;
     let report = Report::of(&response).unwrap();
-    assert_eq!(line(report), "cometapi 200 timeout in # ms (maybe processed)");
+    assert_eq!(
+        line(report),
+        "cometapi 200 timeout in # ms (maybe processed); openai not asked: the request may have been \
+         processed"
+    );
     assert_eq!(report.served_by(), None);
     // It is handed on all the same: it may yet speak.
     late.notify_one();

@@ -755,6 +755,34 @@ mod traced {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn an_origin_that_no_base_claims_is_warned_of_once() {
+        let capture = Capture::start();
+        let scene = Scene::of(chain().claim("http://127.0.0.1:8000/v1"));
+        let warned =
+            |line: &Line| ["origin", "nearest", "differs"].map(|field| line.get(field).to_owned());
+        for (url, nearest, differs) in [
+            ("http://localhost:8000/v1/chat", "http://127.0.0.1:8000/v1", "host"),
+            ("http://openai.test/v1/chat", "https://openai.test/v1", "scheme"),
+            ("https://openai.test/V1/chat?key=hidden", "https://openai.test/v1", "path"),
+            ("https://gateway.test/v1/chat", "https://cometapi.test/v1", "host"),
+        ] {
+            let origin = url.split('/').take(3).collect::<Vec<_>>().join("/");
+            for _ in 0..3 {
+                scene.client.get(url).send().await.unwrap();
+            }
+            let warnings: Vec<_> = capture.lines(Level::WARN).iter().map(warned).collect();
+            assert_eq!(warnings, [[&*origin, nearest, differs]], "{url}");
+            drop(capture.take());
+        }
+        // An origin of which a request was claimed has requests of other kinds, too.
+        let scene = Scene::of(chain());
+        scene.ask().await;
+        scene.client.get("https://openai.test/dashboard").send().await.unwrap();
+        assert!(capture.lines(Level::WARN).is_empty());
+        assert_eq!(scene.chain.snapshot().passed_through(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn each_failover_is_a_warning() {
         let capture = Capture::start();
         let scene = Scene::of(chain());

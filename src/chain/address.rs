@@ -3,6 +3,7 @@
 //! Programs ask the same few URLs over and over, and to work one out is to look through every base
 //! and to parse, where to find it again is to compare and to clone. So the latest are remembered.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use reqwest::Url;
@@ -50,11 +51,21 @@ impl Address {
 /// The addresses that were asked for lately.
 pub(super) struct Addresses {
     slots: Mutex<[Option<Arc<Address>>; SLOTS]>,
+    origins: Mutex<Origins>,
+}
+
+/// What was found out about the origins of requests.
+#[derive(Default)]
+struct Origins {
+    /// The bases that have claimed a request.
+    claiming: BTreeSet<usize>,
+    /// Those of which a request was passed through.
+    passed: BTreeSet<String>,
 }
 
 impl Addresses {
     pub(super) fn new() -> Self {
-        Self { slots: Mutex::new(Default::default()) }
+        Self { slots: Mutex::default(), origins: Mutex::default() }
     }
 
     /// The address of a URL that is below a base of the scope.
@@ -65,6 +76,7 @@ impl Addresses {
             return known;
         }
         let claim = scope.claim(url)?;
+        self.lock_origins().claiming.insert(claim.base);
         let address = Arc::new(Address {
             caller: url.clone(),
             claim,
@@ -77,12 +89,29 @@ impl Addresses {
         Some(address)
     }
 
+    /// Whether a URL that is passed through is the first of its origin, of which no request was ever
+    /// claimed. Of too many origins nothing is known.
+    pub(super) fn is_unknown_origin(&self, url: &Url, scope: &Scope) -> bool {
+        let mut origins = self.lock_origins();
+        let is_claimed = origins.claiming.iter().any(|base| scope.base(*base).shares_origin(url));
+        !is_claimed
+            && origins.passed.len() < MOST_ORIGINS
+            && origins.passed.insert(url.origin().ascii_serialization())
+    }
+
+    fn lock_origins(&self) -> std::sync::MutexGuard<'_, Origins> {
+        self.origins.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, [Option<Arc<Address>>; SLOTS]> {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 const SLOTS: usize = 16;
+
+/// How many origins are remembered of which requests are passed through.
+const MOST_ORIGINS: usize = 64;
 
 /// Longer URLs are worked out each time, so that they hold no memory.
 const LONGEST: usize = 2048;

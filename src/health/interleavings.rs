@@ -53,8 +53,12 @@ struct CircuitAccount {
     /// The permits that are out and probe, and until when they may.
     probes: BTreeMap<u64, Instant>,
     is_open: bool,
-    /// The number of the last permit before the last cooldown.
+    /// The end of the last cooldown that no success has followed.
+    rest_until: Option<Instant>,
+    /// The number of the last permit before it began.
     rested_after: u64,
+    /// The permits that were given out during a cooldown: they can extend it, and begin no other.
+    hurried: BTreeSet<u64>,
 }
 
 /// The right to ask a provider, which comes back however its holder ends.
@@ -103,6 +107,12 @@ impl Shared {
         if permit.is_key_probe() {
             lend(&mut account.keys[key.unwrap()]);
         }
+        let key = key.map(|key| &mut account.keys[key]);
+        for circuit in key.into_iter().chain([&mut account.own]) {
+            if circuit.rest_until.is_some_and(|until| until > now) {
+                circuit.hurried.insert(number);
+            }
+        }
         account.attempts += 1;
         account.out.insert(number);
         self.check();
@@ -118,11 +128,11 @@ impl Shared {
         succeeded: bool,
         changes: Changes,
     ) {
-        let permits = self.permits;
+        let (permits, now) = (self.permits, self.now);
         let account = &mut self.accounts[provider];
-        account.own.hear(number, permits, succeeded, changes.own());
+        account.own.hear(number, permits, succeeded, changes.own(), now);
         match key {
-            Some(key) => account.keys[key].hear(number, permits, succeeded, changes.key()),
+            Some(key) => account.keys[key].hear(number, permits, succeeded, changes.key(), now),
             None => assert_eq!(changes.key(), UNMOVED),
         }
         self.check();
@@ -166,18 +176,26 @@ impl CircuitAccount {
     }
 
     /// What ends a lease, apart from its permit and its time.
-    fn hear(&mut self, number: u64, permits: u64, succeeded: bool, moves: Moves) {
+    fn hear(&mut self, number: u64, permits: u64, succeeded: bool, moves: Moves, now: Instant) {
         if let Some(Change::Opened { .. } | Change::Closed) = moves[0] {
             self.is_open = moves[0] != Some(Change::Closed);
             self.probes.clear();
         }
-        let cools = moves[1].is_some_and(|change| matches!(change, Change::CoolingDown { .. }));
-        if !self.is_open && (cools || succeeded && number > self.rested_after) {
+        let is_well = succeeded && number > self.rested_after;
+        let cools = match moves[1] {
+            Some(Change::CoolingDown { until }) => Some(until),
+            _ => None,
+        };
+        // A cooldown that another request has only extended leaves its probe alone.
+        let extends =
+            self.rest_until.is_some_and(|until| until > now || self.hurried.contains(&number));
+        if !self.is_open && (is_well || cools.is_some() && !extends) {
             self.probes.clear();
         }
-        if cools {
+        if cools.is_some() && !extends {
             self.rested_after = permits;
         }
+        self.rest_until = cools.or(self.rest_until.filter(|_| !is_well));
     }
 
     fn check(&self, state: State, now: Instant) {

@@ -1,5 +1,7 @@
 //! Spans and log lines, named as OpenTelemetry names things.
 
+use std::fmt;
+
 use http::Method;
 use reqwest::Url;
 use tracing::field::Empty;
@@ -229,5 +231,20 @@ pub(super) fn log_only_not_found(provider: &str) {
         WARN,
         "the provider has answered nothing but 404: its base URL is probably wrong",
         gen_ai.provider.name = provider
+    );
+}
+
+/// Warns of an origin whose requests are passed through.
+pub(super) fn log_passed_through(
+    origin: &str,
+    nearest: &dyn fmt::Debug,
+    differs: &dyn fmt::Display,
+) {
+    line!(
+        WARN,
+        "requests to this origin are passed through: no base of the chain claims them",
+        origin,
+        ?nearest,
+        %differs
     );
 }

@@ -92,7 +92,7 @@ pub(crate) enum Bound {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Deadline {
     pub(crate) at: Instant,
-    bound: Bound,
+    pub(super) bound: Bound,
 }
 
 impl Deadline {

@@ -1,65 +1,119 @@
-//! What is known of one provider's health, and what its breaker and its cooldown must do next.
+//! What is known of one provider.
 
 use std::time::{Duration, Instant};
 
-use crate::ledger::Entry;
-use crate::settings::SHORTEST_SILENCE;
+use crate::call::{End, Entry};
+use crate::circuit::{Admitted, Circuit, Lease, News, Rules};
+use crate::settings::{HEALTH_KEYS, SHORTEST_SILENCE};
 
-/// What is known of one provider.
 #[derive(Default)]
 pub(crate) struct Account {
     pub(crate) attempts: u64,
     pub(crate) served: u64,
     pub(crate) failures: u64,
+    /// As the provider has it: where it is limited, an answer counts until its body is over.
     pub(crate) in_flight: u64,
-    pub(crate) lease: Option<Lease>,
-    /// As the events have it.
-    pub(crate) is_open: bool,
-    /// Failures since the breaker last moved.
-    pub(crate) failed_since: u64,
-    /// The length of the row.
-    pub(crate) row: u32,
-    /// How often the breaker moved, as the events have it.
-    pub(crate) moves: u64,
-    /// The end of the last cooldown that no success has followed.
-    pub(crate) rest: Option<Instant>,
-    /// How many cooldowns began.
-    pub(crate) rests: u64,
-    /// What the breaker must do before anything else happens.
-    pub(crate) due: Option<Due>,
-    /// Whether a cooldown must be told before anything else happens.
-    pub(crate) rest_due: bool,
-    /// The moving average of its times to headers, in nanoseconds.
+    /// Its health apart from any key.
+    own: Health,
+    /// Its health for each health key.
+    keys: [Health; HEALTH_KEYS.len()],
+    /// How often it was passed over because it was at its limit, and when last.
+    pub(crate) passed_over: u64,
+    last_passed_over: Option<Instant>,
+    /// How often that was news, and how often it was emitted.
+    pub(crate) crossings: u64,
+    pub(crate) crossings_told: u64,
+}
+
+#[derive(Default)]
+pub(crate) struct Health {
+    pub(crate) circuit: Circuit,
+    /// The moving average of the times to headers, in nanoseconds.
     usual: u64,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Due {
-    Open,
-    Close,
-}
-
-/// A probe that is out: whose, and until when it may be.
-#[derive(Clone, Copy)]
-pub(crate) struct Lease {
-    pub(crate) call: u64,
-    pub(crate) until: Instant,
-}
-
-/// What an attempt says about its provider.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum News {
-    Success,
-    /// An answer that is neither success nor failure.
-    Alive,
-    Failure,
-    Cooldown(Option<Duration>),
-    /// It was silent for long, or overtaken.
-    Silence,
-    None,
-}
-
 impl Account {
+    /// As long as it is passed over more often than this, it is at its limit for one time.
+    const ROOM_FOR: Duration = Duration::from_secs(60);
+
+    /// Its circuit for a key, else its own.
+    pub(crate) fn circuit(&self, key: Option<usize>) -> &Circuit {
+        &key.map_or(&self.own, |key| &self.keys[key]).circuit
+    }
+
+    pub(crate) fn circuit_mut(&mut self, key: Option<usize>) -> &mut Circuit {
+        &mut self.health_mut(key).circuit
+    }
+
+    pub(crate) fn health_mut(&mut self, key: Option<usize>) -> &mut Health {
+        match key {
+            Some(key) => &mut self.keys[key],
+            None => &mut self.own,
+        }
+    }
+
+    /// Each circuit, and of which key it is.
+    pub(crate) fn circuits(&mut self) -> impl Iterator<Item = (Option<usize>, &mut Circuit)> {
+        let keys = self.keys.iter_mut().enumerate();
+        let keys = keys.map(|(key, health)| (Some(key), &mut health.circuit));
+        std::iter::once((None, &mut self.own.circuit)).chain(keys)
+    }
+
+    /// An attempt begins, which is its own probe, or its key's, by these leases.
+    pub(crate) fn admit(
+        &mut self,
+        key: Option<usize>,
+        probes: [Option<Lease>; 2],
+        now: Instant,
+    ) -> (Admitted, Option<(usize, Admitted)>) {
+        self.attempts += 1;
+        self.in_flight += 1;
+        let [own, of_key] = probes;
+        let own = self.circuit_mut(None).admit(own, now);
+        (own, key.map(|key| (key, self.circuit_mut(Some(key)).admit(of_key, now))))
+    }
+
+    /// An attempt of this call has ended. What it says of the provider says nothing of its keys, and what
+    /// it says of one key says nothing of another one, nor of the provider.
+    pub(crate) fn hear(&mut self, call: u64, entry: &Entry, rules: Option<&Rules>) {
+        let Some(End { at, news, concerns_provider, .. }) = entry.end else { return };
+        self.failures += u64::from(news == News::Failure);
+        let (own, of_key) = match news {
+            News::Success | News::Alive => (news, news),
+            News::UnknownModel => (News::Alive, news),
+            _ if entry.of_key.is_some() && !concerns_provider => (News::None, news),
+            _ => (news, News::None),
+        };
+        let of_key = entry.of_key.map(|(key, admitted)| (Some(key), admitted, of_key));
+        for (key, admitted, news) in [(None, entry.own, own)].into_iter().chain(of_key) {
+            let circuit = self.circuit_mut(key);
+            let had_lease = circuit.end_lease(call);
+            if let Some(rules) = rules {
+                circuit.hear(&admitted, had_lease, news, rules, at);
+            }
+        }
+    }
+
+    /// How many requests were lent the end of a cooldown, its own or a key's.
+    pub(crate) fn lent(&self) -> u64 {
+        let keys: u64 = self.keys.iter().map(|key| key.circuit.lent).sum();
+        keys + self.own.circuit.lent
+    }
+
+    /// How often a key began to rest, or its breaker moved.
+    pub(crate) fn key_moves(&self) -> u64 {
+        self.keys.iter().map(|key| key.circuit.moves + key.circuit.rests).sum()
+    }
+
+    /// It was passed over at its limit. That is news once, until it has had room for a minute.
+    pub(crate) fn pass_over(&mut self, now: Instant) {
+        self.passed_over += 1;
+        let last = self.last_passed_over.replace(now);
+        self.crossings += u64::from(last.is_none_or(|last| now - last > Self::ROOM_FOR));
+    }
+}
+
+impl Health {
     /// The provider took so long to its headers.
     pub(crate) fn learn(&mut self, time: Duration) {
         let time = time.as_nanos() as u64;
@@ -72,73 +126,5 @@ impl Account {
     /// Whether such a silence is long: more than a second, and than twice the usual time.
     pub(crate) fn is_long(&self, silence: Duration) -> bool {
         silence > SHORTEST_SILENCE && silence.as_nanos() > 2 * u128::from(self.usual)
-    }
-
-    /// What the breaker and the cooldown have to make of an attempt.
-    pub(crate) fn hear(&mut self, entry: &Entry, news: News, consecutive: u32, now: Instant) {
-        let asks_again = entry.rests == self.rests && self.rest.is_some_and(|until| until <= now);
-        if entry.moves == self.moves {
-            self.move_breaker(entry, news, asks_again, consecutive);
-        }
-        if entry.rests == self.rests {
-            self.move_rest(entry, news, now);
-        }
-    }
-
-    fn move_breaker(&mut self, entry: &Entry, news: News, asks_again: bool, consecutive: u32) {
-        if self.is_open {
-            self.due = match news {
-                News::None => None,
-                News::Success => Some(Due::Close),
-                _ if !entry.is_probe => None,
-                News::Failure | News::Silence => Some(Due::Open),
-                News::Alive | News::Cooldown(_) => Some(Due::Close),
-            };
-            return;
-        }
-        let lengthens = match news {
-            News::Success => {
-                self.row = 0;
-                false
-            }
-            News::Failure | News::Silence => true,
-            // A rest did not help.
-            News::Cooldown(_) => asks_again,
-            News::Alive | News::None => false,
-        };
-        if lengthens && !entry.is_hurried {
-            self.row += 1;
-            self.due = (self.row >= consecutive).then_some(Due::Open);
-        }
-    }
-
-    fn move_rest(&mut self, entry: &Entry, news: News, now: Instant) {
-        match news {
-            News::Success => self.rest = None,
-            News::Cooldown(hint) => match self.rest {
-                // Asked while it rests, it can only ask for more.
-                Some(until) if entry.is_hurried || until > now => {
-                    let longer = hint.map(|hint| now + hint).filter(|longer| *longer > until);
-                    self.rest_due = longer.is_some();
-                }
-                _ => {
-                    self.rests += 1;
-                    self.rest_due = true;
-                }
-            },
-            _ => {}
-        }
-    }
-
-    /// The breaker opened or closed.
-    pub(crate) fn moved(&mut self, is_open: bool) {
-        (self.is_open, self.due) = (is_open, None);
-        (self.failed_since, self.row) = (0, 0);
-        self.moves += 1;
-    }
-
-    /// A cooldown began, or has another end.
-    pub(crate) fn rests_until(&mut self, until: Instant) {
-        (self.rest, self.rest_due) = (Some(until), false);
     }
 }

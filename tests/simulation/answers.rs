@@ -31,6 +31,7 @@ pub(crate) enum Blames {
     Nothing,
     TheRequest,
     TheQuota,
+    TheModel,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,6 +83,10 @@ pub(crate) struct Meaning {
     pub(crate) status: Option<u16>,
     pub(crate) price: Price,
     pub(crate) ambiguous: bool,
+    /// Whether it concerns the provider, whatever the key.
+    pub(crate) concerns_provider: bool,
+    /// Whether the provider does not have the model.
+    pub(crate) lacks_model: bool,
 }
 
 impl Answer {
@@ -111,6 +116,7 @@ impl Answer {
                 pick(rng, &[Script::Redirect, moved, Script::Unbuildable])
             }
             Mood::Locked => Script::Status(pick(rng, &[401, 402, 403]), Hint::None),
+            Mood::Lacking => Script::Status(404, Hint::None),
         };
         let wait = match mood {
             Mood::Slow => rng.u64(50..5_000),
@@ -119,6 +125,7 @@ impl Answer {
         let bodies = [Content::Whole, Content::Whole, Content::Dribbled, Content::Broken];
         let body = if chance(rng, 5) { Content::Endless } else { pick(rng, &bodies) };
         let blames = match script {
+            _ if mood == Mood::Lacking => Blames::TheModel,
             Script::Status(429, _) if chance(rng, 30) => Blames::TheQuota,
             Script::Status(400.., _) if chance(rng, 10) => Blames::TheRequest,
             _ => Blames::Nothing,
@@ -153,8 +160,14 @@ impl Answer {
             Blames::Nothing => return format!("call {id} at {name}"),
             Blames::TheRequest => "context_length_exceeded",
             Blames::TheQuota => "insufficient_quota",
+            Blames::TheModel => "model_not_found",
         };
         format!(r#"{{"error":{{"message":"call {id} at {name}","code":"{code}"}}}}"#)
+    }
+
+    /// Whether there is a body, also one that no caller is given.
+    pub(crate) fn has_body(&self) -> bool {
+        matches!(self.script, Script::Status(..) | Script::Redirect)
     }
 
     /// Whether the body is read for its verdict, where there is time for that.
@@ -222,7 +235,10 @@ impl Script {
             Self::Unbuildable => (Reason::Other, None, Price::Unhurt, false),
             Self::Hang => (Reason::Timeout, None, Price::Failure, true),
         };
-        Meaning { reason, status, price, ambiguous }
+        let accepted = price == Price::Accepted;
+        let concerns_provider = matches!(reason, Reason::Connect | Reason::Auth | Reason::Quota);
+        let lacks_model = blames == Blames::TheModel && !accepted;
+        Meaning { reason, status, price, ambiguous, concerns_provider, lacks_model }
     }
 }
 
@@ -235,7 +251,7 @@ fn proves_unprocessed(status: u16) -> bool {
 fn price_of(status: u16, hint: Hint, transient: bool, blames: Blames) -> (Reason, Price) {
     let unless_blamed = match blames {
         Blames::TheRequest => Price::Unhurt,
-        Blames::Nothing | Blames::TheQuota => Price::Failure,
+        Blames::Nothing | Blames::TheQuota | Blames::TheModel => Price::Failure,
     };
     let (reason, price) = match (status, hint.length()) {
         (200..=299 | 304, _) => (Reason::Ok, Price::Accepted),
@@ -273,15 +289,14 @@ impl Hint {
         })
     }
 
-    /// How long it asks for, within the limits.
+    /// How long it asks for: to the millisecond, and one second where that is no time at all.
     fn length(self) -> Option<Duration> {
-        let asked = match self {
+        Some(match self {
             Self::None | Self::Garbage => return None,
-            Self::PastDate => ms(1_000),
+            Self::PastDate | Self::Millis(0) | Self::Seconds(0) => ms(1_000),
             Self::Millis(millis) => ms(millis),
             Self::Seconds(seconds) => Duration::from_secs(seconds),
-        };
-        Some(asked.clamp(ms(1_000), ms(300_000)))
+        })
     }
 }
 

@@ -4,21 +4,23 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use fastrand::Rng;
 use http::Extensions;
 use http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue};
-use reqwest::{Body, Method, Request, Url};
+use reqwest::{Body, Method, Request, Response, Url};
 use reqwest_failover::{Ambiguous, Replay, Report, Route, State};
-use tokio::time::{Sleep, sleep};
+use reqwest_middleware::Result;
+use tokio::time::{Sleep, sleep, timeout};
 
 use crate::answers::pause;
+use crate::call::Call;
 use crate::harness::{CALLERS_KEY, Harness, body_of, now};
-use crate::ledger::{Call, index, states};
 use crate::outcomes::{check_dropped, check_outcome};
-use crate::settings::{NAMES, Settings, chance, ms, pick};
+use crate::settings::{HEALTH_KEYS, NAMES, Settings, chance, ms, pick};
+use crate::turn::{index, states};
 
 /// What one call is to be.
 pub(crate) struct Plan {
@@ -32,6 +34,9 @@ pub(crate) struct Plan {
     timeout: Option<Duration>,
     route: Way,
     cut: Cut,
+    /// Its health key.
+    key: Option<usize>,
+    reading: Reading,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -53,6 +58,17 @@ pub(crate) enum Way {
     Once,
 }
 
+/// What the caller does with the answer's body.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Reading {
+    /// Reads its beginning.
+    Begun,
+    /// Reads it to its end, where that comes soon.
+    Whole,
+    /// Keeps it for a while, unread.
+    Unread(u64),
+}
+
 /// When the caller gives up.
 #[derive(Clone, Copy)]
 enum Cut {
@@ -70,7 +86,7 @@ impl Plan {
             true if rng.bool() => Cut::Polls(rng.u32(..6)),
             true => Cut::After(ms(pick(rng, &[0, 1, 5, 50, 1_000, 30_000]))),
         };
-        Self {
+        let mut plan = Self {
             id,
             method: method.parse().unwrap(),
             body: if method == "GET" { Kind::None } else { pick(rng, &bodies) },
@@ -80,14 +96,36 @@ impl Plan {
                 .then(|| ms(pick(rng, &[1, 50, 1_001, 5_000, 30_000, 700_000]))),
             route: Way::draw(settings.providers.len(), rng),
             cut,
+            key: None,
+            reading: Reading::Begun,
+        };
+        // Last, so that the rest is the same without it.
+        if settings.keys > 0 {
+            plan.key = chance(rng, 90).then(|| rng.usize(..settings.keys));
         }
+        if settings.is_limited() {
+            let length = pick(rng, &[0, 10, 400, 5_000]);
+            let readings = [Reading::Begun, Reading::Whole, Reading::Whole];
+            plan.reading =
+                if chance(rng, 30) { Reading::Unread(length) } else { pick(rng, &readings) };
+        }
+        plan
     }
 
     /// A request that some provider must answer when all are well.
-    pub(crate) fn plain(id: u64, route: Way) -> Self {
-        let (method, body) = (Method::POST, Kind::Bytes);
-        let (keyed, replay, timeout) = (false, false, None);
-        Self { id, method, body, keyed, replay, timeout, route, cut: Cut::Never }
+    pub(crate) fn plain(id: u64, route: Way, key: Option<usize>) -> Self {
+        Self {
+            id,
+            method: Method::POST,
+            body: Kind::Bytes,
+            keyed: false,
+            replay: false,
+            timeout: None,
+            route,
+            cut: Cut::Never,
+            key,
+            reading: Reading::Begun,
+        }
     }
 
     fn request(&self) -> Request {
@@ -101,6 +139,9 @@ impl Plan {
         if self.keyed {
             // It changes nothing.
             headers.insert("idempotency-key", HeaderValue::from(self.id));
+        }
+        if let Some(key) = self.key {
+            headers.insert("x-model", HeaderValue::from_static(HEALTH_KEYS[key]));
         }
         let body = body_of(self.id);
         if self.body == Kind::Declared {
@@ -169,7 +210,8 @@ impl Plan {
             timeout: self.timeout,
             is_short,
             hopeless: usable == 0,
-            ..Call::new(begun, begun + time)
+            key: self.key,
+            ..Call::new(self.id, begun, begun + time)
         }
     }
 }
@@ -210,7 +252,7 @@ impl Way {
 pub(crate) async fn call(harness: &Arc<Harness>, plan: Plan) {
     let client = harness.client.clone();
     let (request, mut extensions) = (plan.request(), plan.extensions());
-    let (id, cut) = (plan.id, plan.cut);
+    let (id, cut, reading) = (plan.id, plan.cut, plan.reading);
     let inner = Box::pin(async move {
         let result = client.execute_with_extensions(request, &mut extensions).await;
         (result, extensions)
@@ -229,14 +271,39 @@ pub(crate) async fn call(harness: &Arc<Harness>, plan: Plan) {
         return check_dropped(&mut harness.ledger(), &harness.settings, &call);
     };
     let said = match &mut result {
-        Ok(response) => response.chunk().await.ok().flatten(),
-        Err(_) => None,
+        Ok(response) if !matches!(reading, Reading::Unread(_)) => {
+            response.chunk().await.ok().flatten()
+        }
+        _ => None,
     };
+    check(harness, &call, (&result, &extensions), said, now);
+    match (reading, &mut result) {
+        (Reading::Whole, Ok(response)) => {
+            let rest = async { while let Ok(Some(_)) = response.chunk().await {} };
+            let _ = timeout(PATIENCE, rest).await;
+        }
+        (Reading::Unread(millis), Ok(_)) => pause(millis).await,
+        _ => {}
+    }
+}
+
+/// How long the rest of an answer is waited for.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Checks what the caller was given.
+fn check(
+    harness: &Harness,
+    call: &Call,
+    (result, extensions): (&Result<Response>, &Extensions),
+    said: Option<Bytes>,
+    now: Instant,
+) {
+    let id = call.id;
     let mut ledger = harness.ledger();
     ledger.current = id;
-    check_outcome(&mut ledger, &harness.settings, &call, &result, &extensions, now);
+    check_outcome(&mut ledger, &harness.settings, call, result, extensions, now);
     let given = call.served().map(|at| &call.entries[at]).or(call.last_ended());
-    if let (Ok(_), Some(said), Some(given)) = (&result, said, given) {
+    if let (Ok(_), Some(said), Some(given)) = (result, said, given) {
         let expected = given.answer.words(id, NAMES[given.provider]);
         ledger.check(*said == *expected.as_bytes(), || format!("is answered {said:?}"));
     }

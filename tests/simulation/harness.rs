@@ -16,13 +16,14 @@ use http::Extensions;
 use http_body::Frame;
 use http_body_util::BodyExt;
 use reqwest::{Body, Request, Response};
-use reqwest_failover::{Event, ProviderChain};
+use reqwest_failover::ProviderChain;
 use reqwest_middleware::{ClientBuilder, ClientWithMiddleware, Error, Middleware, Next, Result};
 
-use crate::account::News;
 use crate::answers::{Answer, Script, pause, unreachable};
-use crate::ledger::{Arrived, Ledger, index};
-use crate::settings::{KEYS, LONGEST_COOLDOWN, NAMES, Settings};
+use crate::call::Arrived;
+use crate::ledger::Ledger;
+use crate::settings::{KEYS, NAMES, Settings};
+use crate::turn::index;
 
 /// The caller's own key, which no provider is to see.
 pub(crate) const CALLERS_KEY: &str = "key-of-the-caller";
@@ -61,8 +62,8 @@ impl Harness {
         });
         let mut builder = settings.chain();
         if settings.watched {
-            let (seen, breaker) = (shared.clone(), settings.breaker);
-            builder = builder.observe(move |event| seen.see(event, breaker.as_ref()));
+            let (seen, rules) = (shared.clone(), settings.rules());
+            builder = builder.observe(move |event| seen.see(event, rules.as_ref()));
         }
         let chain = builder.build().expect("settings that are allowed");
         Arc::new_cyclic(|harness| {
@@ -81,122 +82,6 @@ impl Harness {
 impl Shared {
     pub(crate) fn ledger(&self) -> MutexGuard<'_, Ledger> {
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Holds an event against the ledger.
-    fn see(&self, event: &Event<'_>, breaker: Option<&crate::settings::BreakerSettings>) {
-        let now = now();
-        let mut ledger = self.ledger();
-        let ledger = &mut *ledger;
-        ledger.note(|| format!("{:>9} {event:?}", ledger.since(now)));
-        let current = ledger.current;
-        // The attempt that this is a consequence of, if it is one.
-        let ended = ledger.calls.get(&current).and_then(|call| {
-            let entry = call.last_ended()?;
-            Some((entry.provider, entry.is_probe, entry.end?.news))
-        });
-        match event {
-            Event::AttemptStarted { number, .. } => {
-                let call = ledger.calls.get_mut(&current);
-                let expected = call.map(|call| {
-                    call.started += 1;
-                    call.started
-                });
-                ledger.check(expected == Some(*number), || {
-                    format!("emits the start of attempt {number}, not of {expected:?}")
-                });
-            }
-            Event::AttemptFinished { .. } => {
-                if let Some(call) = ledger.calls.get_mut(&current) {
-                    call.finished += 1;
-                }
-            }
-            Event::HedgeSent { from, to, waited, .. } => {
-                let call = ledger.calls.get(&current);
-                let silent = call.and_then(|call| call.entries.last());
-                let told = silent.map(|silent| (NAMES[silent.provider], now - silent.started));
-                // It is emitted before the request is sent.
-                ledger.check(told == Some((from, *waited)) && from != to, || {
-                    format!("hedges {from} by {to} after {waited:?}, not {told:?}")
-                });
-                ledger.hedges_told += 1;
-            }
-            Event::Exhausted { .. } => {
-                if let Some(call) = ledger.calls.get_mut(&current) {
-                    call.exhaustions += 1;
-                }
-            }
-            Event::Rejected { .. } => {
-                if let Some(call) = ledger.calls.get_mut(&current) {
-                    call.rejections += 1;
-                }
-            }
-            Event::Finished { report, .. } => {
-                if let Some(call) = ledger.calls.get_mut(&current) {
-                    call.reports.push((*report).clone());
-                }
-            }
-            Event::BreakerProbing { provider, .. } => {
-                let account = &ledger.providers[index(provider)];
-                let (is_open, lease) = (account.is_open, account.lease);
-                ledger.check(is_open, || format!("probes {provider}, which is not open"));
-                let is_alone = lease.is_none_or(|lease| lease.until <= now);
-                ledger.check(is_alone, || format!("two requests probe {provider} at once"));
-            }
-            Event::BreakerOpened { provider, until, breaks, .. } => {
-                let Some(breaker) = breaker else { return };
-                let account = &mut ledger.providers[index(provider)];
-                let (was_open, row, failures) =
-                    (account.is_open, account.row, account.failed_since);
-                account.moved(true);
-                let by_probe = ended.is_some_and(|(own, probe, _)| own == index(provider) && probe);
-                let may_open = row >= breaker.consecutive || failures >= breaker.fewest_failures();
-                ledger.check(if was_open { by_probe } else { may_open }, || {
-                    format!("{provider} opens (again: {was_open}) after {row} of {failures}")
-                });
-                let length = until.saturating_duration_since(now);
-                let longest = breaker.break_length(*breaks);
-                ledger.check(length <= longest && length >= longest / 2, || {
-                    format!("the {breaks}th break of {provider} is {length:?}, not {longest:?}")
-                });
-            }
-            Event::BreakerClosed { provider, .. } => {
-                let account = &mut ledger.providers[index(provider)];
-                let was_open = account.is_open;
-                account.moved(false);
-                account.lease = None;
-                let is_back = ended.is_some_and(|(own, probe, news)| {
-                    let proves = match news {
-                        News::Success => true,
-                        News::Alive | News::Cooldown(_) => probe,
-                        News::Failure | News::Silence | News::None => false,
-                    };
-                    own == index(provider) && proves
-                });
-                ledger.check(was_open && is_back, || format!("{provider} closes by {ended:?}"));
-            }
-            Event::CoolingDown { provider, until, .. } => {
-                let length = until.saturating_duration_since(now);
-                ledger.providers[index(provider)].rests_until(*until);
-                let expected = match ended {
-                    Some((own, _, News::Cooldown(Some(hint)))) => {
-                        own == index(provider) && length == hint
-                    }
-                    Some((own, _, News::Cooldown(None))) => {
-                        let doubled = [5, 10, 20, 40, 80, 160, 300];
-                        own == index(provider) && doubled.contains(&length.as_secs())
-                    }
-                    _ => false,
-                };
-                ledger.check(expected && length <= LONGEST_COOLDOWN, || {
-                    format!("{provider} cools down for {length:?} by {ended:?}")
-                });
-            }
-            Event::CallbackPanicked { callback, .. } => {
-                ledger.check(false, || format!("`{callback}` panicked"));
-            }
-            _ => {}
-        }
     }
 }
 
@@ -244,7 +129,8 @@ impl Middleware for Terminal {
             tokio::task::yield_now().await;
         }
         let seen = self.harness.clone();
-        let wrap = move |body| Body::wrap(SeenBody { body, harness: seen, id, at });
+        let limited = harness.settings.providers[provider].max_in_flight.map(|_| provider);
+        let wrap = move |body| Body::wrap(SeenBody { body, harness: seen, id, at, limited });
         let words = answer.words(id, NAMES[provider]);
         attempt.answered = true;
         match unreachable {
@@ -263,7 +149,8 @@ impl Harness {
             true => Answer::WELL,
             false => {
                 let age = now.saturating_duration_since(self.shared.begun);
-                let mood = self.settings.providers[provider].mood(age);
+                let key = ledger.calls.get(&id).and_then(|call| call.key);
+                let mood = self.settings.providers[provider].mood(key, age);
                 let answer = Answer::draw(mood, &mut ledger.rng);
                 // An attempt that yields may end in the very poll in which its hedge is made.
                 let yields = if self.settings.hedge.is_some() { 0 } else { answer.yields };
@@ -319,6 +206,8 @@ struct SeenBody {
     harness: Weak<Harness>,
     id: u64,
     at: usize,
+    /// The limited provider at which it is in flight, until it is over.
+    limited: Option<usize>,
 }
 
 impl http_body::Body for SeenBody {
@@ -333,7 +222,11 @@ impl http_body::Body for SeenBody {
         let is_over = matches!(polled, Poll::Ready(None | Some(Err(_))));
         if let Some(harness) = self.harness.upgrade() {
             let (snapshot, settings) = (|| harness.chain.snapshot(), &harness.settings);
-            harness.ledger().read(self.id, self.at, is_over, snapshot, settings, now());
+            let mut ledger = harness.ledger();
+            ledger.read(self.id, self.at, is_over, snapshot, settings, now());
+            if let Some(provider) = self.limited.take_if(|_| is_over) {
+                ledger.leave(provider);
+            }
         }
         polled
     }
@@ -343,7 +236,11 @@ impl Drop for SeenBody {
     fn drop(&mut self) {
         if let Some(harness) = self.harness.upgrade() {
             let (snapshot, settings) = (|| harness.chain.snapshot(), &harness.settings);
-            harness.ledger().drop_answer(self.id, self.at, snapshot, settings, now());
+            let mut ledger = harness.ledger();
+            ledger.drop_answer(self.id, self.at, snapshot, settings, now());
+            if let Some(provider) = self.limited.take() {
+                ledger.leave(provider);
+            }
         }
     }
 }

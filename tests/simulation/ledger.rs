@@ -5,13 +5,16 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
-use reqwest_failover::{Reason, Report, Snapshot, State};
+use reqwest_failover::{Reason, Snapshot, State};
 
-use crate::account::{Account, Lease, News};
-use crate::answers::{Answer, Meaning, Price};
+use crate::account::Account;
+use crate::answers::{Answer, Price};
+use crate::call::{Arrived, Call, End, Ending, Entry, Left};
+use crate::circuit::{Lease, News};
 use crate::settings::{
     CLIENTS_TIMEOUT_FIRST, DEFAULT_ATTEMPT, HedgeSettings, LEASE_MARGIN, NAMES, Settings, ms,
 };
+use crate::turn::{Scene, Standing, left, views};
 
 pub(crate) struct Ledger {
     pub(crate) rng: Rng,
@@ -36,190 +39,6 @@ pub(crate) struct Ledger {
     /// Whether to print what happens.
     pub(crate) told: bool,
     begun: Instant,
-}
-
-/// One caller's call, as the caller knows it.
-pub(crate) struct Call {
-    /// The order of providers that holds for it.
-    pub(crate) order: Vec<usize>,
-    pub(crate) max_attempts: usize,
-    pub(crate) replayable: bool,
-    /// Whether it may be processed twice.
-    pub(crate) idempotent: bool,
-    pub(crate) begun: Instant,
-    pub(crate) deadline: Instant,
-    /// The request's own timeout, and whether that is its deadline.
-    pub(crate) timeout: Option<Duration>,
-    pub(crate) is_short: bool,
-    /// Whether anybody could be asked when it began.
-    pub(crate) hopeless: bool,
-    pub(crate) entries: Vec<Entry>,
-    /// The entries that have ended, in that order.
-    pub(crate) ended: Vec<usize>,
-    pub(crate) dropped: bool,
-    /// Whether an attempt failed just now, in whose place another one may be made.
-    pub(crate) failed_just_now: bool,
-    pub(crate) hedged: bool,
-    /// How many starts and ends of attempts, and how many ends of the request, were emitted.
-    pub(crate) started: usize,
-    pub(crate) finished: usize,
-    pub(crate) rejections: usize,
-    pub(crate) exhaustions: usize,
-    pub(crate) reports: Vec<Report>,
-}
-
-/// What arrives at a provider: a request with this timeout, which is to be answered so.
-pub(crate) struct Arrived {
-    pub(crate) provider: usize,
-    pub(crate) timeout: Option<Duration>,
-    pub(crate) answer: Answer,
-}
-
-/// One request that reached a provider.
-pub(crate) struct Entry {
-    pub(crate) provider: usize,
-    pub(crate) started: Instant,
-    /// When the chain gives up on it, and whether that is the provider's failure.
-    gives_up: Instant,
-    is_failure: bool,
-    pub(crate) is_probe: bool,
-    /// Whether it was asked although it wanted rest.
-    pub(crate) is_hurried: bool,
-    /// How often its breaker had moved, and how many cooldowns had begun.
-    pub(crate) moves: u64,
-    pub(crate) rests: u64,
-    /// Whether no other provider was left to be asked when it began.
-    pub(crate) is_last: bool,
-    pub(crate) answer: Answer,
-    /// When its headers came.
-    headers: Option<Instant>,
-    /// Until when its body is read before the verdict, while it is.
-    reading: Option<Instant>,
-    pub(crate) end: Option<End>,
-}
-
-#[derive(Clone, Copy)]
-pub(crate) struct End {
-    /// When the chain had its verdict, or gave up.
-    pub(crate) at: Instant,
-    /// `None` if it was dropped, by its caller or because another one served.
-    pub(crate) meaning: Option<Meaning>,
-    pub(crate) news: News,
-    /// Who of the others could still be asked.
-    pub(crate) left: Left,
-}
-
-/// How an attempt comes to its end.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Ending {
-    /// Answered, and its body was read or not.
-    Answered {
-        heard: bool,
-    },
-    TimedOut,
-    Dropped,
-    /// Another one served: whether that had begun later.
-    Lost {
-        overtaken: bool,
-    },
-}
-
-/// Who could be asked.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Left {
-    admissible: usize,
-    passed_over: usize,
-}
-
-impl Left {
-    pub(crate) fn any(self) -> bool {
-        self.admissible + self.passed_over > 0
-    }
-}
-
-/// Whether a provider may be asked, as far as the snapshot shows.
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Standing {
-    Admissible,
-    /// Until then, or at least until then.
-    PassedOver(Instant, Precision),
-    Isolated,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Precision {
-    Exact,
-    /// A cooldown may hide behind a probe.
-    AtLeast,
-}
-
-impl Call {
-    pub(crate) fn new(begun: Instant, deadline: Instant) -> Self {
-        Self {
-            order: Vec::new(),
-            max_attempts: usize::MAX,
-            replayable: true,
-            idempotent: true,
-            begun,
-            deadline,
-            timeout: None,
-            is_short: false,
-            hopeless: false,
-            entries: Vec::new(),
-            ended: Vec::new(),
-            dropped: false,
-            failed_just_now: false,
-            hedged: false,
-            started: 0,
-            finished: 0,
-            rejections: 0,
-            exhaustions: 0,
-            reports: Vec::new(),
-        }
-    }
-
-    fn in_flight(&self) -> usize {
-        self.entries.len() - self.ended.len()
-    }
-
-    pub(crate) fn last_ended(&self) -> Option<&Entry> {
-        self.ended.last().map(|at| &self.entries[*at])
-    }
-
-    /// The attempt whose answer is the caller's, of those that have ended: a good answer, else the
-    /// accepted one that was sent first.
-    pub(crate) fn served(&self) -> Option<usize> {
-        let status = |at: &usize| self.entries[*at].accepted();
-        let accepted = |at: &usize| status(at).is_some();
-        let good = |at: &usize| status(at).is_some_and(|status| status < 400);
-        let ended = || self.ended.iter().copied();
-        ended().find(good).or_else(|| ended().filter(accepted).min())
-    }
-}
-
-impl Entry {
-    /// The status with which it was accepted, if it was.
-    fn accepted(&self) -> Option<u16> {
-        let meaning = self.end?.meaning?;
-        meaning.status.filter(|_| meaning.price == Price::Accepted)
-    }
-
-    fn is_unreachable(&self) -> bool {
-        let meaning = self.end.and_then(|end| end.meaning);
-        meaning.is_some_and(|meaning| meaning.reason == Reason::Connect)
-    }
-
-    /// What an attempt's report must say: its reason, status, length, and whether it is ambiguous.
-    pub(crate) fn expected(&self) -> Option<(Reason, Option<u16>, Duration, bool)> {
-        let End { at, meaning, .. } = self.end?;
-        let to_headers = self.headers.filter(|_| meaning.is_some()).unwrap_or(at);
-        let elapsed = to_headers.saturating_duration_since(self.started);
-        Some(match meaning {
-            Some(meaning) => (meaning.reason, meaning.status, elapsed, meaning.ambiguous),
-            // It was sent.
-            None => (Reason::Abandoned, None, at.saturating_duration_since(self.started), true),
-        })
-    }
 }
 
 impl Ledger {
@@ -291,12 +110,23 @@ impl Ledger {
             return 0;
         };
         self.current = id;
-        let states = states(snapshot);
-        let name = NAMES[provider];
-        let line = format!("{:>9} call {id} asks {name}: {:?}", self.since(now), states[provider]);
+        let scene = Scene { settings, views: views(snapshot), now };
+        let key = call.key;
+        let (name, view) = (NAMES[provider], &scene.views[provider]);
+        let line = format!(
+            "{:>9} call {id} ({key:?}) asks {name}: {:?}, {:?}",
+            self.since(now),
+            view.own,
+            view.state(key)
+        );
         self.note(|| line);
-        self.forget_leases(&states);
         self.check_nothing_due();
+        let is_probe = |key| {
+            let circuit = self.providers[provider].circuit(key);
+            view.state(key) == State::Probing && !circuit.is_leased(now)
+        };
+        let is_probe = [is_probe(None), key.is_some() && is_probe(key)];
+        self.check_states(&scene, Some((provider, key)));
         let asked = call.entries.iter().any(|entry| entry.provider == provider);
         self.check(!asked, || format!("asks {name} twice"));
         let host = |provider: usize| settings.providers[provider].host;
@@ -305,17 +135,12 @@ impl Ledger {
         let is_lost = call.entries.iter().any(is_lost);
         self.check(!is_lost, || format!("asks {name}, whose host could not be reached"));
         self.check(call.order.contains(&provider), || format!("{name} is not on its route"));
-        self.check(states[provider] != State::Isolated, || format!("{name} is isolated"));
-        let is_probe = states[provider] == State::Probing && !self.is_leased(provider, now);
+        self.check(scene.views[provider].own != State::Isolated, || format!("{name} is isolated"));
         let may_probe = call.replayable && call.in_flight() == 0;
-        let others = self.others(&call, Some(provider), settings, &states, now);
+        let others = self.others(&call, Some(provider), &scene);
         let left = left(&others);
-        let own = match self.standing(provider, states[provider], now, may_probe) {
-            _ if is_probe && !may_probe => Standing::PassedOver(now, Precision::Exact),
-            _ if is_probe => Standing::Admissible,
-            standing => standing,
-        };
-        self.check_turn(&call, provider, own, &others);
+        let own = self.standing(provider, key, may_probe, &scene);
+        self.check_turn(&call, provider, own, &others, now);
         let is_hedge = call.in_flight() > 0 && !call.failed_just_now;
         match is_hedge {
             true => self.check_hedge(&call, settings, now),
@@ -350,26 +175,22 @@ impl Ledger {
             false => Duration::ZERO,
         };
         let gives_up = self.tick(until + grace);
-        let account = &mut self.providers[provider];
-        account.attempts += 1;
-        account.in_flight += 1;
-        if is_probe {
-            let until = until + settings.error_body_timeout + LEASE_MARGIN;
-            account.lease = Some(Lease { call: id, until });
-        }
+        let until = until + settings.error_body_timeout + LEASE_MARGIN;
+        let lease = Lease { call: id, until };
+        let probes = is_probe.map(|is_probe| is_probe.then_some(lease));
+        let (own, of_key) = self.providers[provider].admit(key, probes, now);
         call.entries.push(Entry {
             provider,
             started: now,
             gives_up,
             is_failure,
-            is_probe,
-            is_hurried: account.rest.is_some_and(|until| until > now),
-            moves: account.moves,
-            rests: account.rests,
+            own,
+            of_key,
             is_last,
             answer,
             headers: None,
             reading: None,
+            is_answer_counted: false,
             end: None,
         });
         let at = call.entries.len() - 1;
@@ -440,6 +261,8 @@ impl Ledger {
         let mut late = now > gives_up;
         if answered {
             entry.headers = Some(now);
+            let is_limited = settings.providers[entry.provider].max_in_flight.is_some();
+            entry.is_answer_counted = is_limited && entry.answer.has_body();
             let until = (now + settings.error_body_timeout).min(deadline);
             if entry.answer.is_read() && now < until {
                 entry.reading = Some(until);
@@ -529,9 +352,9 @@ impl Ledger {
     ) {
         let Some(mut call) = self.calls.remove(&id) else { return };
         self.current = id;
-        let states = states(snapshot);
-        self.forget_leases(&states);
+        let scene = Scene { settings, views: views(snapshot), now };
         self.check_nothing_due();
+        self.check_states(&scene, None);
         let meaning = match ending {
             Ending::Answered { heard } => {
                 Some(call.entries[at].answer.meaning(settings.transient, heard))
@@ -542,11 +365,12 @@ impl Ledger {
         let entry = &call.entries[at];
         let (provider, started) = (entry.provider, entry.started);
         let account = &mut self.providers[provider];
+        let health = account.health_mut(call.key);
         if let (Some(headers), Some(_)) = (entry.headers, meaning.and_then(|it| it.status)) {
-            account.learn(headers.saturating_duration_since(started));
+            health.learn(headers.saturating_duration_since(started));
         }
         let silence = now.saturating_duration_since(entry.headers.unwrap_or(started));
-        let silence = if account.is_long(silence) { News::Silence } else { News::None };
+        let silence = if health.is_long(silence) { News::Silence } else { News::None };
         let news = match (ending, meaning.map(|meaning| (meaning.price, meaning.status))) {
             (Ending::Lost { overtaken: true }, _) => News::Silence,
             (Ending::Lost { overtaken: false }, _) => News::None,
@@ -555,21 +379,12 @@ impl Ledger {
             (_, Some((Price::Accepted, Some(..400)))) => News::Success,
             (_, Some((Price::Failure, _))) => News::Failure,
             (_, Some((Price::Cooldown(hint), _))) => News::Cooldown(hint),
+            _ if meaning.is_some_and(|meaning| meaning.lacks_model) => News::UnknownModel,
             (_, Some((_, Some(_)))) => News::Alive,
             (_, Some((_, None))) => News::None,
         };
-        account.in_flight -= 1;
-        if entry.is_probe && account.lease.is_some_and(|lease| lease.call == id) {
-            account.lease = None;
-        }
-        if news == News::Failure {
-            account.failures += 1;
-            account.failed_since += 1;
-        }
-        if settings.watched
-            && let Some(breaker) = settings.breaker
-        {
-            account.hear(entry, news, breaker.consecutive, now);
+        if !entry.is_answer_counted {
+            account.in_flight -= 1;
         }
         let reason = meaning.map_or(Reason::Abandoned, |meaning| meaning.reason);
         let line = format!(
@@ -581,11 +396,14 @@ impl Ledger {
         self.note(|| line);
         let (from, to) = (self.since(started), self.since(now));
         self.hash([u128::from(id), provider as u128, from, to, reason as u128]);
-        let end = End { at: now, meaning, news, left: Left::default() };
+        let concerns_provider = meaning.is_some_and(|meaning| meaning.concerns_provider);
+        let end = End { at: now, meaning, news, concerns_provider, left: Left::default() };
         call.entries[at].end = Some(end);
+        let rules = settings.rules().filter(|_| settings.watched);
+        self.providers[provider].hear(id, &call.entries[at], rules.as_ref());
         call.ended.push(at);
         call.failed_just_now = meaning.is_some_and(|meaning| meaning.price != Price::Accepted);
-        let left = left(&self.others(&call, None, settings, &states, now));
+        let left = left(&self.others(&call, None, &scene));
         call.entries[at].end = Some(End { left, ..end });
         self.count_served(&call, at);
         self.calls.insert(id, call);
@@ -603,155 +421,58 @@ impl Ledger {
         self.providers[call.entries[served].provider].served += u64::from(is_clear);
     }
 
-    /// A breaker that closed has no probe, whichever request had been one.
-    fn forget_leases(&mut self, states: &[State]) {
-        for (account, state) in self.providers.iter_mut().zip(states) {
-            if !matches!(state, State::Probing | State::Isolated) {
-                account.lease = None;
-            }
-        }
+    /// An answer is over that counted as in flight: read to its end, broken or dropped.
+    pub(crate) fn leave(&mut self, provider: usize) {
+        self.providers[provider].in_flight -= 1;
     }
 
-    fn is_leased(&self, provider: usize, now: Instant) -> bool {
-        self.providers[provider].lease.is_some_and(|lease| lease.until > now)
+    /// Every state follows from all that was heard before, and each count of requests in flight is the
+    /// provider's own. Without events, a state only says which probes are over. One provider may have been
+    /// `asked` just now, with a key.
+    fn check_states(&mut self, scene: &Scene<'_>, asked: Option<(usize, Option<usize>)>) {
+        let Scene { settings, views, now } = scene;
+        let mut wrong = None;
+        for (at, (account, view)) in self.providers.iter_mut().zip(views).enumerate() {
+            let asked = asked.filter(|(asked, _)| *asked == at).map(|(_, key)| key);
+            let in_flight = account.in_flight + u64::from(asked.is_some());
+            if view.in_flight != in_flight {
+                wrong = Some(format!("in flight {}, not {in_flight}", view.in_flight));
+            }
+            let most = settings.providers[at].max_in_flight;
+            let is_full = most.is_some_and(|most| view.in_flight >= most);
+            for (key, circuit) in account.circuits() {
+                let state = view.state(key);
+                if !settings.watched || settings.breaker.is_none() {
+                    circuit.forget_lease_unless(state);
+                    continue;
+                }
+                let is_asked = asked.is_some_and(|asked| key.is_none() || key == asked);
+                let expected = match circuit.state(*now) {
+                    _ if state == State::Isolated => continue,
+                    _ if is_asked && circuit.is_probe_due(*now) => State::Probing,
+                    State::Closed if is_full && key.is_none() => State::AtCapacity,
+                    expected => expected,
+                };
+                if state != expected {
+                    wrong = Some(format!("{key:?} is {state:?}, not {expected:?}"));
+                }
+            }
+            if let Some(wrong) = wrong.take() {
+                let name = NAMES[at];
+                return self.check(false, || format!("{name}: {wrong}"));
+            }
+        }
     }
 
     pub(crate) fn check_nothing_due(&mut self) {
         let mut late = None;
         for (name, account) in NAMES.iter().zip(&mut self.providers) {
-            if let Some(due) = account.due.take() {
-                late = Some(format!("the breaker of {name} did not {due:?}"));
-            }
-            if std::mem::take(&mut account.rest_due) {
-                late = Some(format!("{name} does not cool down"));
+            for (key, circuit) in account.circuits() {
+                if let Some(due) = circuit.take_due() {
+                    late = Some(format!("{name} {key:?}: {due}"));
+                }
             }
         }
         self.check(late.is_none(), || late.unwrap_or_default());
     }
-
-    /// The providers that this call may still ask, apart from this one.
-    fn others(
-        &self,
-        call: &Call,
-        apart_from: Option<usize>,
-        settings: &Settings,
-        states: &[State],
-        now: Instant,
-    ) -> Vec<(usize, Standing)> {
-        let host = |provider: usize| settings.providers[provider].host;
-        let excluded = |provider: usize| {
-            let excludes = |entry: &Entry| {
-                entry.provider == provider
-                    || entry.is_unreachable() && host(entry.provider) == host(provider)
-            };
-            call.entries.iter().any(excludes)
-        };
-        let may_probe = call.replayable && call.in_flight() == 0;
-        call.order
-            .iter()
-            .filter(|provider| Some(**provider) != apart_from && !excluded(**provider))
-            .map(|&other| (other, self.standing(other, states[other], now, may_probe)))
-            .filter(|(_, standing)| *standing != Standing::Isolated)
-            .collect()
-    }
-
-    fn standing(&self, provider: usize, state: State, now: Instant, may_probe: bool) -> Standing {
-        match state {
-            State::Closed => Standing::Admissible,
-            State::Open { until } if until <= now && may_probe => Standing::Admissible,
-            State::Open { until } if until <= now => Standing::PassedOver(now, Precision::Exact),
-            State::Open { until } | State::CoolingDown { until } => {
-                Standing::PassedOver(until, Precision::Exact)
-            }
-            State::Probing => {
-                let lease = self.providers[provider].lease.map_or(now, |lease| lease.until);
-                Standing::PassedOver(lease, Precision::AtLeast)
-            }
-            _ => Standing::Isolated,
-        }
-    }
-
-    /// The admissible in list order; then the passed-over by the time at which they reopen.
-    fn check_turn(
-        &mut self,
-        call: &Call,
-        provider: usize,
-        own: Standing,
-        others: &[(usize, Standing)],
-    ) {
-        let place = |of: usize| call.order.iter().position(|provider| *provider == of);
-        let name = NAMES[provider];
-        for (other, standing) in others {
-            let is_before = place(*other) < place(provider);
-            let better = NAMES[*other];
-            let holds = match (own, *standing) {
-                (Standing::Admissible, Standing::Admissible) => !is_before,
-                (Standing::PassedOver(..), Standing::Admissible) => false,
-                (Standing::PassedOver(own, _), Standing::PassedOver(until, Precision::Exact)) => {
-                    own < until || own == until && !is_before
-                }
-                _ => true,
-            };
-            self.check(holds, || format!("asks {name} ({own:?}) before {better} ({standing:?})"));
-        }
-    }
-
-    fn check_may_go_on(&mut self, call: &Call, own: Standing, now: Instant) {
-        let last = call.last_ended().and_then(|last| last.end);
-        let begins = last.map_or(call.begun, |end| end.at);
-        self.check(begins == now, || "waits between two attempts".to_owned());
-        let Some(last) = last else {
-            return self.check(call.entries.is_empty(), || "asks while it is asking".to_owned());
-        };
-        let Some(meaning) = last.meaning else {
-            return self.check(false, || "asks after it was dropped".to_owned());
-        };
-        self.check(call.served().is_none(), || "asks after an answer".to_owned());
-        self.check(call.entries.len() < call.max_attempts, || "asks too often".to_owned());
-        self.check(call.replayable, || "sends a stream twice".to_owned());
-        let ambiguous = |entry: &Entry| {
-            entry.end.and_then(|end| end.meaning).is_some_and(|meaning| meaning.ambiguous)
-        };
-        let replays = call.idempotent || !call.entries.iter().any(ambiguous);
-        self.check(replays, || "may be processed twice, which it forbade".to_owned());
-        let desperate = meaning.price != Price::Unhurt || own == Standing::Admissible;
-        self.check(desperate, || "storms a provider that rests".to_owned());
-    }
-
-    /// Why the call may have ended without an answer, if it may.
-    pub(crate) fn reason_to_stop(call: &Call) -> Option<&'static str> {
-        let Some(last) = call.last_ended() else {
-            return call.hopeless.then_some("none to ask");
-        };
-        let End { at, meaning, left, .. } = last.end?;
-        let meaning = meaning?;
-        let reasons = [
-            (call.entries.len() >= call.max_attempts, "asked as many as allowed"),
-            (at >= call.deadline, "no time left"),
-            (meaning.ambiguous && !call.idempotent, "maybe processed"),
-            (!call.replayable, "cannot be sent twice"),
-            (call.entries.iter().any(|entry| entry.is_last) || !left.any(), "none left"),
-            (left.admissible == 0 && meaning.price == Price::Unhurt, "its own fault"),
-        ];
-        reasons.into_iter().find(|(holds, _)| *holds).map(|(_, reason)| reason)
-    }
-}
-
-fn left(others: &[(usize, Standing)]) -> Left {
-    let admissible =
-        others.iter().filter(|(_, standing)| *standing == Standing::Admissible).count();
-    Left { admissible, passed_over: others.len() - admissible }
-}
-
-/// The providers' states in the order in which they were built.
-pub(crate) fn states(snapshot: &Snapshot) -> Vec<State> {
-    let mut states = vec![State::Isolated; snapshot.providers().len()];
-    for provider in snapshot.providers() {
-        states[index(provider.name())] = provider.state();
-    }
-    states
-}
-
-pub(crate) fn index(name: &str) -> usize {
-    NAMES.iter().position(|known| *known == name).expect("a provider's name")
 }

@@ -7,15 +7,19 @@
 
 mod account;
 mod answers;
+mod call;
 mod callers;
+mod circuit;
+mod events;
 mod harness;
 mod ledger;
 mod outcomes;
 mod settings;
+mod turn;
 
 use std::panic::catch_unwind;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use callers::{Plan, Way, call, keep_calling, steer};
@@ -25,16 +29,44 @@ use reqwest_failover::State;
 
 /// What came of one harness.
 struct Lived {
-    calls: u64,
-    attempts: u64,
-    hedges: u64,
+    made: Made,
     digest: u64,
     wrong: Option<String>,
 }
 
-impl Lived {
-    fn panicked() -> Self {
-        Self { calls: 0, attempts: 0, hedges: 0, digest: 0, wrong: Some("a panic".to_owned()) }
+/// How much there was to be held against the promises.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Made {
+    calls: u64,
+    attempts: u64,
+    hedges: u64,
+    /// Requests that were lent the end of a cooldown.
+    lent: u64,
+    /// How often a health key began to rest, or its breaker moved.
+    key_moves: u64,
+    /// How often a provider was passed over at its limit.
+    passed_over: u64,
+}
+
+impl Made {
+    fn of(ledger: &Ledger) -> Self {
+        let mut made = Self { calls: ledger.requests, hedges: ledger.hedges, ..Self::default() };
+        for provider in &ledger.providers {
+            made.attempts += provider.attempts;
+            made.passed_over += provider.passed_over;
+            made.lent += provider.lent();
+            made.key_moves += provider.key_moves();
+        }
+        made
+    }
+
+    fn add(&mut self, more: Self) {
+        self.calls += more.calls;
+        self.attempts += more.attempts;
+        self.hedges += more.hedges;
+        self.lent += more.lent;
+        self.key_moves += more.key_moves;
+        self.passed_over += more.passed_over;
     }
 }
 
@@ -52,13 +84,7 @@ fn live(seed: u64, hedged: bool, told: bool) -> Lived {
         recover(&harness).await;
         check_counts(&harness);
         let ledger = harness.ledger();
-        Lived {
-            calls: ledger.requests,
-            attempts: ledger.providers.iter().map(|provider| provider.attempts).sum(),
-            hedges: ledger.hedges,
-            digest: ledger.digest,
-            wrong: ledger.wrong.clone(),
-        }
+        Lived { made: Made::of(&ledger), digest: ledger.digest, wrong: ledger.wrong.clone() }
     })
 }
 
@@ -84,13 +110,16 @@ fn check_rest(harness: &Harness) {
     ledger.current = 0;
     ledger.check_nothing_due();
     for provider in snapshot.providers() {
-        let (name, state) = (provider.name(), provider.state());
+        let name = provider.name();
         let in_flight = provider.in_flight();
         ledger.check(in_flight == 0, || format!("{in_flight} requests are still at {name}"));
-        ledger.check(state != State::Probing, || format!("the probe of {name} is stuck"));
-        if let State::Open { until } | State::CoolingDown { until } = state {
-            let rest = until.saturating_duration_since(now);
-            ledger.check(rest <= longest, || format!("{name} rests for {rest:?}"));
+        let states = provider.resting_keys().map(|(_, state)| state);
+        for state in states.chain([provider.state()]) {
+            ledger.check(state != State::Probing, || format!("the probe of {name} is stuck"));
+            if let State::Open { until } | State::CoolingDown { until } = state {
+                let rest = until.saturating_duration_since(now);
+                ledger.check(rest <= longest, || format!("{name} rests for {rest:?}"));
+            }
         }
     }
 }
@@ -104,18 +133,25 @@ async fn recover(harness: &Arc<Harness>) {
     }
     answers::pause(harness.settings.longest_rest().as_millis() as u64).await;
     let before: u64 = served(harness).iter().sum();
-    let first = harness.settings.calls + 1;
-    for provider in 0..providers {
-        call(harness, Plan::plain(first + provider as u64, Way::only(provider))).await;
-        let state = ledger::states(&harness.chain.snapshot())[provider];
+    let keys: Vec<_> = (0..harness.settings.keys).map(Some).chain([None]).collect();
+    let mut ids = harness.settings.calls + 1..;
+    let mut calls = 0;
+    for (provider, key) in (0..providers).flat_map(|it| keys.iter().map(move |key| (it, *key))) {
+        let Some(id) = ids.next() else { return };
+        call(harness, Plan::plain(id, Way::only(provider), key)).await;
+        calls += 1;
+        let state = turn::views(&harness.chain.snapshot())[provider].state(key);
         let name = settings::NAMES[provider];
-        harness.ledger().check(state == State::Closed, || format!("{name} stays {state:?}"));
+        let is_back = state == State::Closed;
+        harness.ledger().check(is_back, || format!("{name} {key:?} stays {state:?}"));
     }
-    call(harness, Plan::plain(first + providers as u64, Way::Any)).await;
+    for (key, id) in keys.into_iter().zip(ids) {
+        call(harness, Plan::plain(id, Way::Any, key)).await;
+        calls += 1;
+    }
     let after: u64 = served(harness).iter().sum();
-    let expected = providers as u64 + 1;
-    harness.ledger().check(after - before == expected, || {
-        format!("{} of {expected} requests are served when all is well", after - before)
+    harness.ledger().check(after - before == calls, || {
+        format!("{} of {calls} requests are served when all is well", after - before)
     });
 }
 
@@ -139,12 +175,18 @@ fn check_counts(harness: &Harness) {
     let kept = [requests, by_fallback, rejected, exhausted, unclaimed];
     ledger.check(counted == kept, || format!("counts {counted:?}, not {kept:?}"));
     for provider in snapshot.providers() {
-        let own = &ledger.providers[ledger::index(provider.name())];
+        let own = &ledger.providers[turn::index(provider.name())];
         let counted =
             (provider.attempts(), provider.served(), provider.failures(), provider.in_flight());
         let kept = (own.attempts, own.served, own.failures, own.in_flight);
         let name = provider.name();
         ledger.check(counted == kept, || format!("{name} counts {counted:?}, not {kept:?}"));
+        let own = &ledger.providers[turn::index(name)];
+        let (made, told) = (own.crossings, own.crossings_told);
+        let is_told = !harness.settings.watched || harness.settings.hedge.is_some() || made == told;
+        ledger.check(is_told, || {
+            format!("{name} is full {made} times, and that is told {told} times")
+        });
     }
     if harness.settings.watched {
         let (sent, told) = (ledger.hedges, ledger.hedges_told);
@@ -171,28 +213,30 @@ fn no_world_breaks_a_promise() {
 
 #[test]
 fn no_world_with_hedges_breaks_a_promise() {
-    let hedges = keeps_promises(true);
+    let Made { hedges, .. } = keeps_promises(true);
     assert!(hedges > 1_000, "{hedges} hedges prove little");
 }
 
-/// Lives through world after world, until so many calls are made. Returns how many hedges were sent.
-fn keeps_promises(hedged: bool) -> u64 {
+/// Lives through world after world, until so many calls are made.
+fn keeps_promises(hedged: bool) -> Made {
     let calls = asked("FAILOVER_CALLS").unwrap_or(50_000);
-    let (next, made) =
-        (AtomicU64::new(asked("FAILOVER_FIRST_SEED").unwrap_or(0)), AtomicU64::new(0));
-    let (seeds, attempts, failed) = (AtomicU64::new(0), AtomicU64::new(0), AtomicBool::new(false));
-    let hedges = AtomicU64::new(0);
+    let next = AtomicU64::new(asked("FAILOVER_FIRST_SEED").unwrap_or(0));
+    let (seeds, failed) = (AtomicU64::new(0), AtomicBool::new(false));
+    let all = Mutex::new(Made::default());
     let begun = now();
     let work = || {
-        while made.load(Ordering::Relaxed) < calls {
+        while all.lock().unwrap().calls < calls {
             let seed = next.fetch_add(1, Ordering::Relaxed);
-            let lived =
-                catch_unwind(|| live(seed, hedged, false)).unwrap_or_else(|_| Lived::panicked());
+            let lived = catch_unwind(|| live(seed, hedged, false));
             seeds.fetch_add(1, Ordering::Relaxed);
-            made.fetch_add(lived.calls, Ordering::Relaxed);
-            attempts.fetch_add(lived.attempts, Ordering::Relaxed);
-            hedges.fetch_add(lived.hedges, Ordering::Relaxed);
-            if let Some(wrong) = lived.wrong {
+            let wrong = match lived {
+                Ok(lived) => {
+                    all.lock().unwrap().add(lived.made);
+                    lived.wrong
+                }
+                Err(_) => Some("a panic".to_owned()),
+            };
+            if let Some(wrong) = wrong {
                 eprintln!("seed {seed}: {wrong}\n  {}", replay(seed, hedged));
                 failed.store(true, Ordering::Relaxed);
                 return;
@@ -205,13 +249,18 @@ fn keeps_promises(hedged: bool) -> u64 {
         other.join().unwrap();
     });
     let failed = usize::from(failed.into_inner());
+    let all = all.into_inner().unwrap();
+    let Made { calls, attempts, hedges, lent, key_moves, passed_over } = all;
     println!(
-        "seeds {seeds:?}, calls {made:?}, attempts {attempts:?}, hedges {hedges:?}, \
+        "seeds {seeds:?}, calls {calls}, attempts {attempts}, hedges {hedges}, cooldowns' ends lent \
+         {lent}, moves of health keys {key_moves}, passed over at a limit {passed_over}, \
          failed {failed} in {:.1} s",
         begun.elapsed().as_secs_f64()
     );
     assert_eq!(failed, 0, "the commands above replay what failed");
-    hedges.into_inner()
+    let fewest = [lent, key_moves, passed_over].into_iter().min();
+    assert!(fewest > Some(1_000), "{all:?} prove little");
+    all
 }
 
 #[test]
@@ -219,7 +268,7 @@ fn the_same_seed_is_the_same_world() {
     for (seed, hedged) in (0..20).flat_map(|seed| [(seed, false), (seed, true)]) {
         let (once, again) = (live(seed, hedged, false), live(seed, hedged, false));
         assert_eq!(once.digest, again.digest, "seed {seed}");
-        assert_eq!((once.calls, once.attempts), (again.calls, again.attempts));
+        assert_eq!(once.made, again.made);
     }
     assert_ne!(live(0, false, false).digest, live(1, false, false).digest);
 }

@@ -8,9 +8,11 @@ use reqwest_failover::{Attempt, Exhausted, FailoverError, Reason, Report};
 use reqwest_middleware::Result;
 
 use crate::answers::{Meaning, Price, number};
+use crate::call::Call;
 use crate::harness::CALLERS_KEY;
-use crate::ledger::{Call, Ledger, index};
+use crate::ledger::Ledger;
 use crate::settings::{CLIENTS_TIMEOUT_FIRST, KEYS, NAMES, Settings};
+use crate::turn::index;
 
 /// No answer was given, and the report that the observer saw says so.
 pub(crate) fn check_dropped(ledger: &mut Ledger, settings: &Settings, call: &Call) {

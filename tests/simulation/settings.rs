@@ -4,14 +4,20 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use reqwest_failover::{
-    Ambiguous, Breaker, Exhausted, Hedge, Provider, ProviderChain, ProviderChainBuilder, Verdict,
+    Ambiguous, Breaker, Cooldown, Exhausted, HealthKey, Hedge, Provider, ProviderChain,
+    ProviderChainBuilder, Verdict,
 };
+
+use crate::circuit::Rules;
 
 pub(crate) const NAMES: [&str; 6] = ["p0", "p1", "p2", "p3", "p4", "p5"];
 
 /// Each provider's own, so that it can be looked for at every other one.
 pub(crate) const KEYS: [&str; 6] =
     ["key-of-p0", "key-of-p1", "key-of-p2", "key-of-p3", "key-of-p4", "key-of-p5"];
+
+/// What requests are about, by their header `x-model`.
+pub(crate) const HEALTH_KEYS: [&str; 3] = ["m0", "m1", "m2"];
 
 /// How long an attempt may take at most where no limit is set and another provider is left.
 pub(crate) const DEFAULT_ATTEMPT: Duration = Duration::from_secs(120);
@@ -22,7 +28,10 @@ pub(crate) const CLIENTS_TIMEOUT_FIRST: Duration = Duration::from_millis(5);
 pub(crate) const SHORTEST_SILENCE: Duration = Duration::from_secs(1);
 /// How much longer than its request a probe's lease lasts.
 pub(crate) const LEASE_MARGIN: Duration = Duration::from_secs(1);
-pub(crate) const LONGEST_COOLDOWN: Duration = Duration::from_secs(300);
+/// From this length on, the end of a cooldown is lent to one request.
+pub(crate) const LENT_FROM: Duration = Duration::from_secs(1);
+/// How long a key rests whose model the provider does not have.
+pub(crate) const UNKNOWN_MODEL: Duration = Duration::from_secs(60);
 
 pub(crate) struct Settings {
     pub(crate) providers: Vec<ProviderSettings>,
@@ -46,6 +55,16 @@ pub(crate) struct Settings {
     /// Whether providers are isolated, restored and reordered meanwhile.
     pub(crate) steered: bool,
     pub(crate) hedge: Option<HedgeSettings>,
+    /// How many health keys there are; none where health is not kept by key.
+    pub(crate) keys: usize,
+    pub(crate) cooldown: CooldownSettings,
+}
+
+/// How long a provider rests.
+#[derive(Clone, Copy)]
+pub(crate) struct CooldownSettings {
+    pub(crate) at_most: Duration,
+    pub(crate) without_hint: Duration,
 }
 
 /// When a silent provider is hedged, and for which share of the requests at most.
@@ -62,6 +81,10 @@ pub(crate) struct ProviderSettings {
     credential: Credential,
     /// The length of each phase in milliseconds, and how the provider is meanwhile.
     phases: Vec<(u64, Mood)>,
+    pub(crate) max_in_flight: Option<u64>,
+    /// How the provider is to a health key's requests in every other phase of so many milliseconds, if
+    /// not as it is to all.
+    by_key: [Option<(u64, Mood)>; HEALTH_KEYS.len()],
 }
 
 #[derive(Clone, Copy)]
@@ -97,6 +120,8 @@ pub(crate) enum Mood {
     Refusing,
     Redirecting,
     Locked,
+    /// It does not have the model.
+    Lacking,
 }
 
 impl Settings {
@@ -122,10 +147,34 @@ impl Settings {
             dropped: pick(rng, &[0, 5, 30]),
             steered: chance(rng, 50),
             hedge: None,
+            keys: 0,
+            cooldown: CooldownSettings::default(),
         };
         // Last, so that the rest is the same without it.
         settings.hedge = hedged.then(|| HedgeSettings::draw(rng, &settings));
+        // From a number that is not taken, for the same reason.
+        settings.draw_keys_and_capacity(&mut Rng::with_seed(!rng.clone().u64(..)));
         settings
+    }
+
+    fn draw_keys_and_capacity(&mut self, rng: &mut Rng) {
+        if chance(rng, 40) && self.breaker.is_some() {
+            self.keys = 1 + rng.usize(..HEALTH_KEYS.len());
+        }
+        if chance(rng, 40) {
+            self.cooldown = CooldownSettings::draw(rng);
+        }
+        let is_limited = chance(rng, 40);
+        for provider in &mut self.providers {
+            if is_limited && chance(rng, 60) {
+                provider.max_in_flight = Some(pick(rng, &[1, 2, 4, 8]));
+            }
+            for mood in &mut provider.by_key[..self.keys] {
+                let moods = [Mood::Limited, Mood::Limited, Mood::Dead, Mood::Lacking];
+                let drawn = (pick(rng, &[300, 5_000, 50_000]), pick(rng, &moods));
+                *mood = chance(rng, 50).then_some(drawn);
+            }
+        }
     }
 
     pub(crate) fn chain(&self) -> ProviderChainBuilder {
@@ -135,7 +184,13 @@ impl Settings {
             .total_timeout(self.total_timeout)
             .error_body_timeout(self.error_body_timeout)
             .on_ambiguous(self.ambiguous)
-            .on_exhausted(self.exhausted);
+            .on_exhausted(self.exhausted)
+            .cooldown(self.cooldown.cooldown());
+        if self.keys > 0 {
+            chain = chain.health_by(HealthKey::new(|request| {
+                request.headers().get("x-model")?.to_str().ok().map(str::to_owned)
+            }));
+        }
         chain = match self.breaker {
             Some(breaker) => chain.breaker(breaker.breaker()),
             None => chain.without_health(),
@@ -161,7 +216,41 @@ impl Settings {
     }
 
     pub(crate) fn longest_rest(&self) -> Duration {
-        self.breaker.map_or(Duration::ZERO, |breaker| breaker.max_break.max(LONGEST_COOLDOWN))
+        let longest = |breaker: BreakerSettings| breaker.max_break.max(self.cooldown.at_most);
+        self.breaker.map_or(Duration::ZERO, longest)
+    }
+
+    pub(crate) fn is_limited(&self) -> bool {
+        self.providers.iter().any(|provider| provider.max_in_flight.is_some())
+    }
+
+    /// What moves every circuit, where anything does.
+    pub(crate) fn rules(&self) -> Option<Rules> {
+        self.breaker.map(|breaker| Rules { breaker, cooldown: self.cooldown })
+    }
+}
+
+impl CooldownSettings {
+    fn draw(rng: &mut Rng) -> Self {
+        let at_most = pick(rng, &[300_000, 20_000, 1_200, 999, 500, 40]);
+        let without_hint = pick(rng, &[5_000, 1_000, 200, 10]).min(at_most);
+        Self { at_most: ms(at_most), without_hint: ms(without_hint) }
+    }
+
+    fn cooldown(self) -> Cooldown {
+        Cooldown::default().at_most(self.at_most).without_hint(self.without_hint)
+    }
+
+    /// The length of the cooldown without a hint that follows so many others.
+    pub(crate) fn unhinted(&self, number: u32) -> Duration {
+        let doubled = (0..number.min(40)).fold(self.without_hint, |length, _| length * 2);
+        doubled.min(self.at_most)
+    }
+}
+
+impl Default for CooldownSettings {
+    fn default() -> Self {
+        Self { at_most: ms(300_000), without_hint: ms(5_000) }
     }
 }
 
@@ -186,6 +275,8 @@ impl ProviderSettings {
             host: if chance(rng, 25) { rng.usize(..=at) } else { at },
             credential: pick(rng, &[Bearer, Header, Query, Basic]),
             phases: (0..12).map(|_| phase(rng)).collect(),
+            max_in_flight: None,
+            by_key: [None; HEALTH_KEYS.len()],
         }
     }
 
@@ -198,14 +289,23 @@ impl ProviderSettings {
             Credential::Query => provider.api_key_query("key", KEYS[at]),
             Credential::Basic => provider.basic_auth(KEYS[at], "password"),
         };
-        match self.attempt_timeout {
+        let provider = match self.attempt_timeout {
             Some(limit) => provider.attempt_timeout(limit),
+            None => provider,
+        };
+        match self.max_in_flight {
+            Some(most) => provider.max_in_flight(most as usize),
             None => provider,
         }
     }
 
-    /// How the provider is after so long; its phases come round.
-    pub(crate) fn mood(&self, after: Duration) -> Mood {
+    /// How the provider is after so long to a request with this health key; its phases come round.
+    pub(crate) fn mood(&self, key: Option<usize>, after: Duration) -> Mood {
+        if let Some((length, mood)) = key.and_then(|key| self.by_key[key])
+            && (after.as_millis() as u64 / length).is_multiple_of(2)
+        {
+            return mood;
+        }
         let round: u64 = self.phases.iter().map(|(length, _)| length).sum();
         let mut left = after.as_millis() as u64 % round;
         for (length, mood) in &self.phases {

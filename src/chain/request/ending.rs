@@ -11,7 +11,7 @@ use crate::message;
 use crate::observe::rate::Crossing;
 use crate::observe::{Ending, Event, Origin};
 use crate::report::{Attempt, Report};
-use crate::run::{ProviderSet, Unserved};
+use crate::run::{ProviderSet, Unasked, Unserved};
 use crate::verdict::Reason;
 
 impl RequestState<'_> {
@@ -127,7 +127,11 @@ impl RequestState<'_> {
         let served = ending == Ending::Served;
         self.report.finish(served, self.now.saturating_duration_since(self.started));
         if self.counted.is_none() {
-            self.count(&mut shared.lock(), ending, None);
+            let mut table = shared.lock();
+            self.count(&mut table, ending, None);
+            if matches!(ending, Ending::Rejected | Ending::Exhausted) {
+                self.explain_unasked(&table);
+            }
         }
         self.trace.record_end(&self.report);
         let counted = self.counted.take();
@@ -154,6 +158,33 @@ impl RequestState<'_> {
                     Event::FallbackRateNormal { origin, provider: first, ratio }
                 }
             });
+        }
+    }
+
+    /// Puts into the report why providers were not asked.
+    #[cold]
+    fn explain_unasked(&mut self, table: &Table) {
+        let Self { shared, run, report, started, now, .. } = self;
+        if run.has_accepted() {
+            return;
+        }
+        let mut reasons: Vec<(Unasked, Vec<&str>)> = Vec::new();
+        for provider in table.order.iter() {
+            let name = &*shared.entries[*provider].name;
+            if report.attempts().iter().any(|attempt| attempt.provider() == name) {
+                continue;
+            }
+            let why = run.why_unasked(*provider, &shared.limits, &table.health, *started, *now);
+            match reasons.iter_mut().find(|(reason, _)| *reason == why) {
+                Some((_, names)) => names.push(name),
+                None => reasons.push((why, vec![name])),
+            }
+        }
+        let lines =
+            reasons.iter().map(|(why, names)| format!("{} not asked: {why}", names.join(", ")));
+        let lines: Vec<_> = lines.collect();
+        if !lines.is_empty() {
+            report.set_unasked(lines.join("; "));
         }
     }
 

@@ -1,7 +1,7 @@
 //! Guides: each says how to do one thing.
 //!
-//! They are the pages of the repository's folder `docs`. Start with [failover], [health] and
-//! [keys]; [recipes] has what to paste for other clients and vendors.
+//! They are the pages of the repository's folder `docs`. Begin with [start]; [recipes] has what to
+//! paste for other clients and vendors.
 //!
 //! This module exists in the documentation only.
 
@@ -15,6 +15,7 @@ macro_rules! guide {
     };
 }
 
+guide!(start, "../docs/start.md");
 guide!(failover, "../docs/failover.md");
 guide!(health, "../docs/health.md");
 guide!(keys, "../docs/keys.md");

@@ -36,6 +36,12 @@ use crate::provider::Provider;
 /// attempt of another chain, unless this one is [`nested`](ProviderChainBuilder::nested). Clones share
 /// their health.
 ///
+/// A second attempt is made from the caller's request. It keeps the method, the path below the base, the
+/// query, headers, body, version, what is left of the request's timeout, and the extensions that
+/// middleware sees; of query and headers without what carries keys. Extensions of an `http::Request` that
+/// was turned into a [`reqwest::Request`] are in that itself, where no layer can read them: the first
+/// attempt has them, a later one does not.
+///
 /// ```
 /// use reqwest_failover::{Provider, ProviderChain, harden};
 /// use reqwest_middleware::ClientBuilder;

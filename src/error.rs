@@ -187,6 +187,8 @@ pub(crate) enum Cause {
     NobodyToAsk,
     #[error("the request's total timeout passed")]
     NoTime,
+    #[error("the request's own body failed")]
+    BodyFailed,
     #[error("the path hides a dot segment and is refused; nothing was sent")]
     PathRefused,
     #[error(

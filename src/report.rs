@@ -227,7 +227,8 @@ impl Attempt {
     }
 
     /// What the provider or the transport said went wrong: at most 2 KiB, keys redacted, control
-    /// characters escaped. `None` for a success, and where it did not arrive within the chain's
+    /// characters escaped. Where a redirect was followed, what to do about it. `None` for a success, and
+    /// where it did not arrive within the chain's
     /// [`error_body_timeout`](crate::ProviderChainBuilder::error_body_timeout).
     pub fn message(&self) -> Option<&str> {
         self.message.as_deref()

@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::stream;
-use http::Extensions;
+use http::{Extensions, HeaderName, HeaderValue, Method};
 use reqwest::{Body, Request, Response};
 use reqwest_failover::{
-    Ambiguous, Event, Exhausted, FailoverError, Inspect, Provider, ProviderChain,
+    Ambiguous, Event, Exhausted, FailoverError, Hedge, Inspect, Provider, ProviderChain,
     ProviderChainBuilder, Report, Route, State,
 };
 use reqwest_middleware::{ClientBuilder, ClientWithMiddleware, Middleware, Next};
@@ -190,6 +190,100 @@ async fn what_the_caller_forwards_is_redacted_in_parts_too() {
     let leaked: Vec<_> =
         ["0123456789abcdef", "hunter2-secret"].into_iter().filter(|s| text.contains(s)).collect();
     assert!(leaked.is_empty(), "{leaked:?} in {text}");
+}
+
+/// No provider is given them, and yet a layer below may have seen them before, or hold them itself.
+#[tokio::test(start_paused = true)]
+async fn what_the_caller_put_on_the_request_is_redacted_though_no_provider_is_given_it() {
+    const ECHO: &str = "no: 0123bearer4567, 0123cookie4567, 0123marked4567, 0123removed4567, \
+                        0123query4567, 0123user4567, 0123protocol4567 end";
+    let echo = || Script::answer(401, &[], || Body::from(ECHO));
+    let fail = || Script::fail_with(ECHO);
+    let slow = || echo().after(secs(2));
+    let hedged = |chain: ProviderChainBuilder| {
+        let chain = chain.hedge(Hedge::after(secs(1)).max_extra(1.0));
+        chain.on_exhausted(Exhausted::Error)
+    };
+    let whole = |chain: ProviderChainBuilder| chain.on_exhausted(Exhausted::Error);
+    let last = |chain: ProviderChainBuilder| chain;
+    type Settings = fn(ProviderChainBuilder) -> ProviderChainBuilder;
+    let cases: [(&str, Vec<Script>, Settings); 6] = [
+        ("the only provider", vec![echo()], whole),
+        ("two", vec![echo(), echo()], whole),
+        ("three", vec![echo(), fail(), echo()], whole),
+        ("hedged", vec![slow(), slow()], hedged),
+        ("the only error", vec![fail()], last),
+        ("the last error", vec![Script::status(500), fail()], last),
+    ];
+    for (case, scripts, settings) in cases {
+        let names = ["a", "b", "c"];
+        let providers = names.iter().take(scripts.len()).map(|name| provider(name));
+        let providers = providers.map(|provider| provider.remove_header("x-removed")).collect();
+        let harness = Harness::of_providers(providers, [], settings);
+        for (name, script) in names.into_iter().zip(scripts) {
+            harness.tell(name, script);
+        }
+        let mut marked = HeaderValue::from_static("0123marked4567");
+        marked.set_sensitive(true);
+        let url = "https://0123user4567@a.test/v1/x?api_key=0123query4567";
+        let mut request = Request::new(Method::POST, url.parse().unwrap());
+        let headers = [
+            ("authorization", HeaderValue::from_static("Bearer 0123bearer4567")),
+            ("cookie", HeaderValue::from_static("a=1; session=0123cookie4567")),
+            ("x-marked", marked),
+            ("x-removed", HeaderValue::from_static("0123removed4567")),
+            ("sec-websocket-protocol", HeaderValue::from_static("chat, token, 0123protocol4567")),
+        ];
+        let headers = headers.map(|(name, value)| (HeaderName::from_static(name), value));
+        request.headers_mut().extend(headers);
+        let mut extensions = Extensions::new();
+        let result = harness.client.execute_with_extensions(request, &mut extensions).await;
+        assert!(result.is_err(), "{case}");
+        let text = shown(&result, &extensions);
+        assert!(text.contains("[redacted] end"), "{case}: {text}");
+        assert!(!text.contains("0123") && !text.contains("4567"), "{case}: {text}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_that_map_request_set_before_it_failed_is_redacted() {
+    let fails = |request: &mut Request| {
+        request.headers_mut().insert("x-vendor-token", HeaderValue::from_static("key-of-a-vendor"));
+        Err("cannot sign with key-of-a-vendor, sorry")
+    };
+    let harness = Harness::of_providers(vec![provider("a").map_request(fails)], [], |chain| chain);
+    let text = said_by(&harness).await;
+    assert!(text.contains("[redacted], sorry"), "{text}");
+    assert!(!text.contains("key-of-a-vendor"), "{text}");
+}
+
+/// As a server may with the data of the frame that closes an HTTP/2 connection.
+#[tokio::test(start_paused = true)]
+async fn a_key_in_the_cause_of_a_transport_error_is_not_shown() {
+    struct Breaks(&'static str);
+    #[async_trait::async_trait]
+    impl Middleware for Breaks {
+        async fn handle(
+            &self,
+            _: Request,
+            _: &mut Extensions,
+            _: Next<'_>,
+        ) -> reqwest_middleware::Result<Response> {
+            let chunk = Err::<Bytes, _>(io::Error::other(self.0));
+            let body = Body::wrap_stream(stream::iter([chunk]));
+            Ok(Response::from(http::Response::new(body)).bytes().await.map(|_| unreachable!())?)
+        }
+    }
+    for (words, is_shown) in [("closed: bad key-of-a-vendor", true), ("closed", false)] {
+        let provider = keyless("a").bearer_auth("key-of-a-vendor");
+        let chain = ProviderChain::builder([provider]).claim("https://caller.test/v1");
+        let client = ClientBuilder::new(plain()).with(chain.build().unwrap()).with(Breaks(words));
+        let request = client.build().post(URL).body("{}");
+        let error = request.send().await.unwrap_err();
+        let text = format!("{error} {error:?} {error:#?}");
+        assert!(!text.contains("vendor") && text.contains("closed"), "{text}");
+        assert_eq!(FailoverError::find(&error).is_some(), is_shown, "{text}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

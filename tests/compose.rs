@@ -22,6 +22,10 @@ fn ms(millis: u64) -> Duration {
     Duration::from_millis(millis)
 }
 
+fn secs(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
 fn failing() -> Answer {
     Answer::error(500, "broken")
 }
@@ -108,6 +112,76 @@ async fn each_attempt_has_its_own_extensions_and_only_the_winners_come_back() {
     assert_eq!(extensions.get(), Some(&FromInner(winner)));
     assert_eq!(extensions.get(), Some(&FromCaller("mine")));
     assert_eq!(Report::from_extensions(&extensions).unwrap().served_by(), Some("spare"));
+}
+
+/// Keeps every attempt as it arrives. The first one fails.
+#[derive(Clone, Default)]
+struct Keeps(Arc<Mutex<Vec<http::Request<reqwest::Body>>>>, Arc<Mutex<Vec<Option<Duration>>>>);
+
+#[async_trait]
+impl Middleware for Keeps {
+    async fn handle(
+        &self,
+        request: Request,
+        extensions: &mut Extensions,
+        _: Next<'_>,
+    ) -> Result<Response> {
+        assert_eq!(extensions.get(), Some(&FromCaller("mine")));
+        self.1.lock().unwrap().push(request.timeout().copied());
+        let mut kept = self.0.lock().unwrap();
+        kept.push(http::Request::try_from(request)?);
+        let status = if kept.len() == 1 { 503 } else { 200 };
+        let response = http::Response::builder().status(status).body("").unwrap();
+        Ok(response.into())
+    }
+}
+
+#[tokio::test]
+async fn a_second_attempt_keeps_all_of_a_request_but_its_private_extensions() {
+    #[derive(Clone)]
+    struct Private;
+    let kept = Keeps::default();
+    let chain = ProviderChain::builder([
+        Provider::new("a", "https://a.test/v1").bearer_auth("key-of-a"),
+        Provider::new("b", "https://b.test/api").bearer_auth("key-of-b"),
+    ]);
+    let client = ClientBuilder::new(plain()).with(chain.build().unwrap()).with(kept.clone());
+    let request = http::Request::put("https://a.test/v1/files/org%2Fname?b=1&a=%2F2")
+        .header("x-twice", "1")
+        .header("content-type", "text/plain")
+        .header("x-twice", "2")
+        .version(http::Version::HTTP_2)
+        .extension(Private)
+        .body("the body")
+        .unwrap();
+    let mut request = Request::try_from(request).unwrap();
+    *request.timeout_mut() = Some(secs(30));
+    let mut extensions = Extensions::new();
+    extensions.insert(FromCaller("mine"));
+    let response = client.build().execute_with_extensions(request, &mut extensions).await.unwrap();
+    assert_eq!(served_by(&response), Some("b"));
+
+    let attempts = std::mem::take(&mut *kept.0.lock().unwrap());
+    let expected =
+        [("https://a.test/v1", "Bearer key-of-a"), ("https://b.test/api", "Bearer key-of-b")];
+    for (attempt, (base, key)) in attempts.iter().zip(expected) {
+        assert_eq!(attempt.method(), Method::PUT);
+        assert_eq!(attempt.uri().to_string(), format!("{base}/files/org%2Fname?b=1&a=%2F2"));
+        assert_eq!(attempt.version(), http::Version::HTTP_2);
+        assert_eq!(attempt.body().as_bytes(), Some(&b"the body"[..]));
+        let values = |name| attempt.headers().get_all(name).iter().collect::<Vec<_>>();
+        assert_eq!(values("x-twice"), ["1", "2"]);
+        assert_eq!(values("content-type"), ["text/plain"]);
+        assert_eq!(values("authorization"), [key]);
+        assert_eq!(attempt.headers().len(), 4);
+    }
+    let has_private: Vec<_> =
+        attempts.iter().map(|attempt| attempt.extensions().get::<Private>().is_some()).collect();
+    assert_eq!(has_private, [true, false]);
+    // What is left of it.
+    let timeouts = kept.1.lock().unwrap().clone();
+    assert_eq!(timeouts[0], Some(secs(30)));
+    assert!(timeouts[1].is_some_and(|left| (secs(20)..=secs(30)).contains(&left)), "{timeouts:?}");
 }
 
 #[tokio::test]

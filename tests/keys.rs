@@ -380,54 +380,124 @@ async fn the_callers_credentials_reach_no_provider() {
     }
 }
 
-/// The names of issue reports and vendors' documentation; each is tried at a foreign provider.
-const KEY_HEADERS: [&str; 27] = [
+/// The names that vendors' documentation has, and one for each ending that names of keys have; each is
+/// tried at a foreign provider.
+const KEY_HEADERS: [&str; 56] = [
     "authorization",
     "proxy-authorization",
     "cookie",
     "api-key",
     "apikey",
+    "api_key",
     "x-api-key",
+    "x-api-token",
+    "x-api-secret",
     "xi-api-key",
     "x-goog-api-key",
     "x-goog-iam-authorization-token",
     "x-goog-iap-jwt-assertion",
     "ocp-apim-subscription-key",
-    "x-auth-token",
-    "x-access-token",
-    "private-token",
+    "x-functions-key",
+    "x-ms-client-principal",
     "cf-aig-authorization",
+    "cf-access-client-id",
+    "cf-access-client-secret",
+    "cf-access-jwt-assertion",
     "helicone-auth",
     "x-litellm-api-key",
     "x-portkey-api-key",
     "x-rapidapi-key",
-    "x-functions-key",
+    "x-honeycomb-team",
+    "x-sentry-auth",
     "x-amz-security-token",
+    "x-amzn-oidc-data",
+    "private-token",
     "x-vault-token",
+    "auth",
+    "authentication",
+    "x-auth",
+    "x-auth-token",
+    "x-access-token",
+    "x-csrftoken",
+    "x-jwt",
+    "x-jwt-assertion",
+    "x-session",
+    "x-password",
+    "password",
+    "token",
+    "access_token",
+    "accesstoken",
+    "authtoken",
+    "x-authtoken",
     "dpop",
     "signature",
+    "signature-input",
+    "x-hub-signature-256",
     "x-shop-signature",
     "x-some-vendors-secret",
     "x-some-vendors-apikey",
+    "x-some-vendors-key",
+    "x-some-vendors-token",
+    "x-authorization",
 ];
 
-const KEY_QUERIES: [&str; 16] = [
+const KEY_QUERIES: [&str; 56] = [
+    "accesskey",
+    "api_secret",
+    "api_token",
+    "app_key",
+    "app_secret",
+    "app_token",
+    "appid",
+    "appkey",
+    "auth_key",
+    "authkey",
+    "authtoken",
+    "bearer_token",
+    "license_key",
+    "oauth_signature",
+    "oauth_token",
+    "session_key",
+    "user_key",
     "key",
     "api_key",
-    "api-key",
-    "access_token",
-    "token",
-    "sig",
     "apikey",
-    "subscription-key",
+    "access_key",
+    "access_token",
+    "auth",
+    "auth_token",
+    "awsaccesskeyid",
+    "client_assertion",
     "client_secret",
+    "code",
+    "googleaccessid",
+    "id_token",
+    "jwt",
+    "passwd",
     "password",
+    "private_token",
+    "pwd",
+    "refresh_token",
+    "secret",
+    "secret_key",
+    "session_token",
+    "sig",
+    "Signature",
+    "subscription_key",
+    "token",
+    "X-Amz-Credential",
+    "x-goog-credential",
+    "x-ms-signature",
+    "api-key",
+    "subscription-key",
     "X-Amz-Signature",
     "X-Amz-Security-Token",
-    "X-Amz-Credential",
     "X-Goog-Signature",
-    "code",
-    "Signature",
+    "x-some-vendors-key",
+    "auth-token",
+    "vendor-secret",
+    "vendorapikey",
+    "x-authorization",
 ];
 
 #[tokio::test]
@@ -499,6 +569,22 @@ async fn a_header_that_is_kept_reaches_the_provider_that_keeps_it_and_no_other()
     assert_eq!(response.status(), 200);
     assert_eq!(harness.requests(0)[0].header("x-partition-key"), Some("7"));
     assert_eq!(harness.requests(1)[0].header("x-partition-key"), None);
+}
+
+#[tokio::test]
+async fn what_the_chain_keeps_and_removes_holds_for_every_provider() {
+    let harness = WireHarness::two(failing(), Answer::ok()).await;
+    let chain = harness.chain().keep_header("X-Partition-Key").remove_header("X-Internal-User");
+    let request = harness.post(&client(chain)).header("x-partition-key", "7");
+    let request = request.header("x-internal-user", harness.secret("user"));
+    let response = request.header("x-other-key", harness.secret("other")).send().await.unwrap();
+    assert_eq!(response.status(), 200);
+    for actor in 0..2 {
+        let request = harness.requests(actor).remove(0);
+        assert_eq!(request.header("x-partition-key"), Some("7"));
+        assert_eq!(request.header("x-internal-user"), None);
+        assert_eq!(request.header("x-other-key"), None);
+    }
 }
 
 #[tokio::test]
@@ -682,22 +768,24 @@ async fn the_failover_error_shows_no_query_key() {
     assert!(FailoverError::find(&error).is_some());
 }
 
+/// A layer whose errors show all of those below.
+struct Wraps;
+
+#[async_trait::async_trait]
+impl reqwest_middleware::Middleware for Wraps {
+    async fn handle(
+        &self,
+        request: Request,
+        extensions: &mut http::Extensions,
+        next: reqwest_middleware::Next<'_>,
+    ) -> reqwest_middleware::Result<reqwest::Response> {
+        let wrapped = |error| Error::middleware(std::io::Error::other(format!("inner: {error:?}")));
+        next.run(request, extensions).await.map_err(wrapped)
+    }
+}
+
 #[tokio::test]
 async fn a_url_that_an_inner_layer_hides_in_its_error_shows_no_query_key() {
-    struct Wraps;
-    #[async_trait::async_trait]
-    impl reqwest_middleware::Middleware for Wraps {
-        async fn handle(
-            &self,
-            request: Request,
-            extensions: &mut http::Extensions,
-            next: reqwest_middleware::Next<'_>,
-        ) -> reqwest_middleware::Result<reqwest::Response> {
-            let wrapped =
-                |error| Error::middleware(std::io::Error::other(format!("inner: {error:?}")));
-            next.run(request, extensions).await.map_err(wrapped)
-        }
-    }
     for exhausted in [Exhausted::LastOutcome, Exhausted::Error] {
         let harness = WireHarness::two(Answer::reset(), Answer::fin()).await;
         let chain = ProviderChain::builder(query_keyed(&harness)).on_exhausted(exhausted);
@@ -834,6 +922,11 @@ async fn a_redirect_to_another_origin_is_a_failure_and_takes_no_key_along() {
     }
 }
 
+/// Whether the message of a redirected attempt names the ways out.
+fn says_what_to_do(message: &str) -> bool {
+    message.contains("`harden`") && message.contains("`map_request`")
+}
+
 #[tokio::test]
 async fn a_redirect_within_the_origin_is_a_failure_of_a_post() {
     for (hardened, asked) in [(false, 2), (true, 1)] {
@@ -841,7 +934,9 @@ async fn a_redirect_within_the_origin_is_a_failure_of_a_post() {
             let (harness, response) =
                 redirected(hardened, Method::POST, status, |_| "/elsewhere".into()).await;
             let report = Report::of(&response).unwrap();
-            assert_eq!(report.attempts()[0].reason(), Reason::Redirected, "{status}");
+            let attempt = &report.attempts()[0];
+            assert_eq!(attempt.reason(), Reason::Redirected, "{status}");
+            assert_eq!(attempt.message().is_some_and(says_what_to_do), !hardened, "{report:?}");
             assert_eq!(report.served_by(), Some("openai"), "{status}");
             assert_eq!(harness.requests(1)[0].text(), BODY);
             harness.assert_asked(&[asked, 1]);
@@ -900,6 +995,93 @@ async fn a_query_that_a_layer_below_signs_is_no_redirect() {
     assert_eq!(Report::of(&response).unwrap().served_by(), Some("cometapi"));
     assert_eq!(harness.requests(0)[0].target, "/v1/chat/completions?nonce=1");
     harness.assert_asked(&[1, 0]);
+}
+
+#[tokio::test]
+async fn a_layer_below_that_edits_the_path_is_told_what_to_do_and_map_request_is_the_way() {
+    struct Edits;
+    #[async_trait::async_trait]
+    impl reqwest_middleware::Middleware for Edits {
+        async fn handle(
+            &self,
+            mut request: Request,
+            extensions: &mut http::Extensions,
+            next: reqwest_middleware::Next<'_>,
+        ) -> reqwest_middleware::Result<reqwest::Response> {
+            request.url_mut().set_path("/v1/edited");
+            next.run(request, extensions).await
+        }
+    }
+    let harness = WireHarness::two(Answer::ok(), Answer::ok()).await;
+    let chain = harness.chain().build().unwrap();
+    let client = ClientBuilder::new(plain()).with(chain).with(Edits).build();
+    let error = harness.post(&client).send().await.unwrap_err();
+    let failed = FailoverError::find(&error).expect("a FailoverError");
+    for attempt in failed.report().attempts() {
+        assert_eq!(attempt.reason(), Reason::Redirected);
+        assert!(attempt.message().is_some_and(says_what_to_do), "{failed}");
+    }
+    let edit = |request: &mut Request| {
+        request.url_mut().set_path("/v1/edited");
+        Ok::<_, Infallible>(())
+    };
+    let client = self::client(ProviderChain::builder([
+        harness.actors[0].provider().map_request(edit),
+        harness.actors[1].provider(),
+    ]));
+    let response = harness.post(&client).send().await.unwrap();
+    assert_eq!(Report::of(&response).unwrap().served_by(), Some("cometapi"));
+    harness.assert_asked(&[2, 1]);
+    assert_eq!(harness.requests(0)[1].target, "/v1/edited");
+}
+
+#[tokio::test]
+async fn a_key_that_a_provider_puts_into_a_redirect_is_in_no_url_that_is_handed_out() {
+    for (in_path, ends) in [(false, true), (true, true), (false, false), (true, false)] {
+        let script = move |request: &Received| {
+            let all = percent_encoding::NON_ALPHANUMERIC;
+            let key = request.header("authorization").unwrap_or_default().replace("Bearer ", "");
+            let key = percent_encoding::utf8_percent_encode(&key, all);
+            let place = if in_path { format!("{key}?a=1") } else { format!("more?a={key}") };
+            match ends && request.target.starts_with("/v1/x/") {
+                true => Answer::ok(),
+                false => Answer::status(302).header("location", format!("/v1/x/{place}")),
+            }
+        };
+        let harness = WireHarness::of([("cometapi", script.into())]).await;
+        let client = client(harness.chain());
+        match client.get(harness.actors[0].url("/models?b=2")).send().await {
+            Ok(response) => {
+                assert!(ends && response.status() == 200);
+                let path = if in_path { "/" } else { "/v1/x/more" };
+                assert_eq!((response.url().path(), response.url().query()), (path, None));
+                harness.hear(format!("{response:?}"));
+            }
+            Err(error) => {
+                assert!(!ends);
+                harness.hear(shown(&error));
+                let Error::Reqwest(error) = error else { panic!("not a reqwest::Error: {error}") };
+                assert!(error.is_redirect() && error.url().is_some());
+            }
+        }
+        assert!(harness.requests(0).len() > 1);
+    }
+}
+
+#[tokio::test]
+async fn a_body_of_the_callers_that_fails_shows_no_key_of_the_providers_url() {
+    for wraps in [false, true] {
+        let harness = WireHarness::two(Answer::ok(), Answer::ok()).await;
+        let chain = ProviderChain::builder(query_keyed(&harness)).build().unwrap();
+        let builder = ClientBuilder::new(plain()).with(chain);
+        let client = if wraps { builder.with(Wraps).build() } else { builder.build() };
+        let chunks = [Ok("begun"), Err(std::io::Error::other("the disk is gone"))];
+        let body = reqwest::Body::wrap_stream(futures_util::stream::iter(chunks));
+        let request = client.post(harness.actors[1].url("/files")).body(body);
+        let error = request.send().await.unwrap_err();
+        let text = harness.hear(shown(&error));
+        assert!(text.contains("127.0.0.1") || FailoverError::find(&error).is_some(), "{text}");
+    }
 }
 
 #[tokio::test]

@@ -17,7 +17,7 @@ use tokio::time::timeout_at;
 use super::mark;
 use super::shared::now;
 use crate::inspect::{Arrival, Head, PrefixedBody};
-use crate::readdress::KeptHeaders;
+use crate::readdress::{KeptHeaders, StripList};
 use crate::route::Route;
 
 /// The caller's request as it came, without its URL, for the attempts after the first.
@@ -65,8 +65,8 @@ enum Source {
     Caller(Request),
     /// The copy that is kept for another attempt.
     Kept(KeptRequest),
-    /// It was sent, and no copy is kept.
-    Sent,
+    /// It was sent, and no copy is kept but of the headers that may carry a secret.
+    Sent(KeptHeaders),
 }
 
 impl Requests {
@@ -98,23 +98,39 @@ impl Requests {
         timeout: Option<Duration>,
         is_last: bool,
         extensions: &Extensions,
+        strip: &StripList,
     ) -> Option<(Request, Extensions)> {
         let kept = match (&mut self.source, is_last) {
-            (_, true) => Source::Sent,
             (Source::Caller(request), false) => Source::Kept(KeptRequest::of(request)),
+            (Source::Caller(request), true) => {
+                Source::Sent(KeptHeaders::secret_ones(request.headers(), strip))
+            }
             (Source::Kept(kept), false) => Source::Kept(kept.clone()),
-            (Source::Sent, false) => return None,
+            (Source::Kept(kept), true) => {
+                Source::Sent(KeptHeaders::secret_ones(&kept.headers, strip))
+            }
+            (Source::Sent(_), _) => return None,
         };
         let request = match std::mem::replace(&mut self.source, kept) {
             Source::Caller(request) => request,
             Source::Kept(kept) => kept.into_request(url().clone(), timeout),
-            Source::Sent => return None,
+            Source::Sent(_) => return None,
         };
         let mut own = extensions.clone();
         // It is for this chain, and has names that another one does not know.
         own.remove::<Route>();
         mark::set(&mut own);
         Some((request, own))
+    }
+
+    /// The secrets that the caller put on the request, whose URL is this. No provider was given them,
+    /// unless it forwards them, but a layer below may have seen them elsewhere.
+    pub(super) fn secrets(&self, strip: &StripList, url: &Url) -> Vec<String> {
+        match &self.source {
+            Source::Caller(request) => strip.secrets_of(request.headers(), url),
+            Source::Kept(kept) => strip.secrets_of(&kept.headers, url),
+            Source::Sent(headers) => strip.secrets_of(headers, url),
+        }
     }
 }
 

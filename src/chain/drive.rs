@@ -45,7 +45,7 @@ pub(super) fn drive<'a>(
                 ControlFlow::Break(answer) => return answer,
             };
             let over = flights.wait(&sender, until).await;
-            step = match flights.settle(over) {
+            step = match flights.settle(over, &sender, &mut requests) {
                 ControlFlow::Continue(step) => step,
                 ControlFlow::Break(answer) => return answer,
             };
@@ -98,7 +98,7 @@ impl<'s, 'a> Flights<'s, 'a> {
                 self.send(permit, until, last, hedge, sender, requests)
             }
             Step::Wait(until) => ControlFlow::Continue(until),
-            Step::Done => ControlFlow::Break(self.exhaust()),
+            Step::Done => ControlFlow::Break(self.exhaust(sender, requests)),
         }
     }
 
@@ -125,11 +125,12 @@ impl<'s, 'a> Flights<'s, 'a> {
         let trace = self.state.start_attempt(provider);
         let attempt = AttemptState::new(permit, provider, trace, self.state.now, until);
         let url = || sender.target(provider).unwrap_or_else(|| sender.address.caller());
-        let next = requests.next(url, self.state.time_left(), is_last, self.state.extensions);
+        let strip = &sender.shared.strip;
+        let next =
+            requests.next(url, self.state.time_left(), is_last, self.state.extensions, strip);
         let Some((request, own)) = next else {
             return ControlFlow::Break(Err(self.state.fail_unasked()));
         };
-        sender.learn_caller_auth(provider, &request, &mut self.state.secrets);
         self.add(sender.start(attempt, request, own));
         ControlFlow::Continue(self.state.run.hedge_at())
     }
@@ -167,13 +168,22 @@ impl<'s, 'a> Flights<'s, 'a> {
     }
 
     /// Settles the attempt that is over, if one is. Returns what is next, or what the caller gets.
-    fn settle(&mut self, over: Option<Over>) -> ControlFlow<Answer, Step> {
+    fn settle(
+        &mut self,
+        over: Option<Over>,
+        sender: &Sender<'a>,
+        requests: &mut Requests,
+    ) -> ControlFlow<Answer, Step> {
         let Some((slot, mut result, own)) = over else {
             self.state.refresh_now();
             return ControlFlow::Continue(self.state.next_step());
         };
         if let AttemptResult::CallerFailed(error) = result {
             self.drop_all(Dropped::CallerFailed);
+            if self.state.is_shown_by(&error, &sender.secrets_of_caller(requests)) {
+                let failed = self.state.fail(Cause::BodyFailed);
+                return ControlFlow::Break(Err(failed));
+            }
             self.state.finish(Ending::NoNews);
             return ControlFlow::Break(Err(error));
         }
@@ -181,9 +191,12 @@ impl<'s, 'a> Flights<'s, 'a> {
             Slot::First => self.first.as_mut(),
             Slot::Second => self.second.as_deref_mut(),
         };
-        let Some(flight) = flight else { return ControlFlow::Break(self.exhaust()) };
+        let Some(flight) = flight else {
+            return ControlFlow::Break(self.exhaust(sender, requests));
+        };
+        let of_caller = || sender.secrets_of_caller(requests);
         let Settlement { settled, step, line, changes, provider, started, permit } =
-            self.state.settle(&mut flight.state, &mut result);
+            self.state.settle(&mut flight.state, &mut result, of_caller);
         match slot {
             Slot::First => self.first = None,
             Slot::Second => self.second = None,
@@ -200,14 +213,14 @@ impl<'s, 'a> Flights<'s, 'a> {
             Settled::FailOver => {
                 self.last = Some(Box::new(Ended { provider, started, result, own }));
             }
-            Settled::ServeKept => return ControlFlow::Break(self.serve_kept()),
+            Settled::ServeKept => return ControlFlow::Break(self.serve_kept(sender, requests)),
         }
         ControlFlow::Continue(step)
     }
 
     #[cold]
-    fn serve_kept(&mut self) -> Answer {
-        let Some(kept) = self.kept.take() else { return self.exhaust() };
+    fn serve_kept(&mut self, sender: &Sender<'a>, requests: &mut Requests) -> Answer {
+        let Some(kept) = self.kept.take() else { return self.exhaust(sender, requests) };
         let Ended { provider, started, result, own } = *kept;
         self.state.serve_kept(provider, started);
         serve(self.state, result, own, None)
@@ -215,13 +228,16 @@ impl<'s, 'a> Flights<'s, 'a> {
 
     /// Hands on what the last provider left, or an error that holds what each of them left.
     #[cold]
-    fn exhaust(&mut self) -> Answer {
+    fn exhaust(&mut self, sender: &Sender<'a>, requests: &mut Requests) -> Answer {
         let state = &mut *self.state;
         let Some(last) = self.last.take() else {
             return Err(state.fail_unasked());
         };
         let Ended { result, own, .. } = *last;
-        let is_shown = |result: &_| matches!(result, Err(error) if state.is_shown_by(error));
+        let is_shown = |result: &_| match result {
+            Ok(_) => false,
+            Err(error) => state.is_shown_by(error, &sender.secrets_of_caller(requests)),
+        };
         let outcome = match state.shared().exhausted {
             Exhausted::LastOutcome => result.into_result().filter(|result| !is_shown(result)),
             Exhausted::Error => None,

@@ -15,8 +15,8 @@ use reqwest_middleware::{Error, Next};
 use tokio::time::{Sleep, sleep_until};
 
 use super::address::Address;
-use super::body::Upload;
-use super::outcome::{AttemptResult, Unsent, clean_error, clean_response, is_elsewhere, read};
+use super::body::{Requests, Upload};
+use super::outcome::{AttemptResult, CameFrom, Unsent, clean_error, clean_response, read};
 use super::shared::{Shared, now};
 use super::slot::keep_place;
 use crate::health::{Permit, after};
@@ -223,7 +223,10 @@ impl<'a> Sender<'a> {
         let mut url = None;
         if let Some(map_request) = &entry.map_request {
             let observer = &self.shared.observer;
-            match observer.catch_panic("map_request", || map_request(request)) {
+            let mapped = observer.catch_panic("map_request", || map_request(request));
+            // It may say what it had set when it failed.
+            secrets.extend(self.shared.strip.secrets_of(request.headers(), request.url()));
+            match mapped {
                 Some(Ok(())) => {}
                 Some(Err(error)) => return Err(Unsent { reason: Reason::Other, error }),
                 None => return Err(Unsent::new("`map_request` panicked")),
@@ -232,7 +235,6 @@ impl<'a> Sender<'a> {
                 let problem = "`map_request` moved the URL away from the provider's base URL";
                 return Err(Unsent::new(problem));
             }
-            secrets.extend(self.shared.strip.secrets_of(request.headers(), request.url()));
             url = Some(Box::new(request.url().clone()));
         }
         let may_move = matches!(*request.method(), Method::GET | Method::HEAD);
@@ -242,41 +244,40 @@ impl<'a> Sender<'a> {
     /// Makes a result of what came back, without reading it.
     fn receive(
         &self,
-        provider: usize,
+        state: &AttemptState<'_>,
         sent: Option<&SentAs>,
         result: Result<Response, Error>,
     ) -> AttemptResult {
-        let entry = self.entry(provider);
+        let entry = self.entry(state.provider);
+        let asked = sent.and_then(|sent| sent.url.as_deref());
+        let asked = asked.or_else(|| self.target(state.provider));
+        let secrets = || self.shared.secrets(&state.secrets);
         match result {
             Ok(response) => {
-                let asked = sent.and_then(|sent| sent.url.as_deref());
-                let asked = asked.or_else(|| self.target(provider));
-                let is_elsewhere = asked.zip(sent).is_some_and(|(asked, sent)| {
-                    is_elsewhere(asked, sent.may_move, &response, &entry.base)
+                let from = asked.zip(sent).map_or(CameFrom::Asked, |(asked, sent)| {
+                    CameFrom::of(asked, sent.may_move, &response, &entry.base)
                 });
-                match is_elsewhere {
-                    true => AttemptResult::Redirected(response.status()),
-                    false => AttemptResult::Response(clean_response(response, entry)),
+                let moved = match from {
+                    CameFrom::Asked => None,
+                    CameFrom::Moved => Some(secrets()),
+                    CameFrom::Elsewhere => return AttemptResult::Redirected(response.status()),
+                };
+                AttemptResult::Response(clean_response(response, entry, moved.as_ref()))
+            }
+            Err(error) => {
+                let is_moved = error.url().is_some_and(|url| Some(url) != asked);
+                let error = clean_error(error, entry, is_moved.then(secrets).as_ref());
+                match &self.upload {
+                    Some(upload) if upload.has_failed() => AttemptResult::CallerFailed(error),
+                    _ => AttemptResult::Failed(error),
                 }
             }
-            Err(error) => match &self.upload {
-                Some(upload) if upload.has_failed() => AttemptResult::CallerFailed(error),
-                _ => AttemptResult::Failed(clean_error(error, entry)),
-            },
         }
     }
 
-    /// Adds what a provider could show that is given the caller's own credentials.
-    pub(super) fn learn_caller_auth(
-        &self,
-        provider: usize,
-        request: &Request,
-        secrets: &mut Vec<String>,
-    ) {
-        let Shared { scope, strip, .. } = &**self.shared;
-        if self.entry(provider).keeps_caller_auth(self.address.claimed(scope)) {
-            secrets.extend(strip.secrets_of(request.headers(), request.url()));
-        }
+    /// The secrets that the caller put on the request.
+    pub(super) fn secrets_of_caller(&self, requests: &Requests) -> Vec<String> {
+        requests.secrets(&self.shared.strip, self.address.caller())
     }
 
     /// The URL at a provider, if there is a safe one.
@@ -306,7 +307,7 @@ impl<'a> Flight<'a> {
                     state.is_sent = true;
                     let answer = state.trace.within(|| answer.as_mut().poll(context));
                     let Poll::Ready((result, own)) = answer else { break };
-                    let mut result = sender.receive(state.provider, self.sent.as_ref(), result);
+                    let mut result = sender.receive(state, self.sent.as_ref(), result);
                     if sender.entry(state.provider).max_in_flight.is_some() {
                         result = keep_place(sender.shared, &mut state.permit, result);
                     }

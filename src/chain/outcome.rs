@@ -286,23 +286,46 @@ impl AttemptResult {
     /// What went wrong where the provider's answer does not say it.
     fn message(&self, shared: &Shared, secrets: &impl Fn() -> Secrets) -> Option<Box<str>> {
         let error: &(dyn StdError + 'static) = match self {
+            Self::Redirected(_) => return Some(FOLLOWED.into()),
             Self::Failed(error) | Self::CallerFailed(error) => held_by(error),
             Self::Unsent(unsent) => &*unsent.error,
             Self::Flawed(_, flaw) => return Some(flaw.kind().description().into()),
             _ => return None,
         };
-        shared.observer.catch_panic("display", || message::of_error(error, &secrets()))
+        let words =
+            shared.observer.catch_panic("display", || message::of_error(error, &secrets()))?;
+        let is_redirect =
+            matches!(self, Self::Failed(error) if reason_of(error) == Reason::Redirected);
+        Some(if is_redirect { format!("{words}: {FOLLOWED}").into() } else { words })
     }
 }
 
-/// Whether a response came from elsewhere: a redirect was followed below this layer, which may turn
-/// a POST into a GET and answer 200.
-pub(super) fn is_elsewhere(asked: &Url, may_move: bool, response: &Response, base: &Base) -> bool {
-    let answered = response.url();
-    answered != asked
-        && Report::of(response).is_none()
-        && !is_unknown(answered)
-        && is_redirected(asked, answered, may_move, base)
+/// What is said of an attempt that followed a redirect.
+const FOLLOWED: &str = "a redirect was followed below the chain: build the client with `harden`, or, \
+                        where a layer edits the URL, sign in `map_request`";
+
+/// Where a response came from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum CameFrom {
+    /// The URL that was asked.
+    Asked,
+    /// Another URL that is as good: a GET was led to it, or a layer below edited the query.
+    Moved,
+    /// A redirect was followed below this layer, which may turn a POST into a GET and answer 200.
+    Elsewhere,
+}
+
+impl CameFrom {
+    pub(super) fn of(asked: &Url, may_move: bool, response: &Response, base: &Base) -> Self {
+        let answered = response.url();
+        if answered == asked || Report::of(response).is_some() || is_unknown(answered) {
+            Self::Asked
+        } else if is_redirected(asked, answered, may_move, base) {
+            Self::Elsewhere
+        } else {
+            Self::Moved
+        }
+    }
 }
 
 fn is_plain(headers: &HeaderMap) -> bool {
@@ -354,13 +377,20 @@ fn find_reqwest(error: &Error) -> Option<&reqwest::Error> {
     })
 }
 
-/// Removes a key from a response's URL, for providers that carry one there.
-pub(super) fn clean_response(response: Response, entry: &Entry) -> Response {
-    if !entry.has_url_key() || is_unknown(response.url()) {
+/// Removes a key from a response's URL, for providers that carry one there, and where the provider
+/// chose the URL, whatever of these secrets it shows.
+pub(super) fn clean_response(
+    response: Response,
+    entry: &Entry,
+    moved: Option<&Secrets>,
+) -> Response {
+    let is_shown = moved.is_some_and(|secrets| secrets.is_shown_in(response.url().as_str()));
+    if !(is_shown || entry.has_url_key()) || is_unknown(response.url()) {
         return response;
     }
     let mut url = response.url().clone();
     entry.clean_url(&mut url);
+    clean_moved_url(&mut url, moved);
     let mut response = http::Response::<reqwest::Body>::from(response);
     let marked = http::Response::builder().url(url).body(()).map(|marked| marked.into_parts().0);
     if let Ok(marked) = marked {
@@ -369,10 +399,25 @@ pub(super) fn clean_response(response: Response, entry: &Entry) -> Response {
     response.into()
 }
 
-/// Removes a key from an error's URL.
-pub(super) fn clean_error(mut error: Error, entry: &Entry) -> Error {
-    if let Some(url) = error.url_mut().filter(|_| entry.has_url_key()) {
-        entry.clean_url(url);
+/// Removes a key from an error's URL, as from a response's.
+pub(super) fn clean_error(mut error: Error, entry: &Entry, moved: Option<&Secrets>) -> Error {
+    if let Some(url) = error.url_mut() {
+        if entry.has_url_key() {
+            entry.clean_url(url);
+        }
+        clean_moved_url(url, moved);
     }
     error
+}
+
+/// A provider may put into a redirect's URL what it was sent in a header.
+fn clean_moved_url(url: &mut Url, secrets: Option<&Secrets>) {
+    let is_shown = |url: &Url| secrets.is_some_and(|secrets| secrets.is_shown_in(url.as_str()));
+    if is_shown(url) {
+        url.set_query(None);
+        url.set_fragment(None);
+    }
+    if is_shown(url) {
+        url.set_path("");
+    }
 }

@@ -44,9 +44,8 @@ pub(super) struct RequestState<'a> {
     /// When the first attempt was started, and the one that served.
     first_sent: Option<Instant>,
     served_sent: Option<Instant>,
-    /// Secrets of this request alone: the caller's own credentials, where a provider is given them,
-    /// tokens, and what `map_request` set.
-    pub(super) secrets: Vec<String>,
+    /// Secrets of this request's attempts: tokens, and what `map_request` set.
+    secrets: Vec<String>,
     pub(super) is_replayable: bool,
     pub(super) upgrade_asked: bool,
     /// Set once the request is counted.
@@ -225,11 +224,13 @@ impl<'a> RequestState<'a> {
     }
 
     /// Judges what came back, moves the provider's health by it, and asks the run what is next. A
-    /// committed stream keeps its permit until it ends.
+    /// committed stream keeps its permit until it ends. `of_caller`: what the caller put on the
+    /// request, which is asked for only where a message is made.
     pub(super) fn settle(
         &mut self,
         attempt: &mut AttemptState<'_>,
         result: &mut AttemptResult,
+        of_caller: impl Fn() -> Vec<String>,
     ) -> Settlement {
         let shared = self.shared;
         let now = self.refresh_now();
@@ -245,7 +246,7 @@ impl<'a> RequestState<'a> {
             quiet_since: attempt.quiet_since(),
             now,
         };
-        let (judgement, line) = result.judge(shared, &circumstances, || self.secrets());
+        let (judgement, line) = result.judge(shared, &circumstances, || self.secrets(&of_caller()));
         attempt.trace.record_outcome(&line);
         // The user's closures have run: nothing between here and the end of the lock can panic.
         let mut table = shared.lock();
@@ -334,7 +335,8 @@ impl<'a> RequestState<'a> {
         }
     }
 
-    pub(super) fn secrets(&self) -> Secrets {
-        self.shared.secrets(&self.secrets)
+    /// Every secret that a message about this request may not show.
+    fn secrets(&self, of_caller: &[String]) -> Secrets {
+        self.shared.secrets(&self.secrets).and(of_caller)
     }
 }

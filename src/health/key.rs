@@ -73,7 +73,7 @@ impl HealthKey {
     }
 
     /// Any key. It sees the caller's request, before anything is changed. If it panics, the request has
-    /// no key.
+    /// no key. Events and the snapshot show what it returns, so it must be no secret.
     ///
     /// ```
     /// # use reqwest_failover::{HealthKey, Provider, ProviderChain};

@@ -64,6 +64,7 @@ pub(crate) fn check(
         entries.iter().flat_map(Entry::credential_headers).cloned(),
         entries.iter().flat_map(Entry::credential_queries).map(str::to_owned),
     );
+    let strip = strip.with_removed(entries.iter().flat_map(|entry| entry.rules.remove.clone()));
     check_kept(&entries, &keep, &strip)?;
     Ok(Checked { entries, scope: Scope::new(bases), strip })
 }

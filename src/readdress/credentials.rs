@@ -3,7 +3,7 @@
 //! string that was typed.
 
 use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD as BASE64;
+use base64::engine::general_purpose::{STANDARD as BASE64, STANDARD_NO_PAD};
 
 /// The value itself, its last word and every long one, what follows a `=` in it, the long parts of
 /// a dotted one, and a Basic value's user and password.
@@ -33,10 +33,8 @@ pub(crate) fn secrets_in(value: &str) -> Vec<String> {
             secrets.extend(parts.map(str::to_owned));
         }
     }
-    if let [scheme, encoded] = *words
-        && scheme.eq_ignore_ascii_case("basic")
-        && let Some((user, password)) = decoded_pair(encoded)
-    {
+    // Also where a header of a vendor's own takes the pair without the scheme.
+    if let Some((user, password)) = words.last().and_then(|encoded| decoded_pair(encoded)) {
         secrets.extend(secrets_in_pair(&user, &password));
     }
     secrets.retain(|secret| !secret.is_empty());
@@ -58,8 +56,13 @@ pub(crate) fn secrets_in_pair(user: &str, password: &str) -> Vec<String> {
     secrets
 }
 
+/// A user and a password in Base64, of either alphabet, with its padding or without.
 fn decoded_pair(encoded: &str) -> Option<(String, String)> {
-    let decoded = String::from_utf8(BASE64.decode(encoded).ok()?).ok()?;
+    let encoded = encoded.trim_end_matches('=').replace('-', "+").replace('_', "/");
+    let decoded = String::from_utf8(STANDARD_NO_PAD.decode(encoded).ok()?).ok()?;
+    if decoded.contains(char::is_control) {
+        return None;
+    }
     decoded.split_once(':').map(|(user, password)| (user.to_owned(), password.to_owned()))
 }
 
@@ -69,7 +72,7 @@ mod tests {
 
     #[test]
     fn a_value_gives_its_parts_away() {
-        let table: [(&str, &[&str]); 9] = [
+        let table: [(&str, &[&str]); 12] = [
             ("KEY", &["KEY"]),
             ("Bearer KEY", &["Bearer KEY", "KEY"]),
             ("Token key-of-some-length", &["Token key-of-some-length", "key-of-some-length"]),
@@ -77,6 +80,15 @@ mod tests {
             (
                 "basic c2tfdGVzdF80MjQyOg==",
                 &["basic c2tfdGVzdF80MjQyOg==", "c2tfdGVzdF80MjQyOg==", "sk_test_4242"],
+            ),
+            (
+                "Basic bWU6aHVudGVyMg",
+                &["Basic bWU6aHVudGVyMg", "bWU6aHVudGVyMg", "bWU6aHVudGVyMg==", "hunter2"],
+            ),
+            ("bWU6aHVudGVyMg==", &["bWU6aHVudGVyMg==", "hunter2"]),
+            (
+                "Basic bWU6Pz8_fn5-",
+                &["???~~~", "Basic bWU6Pz8_fn5-", "bWU6Pz8/fn5+", "bWU6Pz8_fn5-"],
             ),
             ("session=KEYKEY", &["KEYKEY", "session=KEYKEY"]),
             (

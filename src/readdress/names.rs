@@ -7,7 +7,7 @@ use http::HeaderName;
 use http::header::{AUTHORIZATION, COOKIE, HOST, PROXY_AUTHORIZATION, SEC_WEBSOCKET_PROTOCOL};
 
 /// Headers that carry keys, with the examples of the endings that vendors ask for most.
-pub(super) static KEY_HEADERS: [HeaderName; 48] = [
+pub(super) static KEY_HEADERS: [HeaderName; 51] = [
     AUTHORIZATION,
     PROXY_AUTHORIZATION,
     COOKIE,
@@ -55,6 +55,9 @@ pub(super) static KEY_HEADERS: [HeaderName; 48] = [
     HeaderName::from_static("password"),
     HeaderName::from_static("token"),
     HeaderName::from_static("access_token"),
+    HeaderName::from_static("accesstoken"),
+    HeaderName::from_static("authtoken"),
+    HeaderName::from_static("x-authtoken"),
     // Proofs that are good for one request to one server.
     HeaderName::from_static("dpop"),
     HeaderName::from_static("signature"),
@@ -88,21 +91,36 @@ const NO_KEYS: [&str; 5] = [
 ];
 
 /// Names of query pairs that carry keys, in small letters.
-const KEY_QUERIES: [&str; 29] = [
+const KEY_QUERIES: [&str; 46] = [
     "key",
     "api_key",
     "apikey",
     "access_key",
     "access_token",
+    "accesskey",
+    "api_secret",
+    "api_token",
+    "app_key",
+    "app_secret",
+    "app_token",
+    "appid",
+    "appkey",
     "auth",
+    "auth_key",
     "auth_token",
+    "authkey",
+    "authtoken",
     "awsaccesskeyid",
+    "bearer_token",
     "client_assertion",
     "client_secret",
     "code",
     "googleaccessid",
     "id_token",
     "jwt",
+    "license_key",
+    "oauth_signature",
+    "oauth_token",
     "passwd",
     "password",
     "private_token",
@@ -110,11 +128,13 @@ const KEY_QUERIES: [&str; 29] = [
     "refresh_token",
     "secret",
     "secret_key",
+    "session_key",
     "session_token",
     "sig",
     "signature",
     "subscription_key",
     "token",
+    "user_key",
     // The other names of a URL that AWS or Google has signed end as names of keys do.
     "x-amz-credential",
     "x-goog-credential",

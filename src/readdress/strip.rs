@@ -5,7 +5,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use percent_encoding::percent_decode_str;
 use reqwest::Url;
 
-use super::credentials::secrets_in;
+use super::credentials::{secrets_in, secrets_in_pair};
 use super::names::{
     CALLERS_HEADERS, ENDINGS, KEY_HEADERS, ends_as_key, is_key_query, protocol_items,
 };
@@ -23,6 +23,8 @@ pub(crate) struct StripList {
     last_pairs: [u64; 16],
     /// What some entry uses as a credential. Decoded, compared without ASCII case.
     queries: Vec<String>,
+    /// What `remove_header` names, of any entry: it may carry a key that no other rule knows.
+    removed: Vec<HeaderName>,
 }
 
 impl StripList {
@@ -39,6 +41,7 @@ impl StripList {
             lengths: 0,
             last_pairs: [0; 16],
             queries: queries.into_iter().collect(),
+            removed: Vec::new(),
         };
         let names = list.headers.iter().map(HeaderName::as_str);
         for name in names.chain(ENDINGS) {
@@ -47,6 +50,12 @@ impl StripList {
         }
         list.lengths = list.headers.iter().fold(0, |lengths, name| lengths | length_bit(name));
         list
+    }
+
+    /// Adds what is removed by name, for some entry or for all.
+    pub(crate) fn with_removed(mut self, names: impl IntoIterator<Item = HeaderName>) -> Self {
+        self.removed.extend(names);
+        self
     }
 
     /// Whether some entry uses this header for a credential.
@@ -74,6 +83,12 @@ impl StripList {
             || self.queries.iter().any(|own| name.eq_ignore_ascii_case(own.as_bytes()))
     }
 
+    /// Whether a header may carry a secret of the request that it is in.
+    fn carries_secret(&self, name: &HeaderName, value: &HeaderValue) -> bool {
+        let is_removed = || self.holds(name) || self.removed.contains(name);
+        value.is_sensitive() || (is_removed() && !CALLERS_HEADERS.contains(name))
+    }
+
     /// What a message about a request may not show: the parts of every value that carries a key, by
     /// its name or because it is marked sensitive. For the caller's own request, and for one that
     /// `map_request` has seen.
@@ -83,14 +98,14 @@ impl StripList {
         url: &Url,
     ) -> Vec<String> {
         let mut secrets = Vec::new();
-        for (name, value) in headers {
+        for (name, value) in
+            headers.into_iter().filter(|(name, value)| self.carries_secret(name, value))
+        {
             let Ok(value_text) = str::from_utf8(value.as_bytes()) else { continue };
-            if value.is_sensitive() {
-                secrets.extend(secrets_in(value_text));
-            } else if *name == SEC_WEBSOCKET_PROTOCOL && !self.is_own(name) {
+            if *name == SEC_WEBSOCKET_PROTOCOL && !value.is_sensitive() && !self.is_own(name) {
                 let keys = protocol_items(value_text).filter(|(_, holds_key)| *holds_key);
                 secrets.extend(keys.flat_map(|(item, _)| secrets_in(item)));
-            } else if self.holds(name) && !CALLERS_HEADERS.contains(name) {
+            } else {
                 secrets.extend(secrets_in(value_text));
             }
         }
@@ -99,8 +114,10 @@ impl StripList {
                 secrets.extend(secrets_in(&value));
             }
         }
-        if let Some(password) = url.password() {
-            secrets.push(percent_decode_str(password).decode_utf8_lossy().into_owned());
+        if !url.username().is_empty() || url.password().is_some() {
+            let decoded = |text| percent_decode_str(text).decode_utf8_lossy().into_owned();
+            let password = decoded(url.password().unwrap_or_default());
+            secrets.extend(secrets_in_pair(&decoded(url.username()), &password));
         }
         // What is shorter stands in every message.
         secrets.retain(|secret| secret.len() >= 4);
@@ -181,6 +198,15 @@ impl KeptHeaders {
         let mut kept = Vec::with_capacity(headers.len());
         kept.extend(headers.iter().map(|(name, value)| (name.clone(), value.clone())));
         Self(kept)
+    }
+
+    /// Those that may carry a secret.
+    pub(crate) fn secret_ones<'h>(
+        headers: impl IntoIterator<Item = (&'h HeaderName, &'h HeaderValue)>,
+        strip: &StripList,
+    ) -> Self {
+        let secret = headers.into_iter().filter(|(name, value)| strip.carries_secret(name, value));
+        Self(secret.map(|(name, value)| (name.clone(), value.clone())).collect())
     }
 
     pub(crate) fn into_map(self) -> HeaderMap {
@@ -372,7 +398,7 @@ mod tests {
             &["Basic dXNlcjpwYXNz", "dXNlcjpwYXNz", "pass"],
             &["a=1; b=two=twotwo", "b=two=twotwo", "two=twotwo"],
             &["marked", "token", "inprotocol"],
-            &["in query", "query", "in query too", "in url"],
+            &["in query", "query", "in query too", "in url", "bWU6aW4gdXJs"],
         ]
         .concat();
         expected.sort_unstable();

@@ -10,8 +10,8 @@ use reqwest_middleware::RequestBuilder;
 
 use crate::forms::Form;
 use crate::harness::client;
-use crate::support::canary::{CORE, canary, holds_key};
-use crate::support::{Answer, Received, Server};
+use crate::support::canary::{CORE, canary, holds_key, keep_logs};
+use crate::support::{Answer, Received, Server, lock};
 
 /// A credential as it is sent, and the key in it.
 struct Credential {
@@ -29,6 +29,12 @@ impl Credential {
         let own = |name, form: Form, whole: fn(&str) -> String| {
             let key = canary("echo");
             let provider = form.dress(Provider::new("echo", base("/v1")), &key, true);
+            Self { name, whole: whole(&key), key, provider, form }
+        };
+        // No provider is given these: what says them is a layer below, or a provider by chance.
+        let callers = |name, form: Form, whole: fn(&str) -> String| {
+            let key = canary("echo");
+            let provider = Provider::new("echo", base("/v1"));
             Self { name, whole: whole(&key), key, provider, form }
         };
         let bearer = |key: &str| format!("Bearer {key}");
@@ -62,6 +68,11 @@ impl Credential {
             own("bearer_auth_with", Form::BearerFrom, bearer),
             own("map_request", Form::MapRequest, str::to_owned),
             own("forward_caller_auth", Form::Forwarded, bearer),
+            callers("caller's authorization", Form::CallersAuthorization, bearer),
+            callers("caller's x-api-key", Form::CallersApiKey, str::to_owned),
+            callers("caller's cookie", Form::CallersCookie, |key| format!("session={key}")),
+            callers("caller's sensitive header", Form::CallersSensitiveHeader, str::to_owned),
+            callers("caller's query key", Form::CallersQueryKey, |key| format!("key={key}")),
         ]
     }
 
@@ -149,6 +160,7 @@ impl Echoes {
                 _ => "http://claimed.test/chat".to_owned(),
             };
             let mut row = Vec::new();
+            let logged_before = lock(keep_logs()).len();
             for (way, words) in ways(&credential) {
                 if matches!(way, "bare" | "split") {
                     let told = words.iter().all(|word| shows_part(word, &credential.key));
@@ -157,7 +169,8 @@ impl Echoes {
                 let (mut said, mut shown) = (0, 0);
                 for body in words.iter().flat_map(|word| as_bodies(word)) {
                     bodies.lock().unwrap().push(body.clone());
-                    let request = credential.sign(client.post(&url).body("{}"));
+                    let url = credential.form.url(url.clone(), &credential.key);
+                    let request = credential.sign(client.post(url).body("{}"));
                     let error = request.send().await.expect_err("a 401");
                     let failed = FailoverError::find(&error).expect("a FailoverError");
                     let text = format!("{error} {error:?} {}", failed.report());
@@ -171,6 +184,10 @@ impl Echoes {
                 }
                 row.push((way, said, shown));
             }
+            let logged = String::from_utf8_lossy(&lock(keep_logs())[logged_before..]).into_owned();
+            assert!(logged.contains("[redacted]"), "{} is in no log line", credential.name);
+            let lines = logged.lines().filter(|line| shows_part(line, &credential.key));
+            echoes.shown.extend(lines.map(|line| format!("{}, logged: {line}", credential.name)));
             echoes.rows.push((credential.name, row));
         }
         echoes

@@ -353,8 +353,11 @@ impl Ledger {
         let Some(mut call) = self.calls.remove(&id) else { return };
         self.current = id;
         let scene = Scene { settings, views: views(snapshot), now };
-        self.check_nothing_due();
-        self.check_states(&scene, None);
+        // What the winner changed is emitted after both are reported.
+        if !matches!(ending, Ending::Lost { .. }) {
+            self.check_nothing_due();
+            self.check_states(&scene, None);
+        }
         let meaning = match ending {
             Ending::Answered { heard } => {
                 Some(call.entries[at].answer.meaning(settings.transient, heard))

@@ -216,7 +216,12 @@ impl Script {
 
     /// Fails as a layer below that is no `reqwest::Error`.
     pub fn fail() -> Self {
-        Self::of(|| Err(reqwest_middleware::Error::middleware(std::io::Error::other("scripted"))))
+        Self::fail_with("scripted")
+    }
+
+    /// Fails so, and says this.
+    pub fn fail_with(words: &'static str) -> Self {
+        Self::of(move || Err(reqwest_middleware::Error::middleware(std::io::Error::other(words))))
     }
 
     /// Never answers.

@@ -1,5 +1,6 @@
 //! What a request leaves behind, however it ends: its report, its counts and its events.
 
+use std::error::Error as StdError;
 use std::time::{Duration, Instant};
 
 use reqwest_middleware::Error;
@@ -83,16 +84,20 @@ impl RequestState<'_> {
         });
     }
 
-    /// Whether an error shows a secret. A transport error shows nothing but its URL, which was
-    /// cleaned; any other error may.
-    pub(in crate::chain) fn is_shown_by(&self, error: &Error) -> bool {
-        matches!(error, Error::Middleware(_)) && message::shows_secret(error, &self.secrets())
+    /// Whether an error shows a secret. The URL of a transport error was cleaned; the rest of it may hold
+    /// what the provider said, as HTTP/2 has it say when it closes a connection.
+    pub(in crate::chain) fn is_shown_by(&self, error: &Error, of_caller: &[String]) -> bool {
+        let may_show: Option<&(dyn StdError + 'static)> = match error {
+            Error::Reqwest(error) => error.source(),
+            Error::Middleware(_) => Some(error),
+        };
+        may_show.is_some_and(|error| message::shows_secret(error, &self.secrets(of_caller)))
     }
 
     /// Ends the request with an error that holds every attempt.
     pub(in crate::chain) fn fail(&mut self, cause: Cause) -> Error {
         let ending = match cause {
-            Cause::PathRefused | Cause::UnknownRoute { .. } => Ending::NoNews,
+            Cause::PathRefused | Cause::UnknownRoute { .. } | Cause::BodyFailed => Ending::NoNews,
             _ => self.unserved(),
         };
         let report = self.finish(ending);

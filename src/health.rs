@@ -1,7 +1,7 @@
 //! The circuit breaker, cooldown and capacity of each provider and of each of its health keys, and the
 //! rules that move them.
 //!
-//! Nothing here reads a clock, waits or locks: every call is told `now`, so that each rule can be
+//! Nothing here reads a clock, waits or locks: every call has `now` as an argument, so that each rule can be
 //! tested in virtual time. There is no half-open state. When a break ends, one request is lent the
 //! right to probe, and that lease ends by itself: a probe that is cancelled, hangs or proves nothing
 //! never leaves a provider shut.

@@ -17,10 +17,10 @@ use std::time::Duration;
 /// breaker is open or that is cooling down.
 ///
 /// Silence ends with the response's headers, or with its first content under
-/// [`inspect`](crate::ProviderChainBuilder::inspect). That a provider is overtaken by a later
-/// attempt counts toward the *consecutive* trigger of its circuit breaker, and toward nothing
-/// else. An answer of status 400 or above that a judge accepts overtakes no attempt: it is kept while
-/// the other attempt is in flight, and served if that one has no better answer.
+/// [`inspect`](crate::ProviderChainBuilder::inspect). A provider that loses to a later
+/// attempt gets one failure in a row for its circuit breaker, and no failure for anything else. An
+/// answer of status 400 or above that a judge accepts does not win: it is kept while the other attempt
+/// is in flight, and served if that one has no better answer.
 ///
 /// ```
 /// use std::time::Duration;

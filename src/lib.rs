@@ -1,4 +1,63 @@
-#![doc = include_str!("../README.md")]
+//! Automatic failover and fallback for [`reqwest`]: each request goes to the first healthy API provider
+//! and, when that one fails, to the next.
+//!
+//! A [`ProviderChain`] is one [`reqwest_middleware`] layer. It holds an ordered list of [`Provider`]s: LLM
+//! APIs (CometAPI, OpenAI and everything OpenAI-compatible), RPC nodes, mirrors. Each attempt gets that
+//! provider's base URL and that provider's key. Method, body and other headers stay as they are. A
+//! circuit breaker, cooldowns after rate limits and time limits are on by default.
+//!
+//! # Use it
+//!
+//! ```sh
+//! cargo add reqwest-failover reqwest@0.13
+//! cargo add reqwest-middleware@0.5 --features json
+//! ```
+//!
+//! ```no_run
+//! # async fn run(body: serde_json::Value) -> Result<(), Box<dyn std::error::Error>> {
+//! use reqwest_failover::{HealthKey, Provider, ProviderChain, Report, harden};
+//!
+//! let providers = [Provider::cometapi_from_env(), Provider::openai_from_env()];
+//! let chain = ProviderChain::builder(providers).health_by(HealthKey::model()).build()?;
+//! let http = harden(reqwest::Client::builder()).build()?;
+//! let client = reqwest_middleware::ClientBuilder::new(http).with(chain.clone()).build();
+//!
+//! // The URL is one below any provider's base URL.
+//! let url = "https://api.openai.com/v1/chat/completions";
+//! let response = client.post(url).json(&body).send().await?;
+//! println!("{}", Report::of(&response).unwrap()); // cometapi 503 in 212 ms → openai 200 in 640 ms
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # The names of the first day
+//!
+//! | name | what it is for |
+//! |---|---|
+//! | [`Provider`] | a base URL and its key |
+//! | [`ProviderChain`] | the list, as a layer; its builder has every setting, and the running chain `snapshot`, `isolate`, `restore`, `set_order` |
+//! | [`harden`] | prepares the `reqwest::ClientBuilder` below the chain |
+//! | [`Report`] | what happened to one request, attempt by attempt |
+//! | [`HealthKey`] | health for each model or method, and not for the whole provider |
+//! | [`Inspect`] | errors inside a 200, and streams that fail at once |
+//! | [`Route`] | which providers one request may go to |
+//! | [`Verdict`] | what counts as a failure |
+//! | [`FailoverError`] | why no provider served a request |
+//! | [`Snapshot`] | how each provider stands, for health pages |
+//!
+//! # Features
+//!
+//! | feature | default | adds |
+//! |---|---|---|
+//! | `tracing` | on | spans and log lines |
+//! | `metrics` | off | counters, gauges and histograms through the `metrics` facade |
+//! | `serde` | off | `Serialize` for [`Snapshot`], [`Report`], [`State`] |
+//!
+//! It works with `reqwest` 0.13 (0.13.4 or newer) and `reqwest-middleware` 0.5, on Rust 1.88 or newer.
+//!
+//! # Guides
+//!
+#![cfg_attr(doc, doc = include_str!("guide/list.md"))]
 #![warn(clippy::disallowed_methods)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
@@ -8,6 +67,8 @@ compile_error!("reqwest-failover needs tokio's timers, which wasm32 does not hav
 mod cause;
 mod chain;
 mod error;
+#[cfg(doc)]
+pub mod guide;
 mod health;
 mod hedge;
 mod inspect;
@@ -66,20 +127,7 @@ pub fn harden(builder: reqwest::ClientBuilder) -> reqwest::ClientBuilder {
         .connect_timeout(std::time::Duration::from_secs(10))
 }
 
-/// The guides, so that their snippets are compiled.
+/// The page that GitHub and crates.io show, so that its snippets are compiled.
 #[cfg(doctest)]
-mod guides {
-    #[doc = include_str!("../docs/architecture.md")]
-    struct Architecture;
-    #[doc = include_str!("../docs/choosing.md")]
-    struct Choosing;
-    // docs/recipes.md needs the clients that it is about: it is a doctest of `clients`.
-    #[doc = include_str!("../docs/observability.md")]
-    struct Observability;
-    #[doc = include_str!("../docs/performance.md")]
-    struct Performance;
-    #[doc = include_str!("../docs/streams.md")]
-    struct Streams;
-    #[doc = include_str!("../docs/testing.md")]
-    struct Testing;
-}
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -512,7 +512,7 @@ impl Observer {
         }
     }
 
-    /// Whether anybody wants to know of every step of this request. Metrics do not: they count what
+    /// Whether any reader wants every step of this request. Metrics do not: they count what
     /// went well when the request is over.
     pub(crate) fn is_watched(&self, request: &Trace) -> bool {
         request.is_heard() || !self.closures.is_empty()

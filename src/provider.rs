@@ -164,8 +164,8 @@ impl Provider {
     /// Sends the key as a part of the path: the base URL holds `{key}` once, where the key belongs.
     /// RPC nodes, Telegram's bots and webhooks take theirs there.
     ///
-    /// A key that is typed into the URL itself cannot be told from the rest of the path, and is shown
-    /// wherever the URL is. This one is treated as any other: it needs `https://`, and every URL that
+    /// A key that is typed into the URL itself cannot be recognised there, and is shown wherever the URL
+    /// is. This one is treated as any other: it needs `https://`, and every URL that
     /// is handed out or shown holds `{key}` in its place.
     ///
     /// ```
@@ -402,7 +402,7 @@ impl Provider {
     ///
     /// While it has as many, it is passed over as if it were cooling down: without a fault, and without a
     /// queue. Only where every other provider is at its limit, too, or has failed, it is asked all the
-    /// same. An answer counts until its body ends or is dropped, also where nobody reads it.
+    /// same. An answer counts until its body ends or is dropped, also if it is never read.
     ///
     /// ```
     /// # use reqwest_failover::{Provider, ProviderChain};
@@ -419,7 +419,7 @@ impl Provider {
         self
     }
 
-    /// Has the last word on every request to this provider, its credentials set. The URL must stay
+    /// Changes every request to this provider, after its credentials were set. The URL must stay
     /// below the base URL. An error sends the request to the next provider and costs this one
     /// nothing. A second call replaces the first.
     ///

@@ -107,7 +107,7 @@ pub enum Reason {
     /// 401, 402 or 403: the key, the account, or its balance.
     Auth,
     /// A 429 whose code says that the account's quota or balance is used up, or such an error inside a
-    /// success. It rests like a rate limit, since some vendors throttle so, and is logged like a dead key.
+    /// success. It rests like a rate limit, since some vendors throttle so, and is logged like a key that is refused.
     Quota,
     /// Any other 429.
     RateLimited,

@@ -22,7 +22,7 @@ pub(super) struct Envelope {
 
 const NOTHING: Envelope = Envelope { at: &[], codes: &[], messages: &[], waits: &[], own: &[] };
 
-/// The first rows are the innermost: a gateway wraps what it was told in words of its own.
+/// The first rows are the innermost: a gateway wraps the vendor's body in one of its own.
 pub(super) const ENVELOPES: &[Envelope] = &[
     // `{"error":{"code":"..","message":"..","type":".."}}`: OpenAI and what is compatible with it
     // <https://platform.openai.com/docs/guides/error-codes>, CometAPI

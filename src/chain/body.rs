@@ -312,7 +312,7 @@ impl HttpBody for UploadBody {
 
     fn is_end_stream(&self) -> bool {
         // Not before it was polled to its end: only then it is known whether anything is missing, and
-        // a client that is not told so waits for an answer to half a request.
+        // a client that does not know so waits for an answer to half a request.
         self.ended
     }
 

@@ -196,7 +196,7 @@ impl Circuit {
                 self.succeed(ticket, rules.tick);
                 None
             }
-            // It was not given the rest that it had asked for.
+            // Sent during a cooldown because nothing else was left; its failure does not count.
             (None, Admitted::WhileCoolingDown, _) => None,
             (None, _, HealthSignal::Failure) => {
                 self.count_failure(ticket, rules.tick);
@@ -325,7 +325,7 @@ impl Circuit {
         let while_cooling_down =
             |rest: &Rest| ticket.admitted == Admitted::WhileCoolingDown || rest.until > rules.now;
         if let Some(current) = self.rest.as_mut().filter(|current| while_cooling_down(current)) {
-            // Asked while it rests, it can only ask for more time: it was not given the rest after
+            // Asked during its cooldown, it can only ask for more time: it did not get the rest after
             // which a longer one would be due.
             let hint = hint?;
             let until = after(rules.now, hint);

@@ -1552,7 +1552,7 @@ fn the_end_of_time_is_never_reached() {
     }
 }
 
-// Random histories, against a model that is told what happened and reads it from the start whenever
+// Random histories, against a model that gets what happened and reads it from the start whenever
 // it is asked anything.
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

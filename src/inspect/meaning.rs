@@ -124,7 +124,7 @@ impl Meaning {
     /// Whether an event makes sense that the stream ended in the midst of.
     pub(super) fn is_whole(event: &SseEvent<'_>) -> bool {
         let data = event.data.trim_ascii();
-        // One that is too long to be kept cannot be told.
+        // It is unknown of one that is too long to be kept, which counts as whole.
         event.cut
             || event.name == b"error"
             || data == b"[DONE]"

@@ -93,7 +93,7 @@ impl Meter {
                     let histogram = recorder.register_histogram(&ADDED_LATENCY_KEY, &METADATA);
                     histogram.record(added.as_secs_f64());
                 }
-                // Nobody served.
+                // No provider served.
                 None => served_by = &SERVED_BY_NOBODY,
             }
             recorder.register_counter(served_by, &METADATA).increment(1);
@@ -234,11 +234,11 @@ fn describe(recorder: &dyn Recorder) {
     for (name, text) in [
         (
             REQUESTS,
-            "Requests that are over, by the provider that served them; `none` where nobody did",
+            "Requests that are over, by the provider that served them; `none` if no provider did",
         ),
         (ATTEMPTS, "Attempts that ended, by provider and reason"),
         (FAILOVERS, "Requests that went on from one provider to another, by the reason"),
-        (HEDGES, "Requests for which a second provider was asked beside a silent one"),
+        (HEDGES, "Requests for which a second provider was asked while the first was silent"),
         (EXHAUSTED, "Requests that no provider served"),
         (REJECTED, "Requests that every provider that was asked refused"),
         (

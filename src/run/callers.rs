@@ -1,6 +1,6 @@
 //! Callers with deadlines of their own, in virtual time.
 //!
-//! A driver without I/O: it does what the real one does, with providers that are told how to answer.
+//! A driver without I/O: it does what the real one does, with providers whose answers are given.
 //! The figures are those of requests per hour that callers saw.
 
 use std::cmp::Reverse;

@@ -63,7 +63,8 @@ impl RequestState<'_> {
             self.emit(&Event::BreakerProbing { origin, provider, key: None });
         }
         if let Some(key) = self.run.key().filter(|_| permit.is_key_probe()) {
-            let key = Some(&*shared.shown_key(key));
+            let shown = shared.shown_key(key);
+            let key = Some(&*shown);
             self.emit(&Event::BreakerProbing { origin, provider, key });
         }
     }

@@ -401,7 +401,13 @@ fn a_claim_that_is_no_base_is_refused_and_not_shown() {
 fn in_child(test: &str, variables: &[(&str, &str)]) {
     let mut child = std::process::Command::new(std::env::current_exe().unwrap());
     child.args(["--exact", test, "--ignored", "--nocapture"]);
-    child.env_remove("COMETAPI_KEY").env_remove("OPENAI_API_KEY").envs(variables.iter().copied());
+    child.env_remove("COMETAPI_KEY").env_remove("OPENAI_API_KEY");
+    for proxy in
+        ["HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"]
+    {
+        child.env_remove(proxy);
+    }
+    child.env_remove("NO_PROXY").env_remove("no_proxy").envs(variables.iter().copied());
     let output = child.output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success() && text.contains("1 passed"), "{output:?}");
@@ -439,5 +445,36 @@ fn a_missing_or_malformed_variable_is_named() {
 fn child_is_refused() {
     for (name, variable, provider) in from_env() {
         assert_names(ProviderChain::builder([provider]), name, variable, &["Kq7xfffffeZz"]);
+    }
+}
+
+#[test]
+fn a_connect_failure_names_the_variable_of_a_proxy() {
+    in_child(
+        "child_cannot_connect",
+        &[("HTTP_PROXY", "http://127.0.0.1:1"), ("EXPECTED", "HTTP_PROXY")],
+    );
+    in_child(
+        "child_cannot_connect",
+        &[("all_proxy", "http://127.0.0.1:1"), ("EXPECTED", "all_proxy")],
+    );
+    in_child("child_cannot_connect", &[("HTTPS_PROXY", "http://127.0.0.1:1"), ("EXPECTED", "")]);
+}
+
+#[tokio::test]
+#[ignore = "run by the test above"]
+async fn child_cannot_connect() {
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let base = format!("http://127.0.0.1:{port}/v1");
+    let chain = ProviderChain::builder([Provider::new("a", &*base)]).build().unwrap();
+    let client = reqwest_middleware::ClientBuilder::new(reqwest::Client::new()).with(chain).build();
+    let mut extensions = http::Extensions::new();
+    let request = client.get(base).build().unwrap();
+    client.execute_with_extensions(request, &mut extensions).await.unwrap_err();
+    let report = reqwest_failover::Report::from_extensions(&extensions).unwrap();
+    let message = report.attempts()[0].message().unwrap();
+    match &*std::env::var("EXPECTED").unwrap() {
+        "" => assert!(!message.contains("is set"), "{message}"),
+        name => assert!(message.contains(&format!("({name} is set: a proxy")), "{message}"),
     }
 }

@@ -471,6 +471,16 @@ async fn an_error_after_content_is_handed_on_and_counted_once() {
 }
 
 #[tokio::test]
+async fn what_a_broken_stream_says_is_searched_for_the_keys_of_its_request() {
+    let callers = "caller-key-Kq7xZz0123456789";
+    let error = format!("data: {{\"error\":{{\"message\":\"no credit for {callers}\"}}}}\n\n");
+    let play = Play::of(events([ROLE, HELLO, &*error].map(data))).await;
+    let request = play.harness.post(&play.client).header("x-api-key", callers);
+    read(request.send().await.unwrap()).await;
+    assert_eq!(play.told(), ["cometapi broke off (error_in_success: no credit for [redacted])"]);
+}
+
+#[tokio::test]
 async fn a_stream_without_its_marker_is_handed_on_and_counted_once() {
     let play = Play::of(events([data(ROLE), data(HELLO)])).await;
     let response = play.ask().await;

@@ -207,7 +207,8 @@ impl<'s, 'a> Flights<'s, 'a> {
         self.state.record(line, provider, changes);
         match settled {
             Settled::Serve => {
-                return ControlFlow::Break(serve(self.state, result, own, permit));
+                let of_caller = || sender.secrets_of_caller(requests);
+                return ControlFlow::Break(serve(self.state, result, own, permit, of_caller));
             }
             Settled::Keep => self.kept = Some(Box::new(Ended { provider, started, result, own })),
             Settled::FailOver => {
@@ -223,7 +224,7 @@ impl<'s, 'a> Flights<'s, 'a> {
         let Some(kept) = self.kept.take() else { return self.exhaust(sender, requests) };
         let Ended { provider, started, result, own } = *kept;
         self.state.serve_kept(provider, started);
-        serve(self.state, result, own, None)
+        serve(self.state, result, own, None, Vec::new)
     }
 
     /// Hands on what the last provider left, or an error that holds what each of them left.
@@ -328,13 +329,12 @@ fn serve(
     result: AttemptResult,
     own: Extensions,
     permit: Option<Permit>,
+    of_caller: impl FnOnce() -> Vec<String>,
 ) -> Answer {
     let result = match (result, permit) {
         (AttemptResult::Stream(stream), Some(permit)) => {
-            let shared = state.shared().clone();
-            let (id, key) = (state.id(), state.run.key().map(Box::from));
-            let on_end = move |end| shared.end_stream(id, permit, key, end);
-            Some(Ok(stream.watched(Box::new(on_end))))
+            let watch = state.watch(permit, of_caller());
+            Some(Ok(stream.watched(Box::new(move |end| watch.end(end)))))
         }
         (result, _) => result.into_result(),
     };

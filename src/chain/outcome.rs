@@ -190,7 +190,8 @@ impl AttemptResult {
         if status.is_none() || attempt.reason != Reason::Ok {
             let said = cause.and_then(|cause| cause.message.clone());
             attempt.code = cause.and_then(|cause| cause.code.clone());
-            attempt.message = said.or_else(|| self.message(shared, &secrets));
+            attempt.message =
+                said.or_else(|| self.message(shared, &shared.entries[provider].base, &secrets));
         }
         (judgement, attempt)
     }
@@ -284,7 +285,12 @@ impl AttemptResult {
     }
 
     /// What went wrong where the provider's answer does not say it.
-    fn message(&self, shared: &Shared, secrets: &impl Fn() -> Secrets) -> Option<Box<str>> {
+    fn message(
+        &self,
+        shared: &Shared,
+        base: &Base,
+        secrets: &impl Fn() -> Secrets,
+    ) -> Option<Box<str>> {
         let error: &(dyn StdError + 'static) = match self {
             Self::Redirected(_) => return Some(FOLLOWED.into()),
             Self::Failed(error) | Self::CallerFailed(error) => held_by(error),
@@ -294,10 +300,29 @@ impl AttemptResult {
         };
         let words =
             shared.observer.catch_panic("display", || message::of_error(error, &secrets()))?;
-        let is_redirect =
-            matches!(self, Self::Failed(error) if reason_of(error) == Reason::Redirected);
-        Some(if is_redirect { format!("{words}: {FOLLOWED}").into() } else { words })
+        let reason = match self {
+            Self::Failed(error) => reason_of(error),
+            _ => return Some(words),
+        };
+        Some(match (reason, proxy_variable(base)) {
+            (Reason::Redirected, _) => format!("{words}: {FOLLOWED}").into(),
+            (Reason::Connect, Some(variable)) => {
+                format!("{words} ({variable} is set: a proxy may have been asked)").into()
+            }
+            _ => words,
+        })
     }
+}
+
+/// The variable that `reqwest` takes a proxy for such a URL from, if it is set. Whether the client heeds it
+/// is not to be seen from here.
+fn proxy_variable(base: &Base) -> Option<&'static str> {
+    let own = match base.is_plaintext() {
+        true => ["http_proxy", "HTTP_PROXY"],
+        false => ["https_proxy", "HTTPS_PROXY"],
+    };
+    let is_set = |name: &&str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    own.into_iter().chain(["all_proxy", "ALL_PROXY"]).find(is_set)
 }
 
 /// What is said of an attempt that followed a redirect.

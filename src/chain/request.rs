@@ -14,7 +14,7 @@ use super::address::Address;
 use super::body::{Requests, is_replayable};
 use super::flight::AttemptState;
 use super::outcome::{AttemptResult, Circumstances};
-use super::shared::{Shared, Table, now};
+use super::shared::{Shared, StreamWatch, Table, now};
 use crate::error::Cause;
 use crate::health::{Changes, Permit, after};
 use crate::message::Secrets;
@@ -337,6 +337,18 @@ impl<'a> RequestState<'a> {
         drop(table);
         if let Some(state) = state {
             self.shared.observer.set_state_gauge(provider, state);
+        }
+    }
+
+    /// What is needed of the request when its stream ends.
+    pub(super) fn watch(&self, permit: Permit, of_caller: Vec<String>) -> StreamWatch {
+        let of_attempts = self.secrets.iter().flat_map(|secrets| secrets.iter().cloned());
+        StreamWatch {
+            shared: self.shared.clone(),
+            id: self.id(),
+            key: self.run.key().map(Box::from),
+            secrets: of_caller.into_iter().chain(of_attempts).collect(),
+            permit,
         }
     }
 

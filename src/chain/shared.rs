@@ -94,49 +94,6 @@ impl Shared {
         self.observer.set_state_gauge(provider, state);
     }
 
-    /// Records how a stream that had begun well has ended. `key` is its request's.
-    pub(super) fn end_stream(
-        &self,
-        id: u64,
-        permit: Permit,
-        key: Option<Box<[u8]>>,
-        end: StreamEnd,
-    ) {
-        let provider = permit.provider;
-        let now = now();
-        let mut table = self.lock();
-        let health = &mut table.health;
-        let broken = match &end {
-            StreamEnd::Complete | StreamEnd::Dropped => None,
-            StreamEnd::Silent { quiet_for } => health
-                .is_silence(&permit, *quiet_for)
-                .then(|| (Reason::Timeout, FlawKind::Silent.description())),
-            StreamEnd::Broken(flaw) => Some((reason_of_flaw(flaw.kind()), flaw.message())),
-        };
-        let signal = match (&end, &broken) {
-            (_, Some(_)) => Some(HealthSignal::Failure),
-            (StreamEnd::Complete, None) => Some(HealthSignal::Success),
-            _ => None,
-        };
-        let changes = match signal {
-            Some(signal) => health.record_outcome(permit, signal, Concern::Key, now),
-            None => {
-                health.cancel(&permit);
-                Changes::default()
-            }
-        };
-        let state = table.health.state(provider, now);
-        drop(table);
-        self.observer.set_state_gauge(provider, state);
-        let origin = Origin { id: Some(id), extensions: None };
-        if let Some((reason, message)) = broken {
-            let message = message::make_safe(message, true, &self.secrets(&[]));
-            let (provider, message) = (&*self.entries[provider].name, message.as_deref());
-            self.observer.emit(&Event::StreamBroken { origin, provider, reason, message });
-        }
-        self.emit_changes(origin, provider, key.as_deref(), changes);
-    }
-
     /// Emits what has changed in a provider's health, and in that of its key.
     pub(super) fn emit_changes(
         &self,
@@ -199,6 +156,56 @@ impl Shared {
     pub(super) fn secrets(&self, more: &[String]) -> Secrets {
         let tokens = self.lock_tokens();
         self.secrets.and(tokens.iter().flatten().chain(more))
+    }
+}
+
+/// A stream that has begun well, until it ends.
+pub(super) struct StreamWatch {
+    pub(super) shared: Arc<Shared>,
+    /// Its request's.
+    pub(super) id: u64,
+    pub(super) key: Option<Box<[u8]>>,
+    pub(super) secrets: Vec<String>,
+    pub(super) permit: Permit,
+}
+
+impl StreamWatch {
+    /// Records how it has ended.
+    pub(super) fn end(self, end: StreamEnd) {
+        let Self { shared, id, key, secrets, permit } = self;
+        let provider = permit.provider;
+        let now = now();
+        let mut table = shared.lock();
+        let health = &mut table.health;
+        let broken = match &end {
+            StreamEnd::Complete | StreamEnd::Dropped => None,
+            StreamEnd::Silent { quiet_for } => health
+                .is_silence(&permit, *quiet_for)
+                .then(|| (Reason::Timeout, FlawKind::Silent.description())),
+            StreamEnd::Broken(flaw) => Some((reason_of_flaw(flaw.kind()), flaw.message())),
+        };
+        let signal = match (&end, &broken) {
+            (_, Some(_)) => Some(HealthSignal::Failure),
+            (StreamEnd::Complete, None) => Some(HealthSignal::Success),
+            _ => None,
+        };
+        let changes = match signal {
+            Some(signal) => health.record_outcome(permit, signal, Concern::Key, now),
+            None => {
+                health.cancel(&permit);
+                Changes::default()
+            }
+        };
+        let state = table.health.state(provider, now);
+        drop(table);
+        shared.observer.set_state_gauge(provider, state);
+        let origin = Origin { id: Some(id), extensions: None };
+        if let Some((reason, message)) = broken {
+            let message = message::make_safe(message, true, &shared.secrets(&secrets));
+            let (provider, message) = (&*shared.entries[provider].name, message.as_deref());
+            shared.observer.emit(&Event::StreamBroken { origin, provider, reason, message });
+        }
+        shared.emit_changes(origin, provider, key.as_deref(), changes);
     }
 }
 

@@ -57,6 +57,9 @@ const ERRORS: [usize; 3] = [0, 160, 4096];
 /// As long as those of real providers: a shorter one has to be searched for differently.
 const KEY: &str = "sk-proj-9Kc1vQm4TzXbW7yRfLd2Gh6JpN3sEa8uVi5oBq0w";
 
+/// What the caller's program sends of its own.
+const CALLERS: &str = "Bearer sk-proj-Zt7Nq3WfK0xUe9RbPm5Ys1Ga8HcJd4Lv6TiOkXw2B";
+
 /// Where a server fails with an error of so many bytes.
 fn failure(bytes: usize) -> String {
     format!("fail-{bytes}")
@@ -162,7 +165,7 @@ impl Caller {
         let mut request = Request::new(Method::POST, url.clone());
         let headers = request.headers_mut();
         headers.insert("content-type", http::HeaderValue::from_static("application/json"));
-        headers.insert("authorization", http::HeaderValue::from_static("Bearer key"));
+        headers.insert("authorization", http::HeaderValue::from_static(CALLERS));
         *request.body_mut() = Some(self.body.clone().into());
         request
     }

@@ -9,6 +9,7 @@ mod characters;
 mod decoded;
 mod secrets;
 
+use std::borrow::Cow;
 use std::error::Error as StdError;
 
 use self::characters::is_hidden;
@@ -22,8 +23,16 @@ const LONGEST: usize = 2 * 1024;
 pub(crate) fn make_safe(text: &str, complete: bool, secrets: &Secrets) -> Option<Box<str>> {
     // UTF-16 would part a key's letters.
     let without_nul = text.contains('\0').then(|| text.replace('\0', ""));
-    let (text, whole) = cut(without_nul.as_deref().unwrap_or(text));
-    let text = secrets.redact(text, complete && whole);
+    let text = without_nul.as_deref().unwrap_or(text);
+    let redacted = |most: usize| {
+        let (begun, whole) = cut(text, most);
+        (secrets.redact(begun, complete && whole), whole)
+    };
+    let text = match redacted(LONGEST + LONGEST / 4) {
+        // What was redacted makes room for what follows.
+        (Cow::Owned(_), false) => redacted(2 * LONGEST).0,
+        (text, _) => text,
+    };
     let text = escape_and_truncate(text.trim());
     (!text.is_empty()).then(|| text.into_boxed_str())
 }
@@ -61,12 +70,12 @@ fn sources<'a>(
     std::iter::successors(Some(error), |&error| error.source())
 }
 
-/// As much of a text as is worth searching, and whether that is all of it.
-fn cut(text: &str) -> (&str, bool) {
-    if text.len() <= 2 * LONGEST {
+/// At most so much of a text, and whether that is all of it.
+fn cut(text: &str, most: usize) -> (&str, bool) {
+    if text.len() <= most {
         return (text, true);
     }
-    let end = (0..=2 * LONGEST).rev().find(|at| text.is_char_boundary(*at)).unwrap_or_default();
+    let end = (0..=most).rev().find(|at| text.is_char_boundary(*at)).unwrap_or_default();
     (&text[..end], false)
 }
 

@@ -8,7 +8,7 @@
 
 use std::borrow::Cow;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use super::characters::is_wordy;
 use super::decoded::Decoded;
@@ -22,13 +22,26 @@ pub(crate) struct Secrets(Option<Arc<Layer>>);
 
 /// Secrets that were added together, and those before them.
 struct Layer {
-    index: Index,
+    values: Values,
+    /// Made when a text may show one of them.
+    index: OnceLock<Index>,
     before: Secrets,
 }
 
+impl Layer {
+    fn index(&self) -> &Index {
+        self.index.get_or_init(|| Index::new(&self.values))
+    }
+}
+
 impl Secrets {
+    /// Those that many texts will be searched for.
     pub(crate) fn new(values: impl IntoIterator<Item = impl AsRef<str>>) -> Self {
-        Self::default().and(values)
+        let secrets = Self::default().and(values);
+        if let Some(layer) = &secrets.0 {
+            layer.index();
+        }
+        secrets
     }
 
     /// These secrets, and more of them.
@@ -37,7 +50,8 @@ impl Secrets {
         if values.peek().is_none() {
             return self.clone();
         }
-        Self(Some(Arc::new(Layer { index: Index::new(values), before: self.clone() })))
+        let values = Values::new(values);
+        Self(Some(Arc::new(Layer { values, index: OnceLock::new(), before: self.clone() })))
     }
 
     /// Whether a text shows any secret.
@@ -53,10 +67,14 @@ impl Secrets {
         }
         let mut found = Vec::new();
         let decoded = Decoded::of(text);
-        for index in self.indexes() {
-            index.find(text.as_bytes(), |_| false, |from, to| found.push(from..to));
-            if let Some(decoded) = &decoded {
-                index.find(
+        for layer in self.layers() {
+            if layer.may_be_shown_in(text.as_bytes()) {
+                layer.index().find(text.as_bytes(), |_| false, |from, to| found.push(from..to));
+            }
+            if let Some(decoded) = &decoded
+                && layer.may_be_shown_in(&decoded.bytes)
+            {
+                layer.index().find(
                     &decoded.bytes,
                     |at| decoded.is_split_before(at),
                     |from, to| found.push(decoded.source(from, to)),
@@ -70,16 +88,15 @@ impl Secrets {
         Cow::Owned(without(text, found, end))
     }
 
-    fn indexes(&self) -> impl Iterator<Item = &Index> {
-        let layers = std::iter::successors(self.0.as_deref(), |layer| layer.before.0.as_deref());
-        layers.map(|layer| &layer.index)
+    fn layers(&self) -> impl Iterator<Item = &Layer> {
+        std::iter::successors(self.0.as_deref(), |layer| layer.before.0.as_deref())
     }
 
     /// Where what may be the beginning of a secret begins, at the end of a text that was cut.
     fn certain_end(&self, text: &str, decoded: Option<&Decoded>) -> usize {
         // Half of a character that the cut parted.
         let whole = text.trim_end_matches(char::REPLACEMENT_CHARACTER).len();
-        let begun = |bytes: &[u8]| self.indexes().map(|index| index.begun(bytes)).max();
+        let begun = |bytes: &[u8]| self.layers().map(|layer| layer.values.begun(bytes)).max();
         let mut end = whole - begun(&text.as_bytes()[..whole]).unwrap_or(0);
         if let Some(decoded) = decoded {
             let certain = decoded.without_broken_escape();
@@ -129,6 +146,70 @@ const GRAM: usize = 4;
 /// As many bytes as the filter is asked about at once.
 const BLOCK: usize = 64;
 
+/// Secrets, and what their escapes stand for.
+struct Values(Vec<Vec<u8>>);
+
+impl Values {
+    fn new(values: impl IntoIterator<Item = impl AsRef<str>>) -> Self {
+        let mut secrets: Vec<Vec<u8>> = Vec::new();
+        for value in values {
+            let value = value.as_ref();
+            secrets.extend(Decoded::of(value).map(|decoded| decoded.bytes));
+            secrets.push(value.as_bytes().to_vec());
+        }
+        secrets.retain(|secret| !secret.is_empty());
+        secrets.sort_unstable();
+        secrets.dedup();
+        Self(secrets)
+    }
+
+    /// How many bytes at the end of a text are the beginning of a secret.
+    fn begun(&self, text: &[u8]) -> usize {
+        const LONGEST_HEAD: usize = 32;
+        let begun = |secret: &[u8]| {
+            let head = &secret[..secret.len().min(LONGEST_HEAD)];
+            let ends = |length: &usize| {
+                text.last() == Some(&head[length - 1]) && text.ends_with(&head[..*length])
+            };
+            (1..=head.len()).rev().find(ends).unwrap_or(0)
+        };
+        self.0.iter().map(|secret| begun(secret)).max().unwrap_or(0)
+    }
+}
+
+impl Layer {
+    /// Whether a text may show a secret. An index is dear to make, and those of one request are asked of
+    /// one text.
+    fn may_be_shown_in(&self, text: &[u8]) -> bool {
+        /// More secrets than this are worth an index in any case.
+        const FEW: usize = 4;
+        let secrets = &self.values.0;
+        if self.index.get().is_some()
+            || secrets.len() > FEW
+            || secrets.iter().any(|secret| secret.len() < RUN)
+        {
+            return true;
+        }
+        let mut grams = [0u64; FEW_WORDS];
+        for gram in secrets.iter().flat_map(|secret| secret.windows(GRAM)) {
+            let (word, bit) = gram_bit(gram);
+            grams[word % FEW_WORDS] |= 1 << bit;
+        }
+        let is_shown =
+            |run: &[u8]| secrets.iter().any(|secret| secret.windows(RUN).any(|known| known == run));
+        text.chunks(BLOCK).enumerate().any(|(number, block)| {
+            may_hold(&grams, block)
+                && block.chunks_exact(GRAM).enumerate().any(|(at, gram)| {
+                    let (word, bit) = gram_bit(gram);
+                    let at = number * BLOCK + at * GRAM;
+                    grams[word % FEW_WORDS] >> bit & 1 != 0
+                        && (at.saturating_sub(RUN - GRAM)..=at)
+                            .any(|at| text.get(at..at + RUN).is_some_and(is_shown))
+                })
+        })
+    }
+}
+
 /// Secrets, as they are looked for.
 struct Index {
     /// A bit for each hash of four characters that some secret holds.
@@ -143,24 +224,15 @@ struct Index {
     short: Vec<u64>,
     /// For each byte, the lengths of the short secrets that it begins: a bit for each.
     short_lengths: [u8; 256],
-    /// The beginnings of all secrets.
-    heads: Vec<Box<[u8]>>,
 }
 
 const GRAM_WORDS: usize = 1024;
+/// The same of a few secrets.
+const FEW_WORDS: usize = 512;
 
 impl Index {
-    fn new(values: impl IntoIterator<Item = impl AsRef<str>>) -> Self {
-        let mut secrets: Vec<Vec<u8>> = Vec::new();
-        for value in values {
-            let value = value.as_ref();
-            secrets.extend(Decoded::of(value).map(|decoded| decoded.bytes));
-            secrets.push(value.as_bytes().to_vec());
-        }
-        secrets.retain(|secret| !secret.is_empty());
-        secrets.sort_unstable();
-        secrets.dedup();
-
+    fn new(values: &Values) -> Self {
+        let secrets = &values.0;
         let count: usize = secrets.iter().map(|secret| secret.len().saturating_sub(RUN - 1)).sum();
         let places = if count == 0 { 0 } else { (2 * count).next_power_of_two() };
         let mut index = Self {
@@ -169,7 +241,6 @@ impl Index {
             wordy: vec![0; places],
             short: Vec::new(),
             short_lengths: [0; 256],
-            heads: Vec::with_capacity(secrets.len()),
         };
         secrets.iter().for_each(|secret| index.add(secret));
         index.short.sort_unstable();
@@ -177,8 +248,6 @@ impl Index {
     }
 
     fn add(&mut self, secret: &[u8]) {
-        const LONGEST_HEAD: usize = 32;
-        self.heads.push(secret[..secret.len().min(LONGEST_HEAD)].into());
         if secret.len() < RUN {
             self.short.push(packed(secret));
             self.short_lengths[usize::from(secret[0])] |= 1 << secret.len();
@@ -222,7 +291,7 @@ impl Index {
         let mut shared = CommonRun::default();
         let mut next = 0;
         for (number, block) in text.chunks(BLOCK).enumerate() {
-            if !self.may_hold_runs(block) {
+            if !may_hold(&self.grams, block) {
                 continue;
             }
             let begin = number * BLOCK;
@@ -239,16 +308,6 @@ impl Index {
             next = end;
         }
         shared.report(found);
-    }
-
-    /// Whether a block of text may hold a part of a run.
-    fn may_hold_runs(&self, block: &[u8]) -> bool {
-        let mut bits = 0;
-        for gram in block.chunks_exact(GRAM) {
-            let (word, bit) = gram_bit(gram);
-            bits |= self.grams[word] >> bit;
-        }
-        bits & 1 != 0
     }
 
     /// Whether the run is known, and if it reads as words, the length that it is held against.
@@ -295,14 +354,6 @@ impl Index {
             }
         }
     }
-
-    /// How many bytes at the end of a text are the beginning of a secret.
-    fn begun(&self, text: &[u8]) -> usize {
-        let begun = |head: &[u8]| {
-            (1..=head.len()).rev().find(|length| text.ends_with(&head[..*length])).unwrap_or(0)
-        };
-        self.heads.iter().map(|head| begun(head)).max().unwrap_or(0)
-    }
 }
 
 /// What a text has in common with a secret: a run, and those that begin at the next characters.
@@ -345,6 +396,17 @@ fn packed(bytes: &[u8]) -> u64 {
         Ok(bytes) => u64::from_le_bytes(bytes),
         Err(_) => bytes.iter().rev().fold(0, |packed, byte| (packed << 8) | u64::from(*byte)),
     }
+}
+
+/// Whether a block of text may hold a part of a run.
+#[inline]
+fn may_hold<const WORDS: usize>(grams: &[u64; WORDS], block: &[u8]) -> bool {
+    let mut bits = 0;
+    for gram in block.chunks_exact(GRAM) {
+        let (word, bit) = gram_bit(gram);
+        bits |= grams[word % WORDS] >> bit;
+    }
+    bits & 1 != 0
 }
 
 /// The place of four characters in the filter.

@@ -1,4 +1,4 @@
-//! Whole requests over loopback, beside plain `reqwest`: instructions, what a failover costs, and
+//! Whole requests over loopback, compared with plain `reqwest`: instructions, what a failover costs, and
 //! what 64 callers at once get through. The servers are a process of their own. Needs valgrind
 //! (Debian: `apt-get install valgrind`).
 //!
@@ -206,7 +206,7 @@ fn instructions(ports: [u16; 2]) {
     }
 }
 
-/// Prints every row beside the first one, and that one beside itself.
+/// Prints every row compared with the first one, and that one compared with itself.
 fn compare(title: &str, rows: &[Row], error: usize, ports: [u16; 2]) {
     let first = counted(rows[0], error, ports);
     println!("{title:<28} {:>13} {:>8}", "instructions", "ratio");
@@ -238,8 +238,8 @@ fn counted(row: Row, error: usize, [first, second]: [u16; 2]) -> f64 {
     median(vec![once(), once(), once()])
 }
 
-/// A failed response's body is read beside the next attempt, so that its connection is used again,
-/// and is not waited for.
+/// A failed response's body is read to its end, so that its connection is used again, and is not waited
+/// for longer than its time limit.
 fn connections(ports: [u16; 2]) {
     println!("{:<38} {:>15}", format!("{FAILOVERS} failovers in a row"), "new connections");
     for bytes in [0, 1024, 64 * 1024] {

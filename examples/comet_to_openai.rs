@@ -19,7 +19,7 @@ use crate::support::{Harness, show_log_lines, step};
 
 mod support;
 
-/// Where the program sends its requests, whoever answers them in the end.
+/// Where the program sends its requests, whichever provider answers them in the end.
 const OPENAI: &str = "https://api.openai.com/v1";
 
 #[tokio::main]

@@ -122,7 +122,7 @@ async fn main() -> std::result::Result<(), BoxError> {
     assert_eq!(counted, 3, "one outside, two inside");
     harness.row("tracing → failover → tracing", (1, 1), format!("{counted} HTTP spans"));
 
-    // Asked three times, answered twice from memory: nobody is asked again.
+    // Asked three times, answered twice from memory: no provider is asked again.
     let harness = Harness::set().await?;
     let client = harness.client().with(Cache::default()).with(harness.chain()?).build();
     for _ in 0..3 {

@@ -3,7 +3,7 @@
 //!
 //! `cargo run --release --example soak -- --minutes 10`
 //!
-//! It ends with status 1 if anything was lost, sent twice, answered to somebody else, or shown a
+//! It ends with status 1 if anything was lost, sent twice, answered to another caller, or shown a
 //! key that is not its own; if a probe is stuck; or if memory keeps growing.
 
 mod soak_support;
@@ -170,7 +170,7 @@ impl Soak {
         }
     }
 
-    /// Requests that are still counted, and probes that are still out, when nobody calls.
+    /// Requests that are still counted, and probes that are still out, when there are no calls.
     fn stuck(&self) -> u64 {
         let snapshot = self.chain.snapshot();
         let stuck = |state| u64::from(matches!(state, State::Probing));

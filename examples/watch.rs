@@ -257,7 +257,7 @@ impl Watch {
     }
 }
 
-/// What an event means to whoever watches; single requests are left to the phase's line.
+/// What an event means to an operator; single requests are left to the phase's line.
 fn sentence(event: &Event<'_>) -> Option<String> {
     let percent = |ratio: &f64| format!("{:.1} %", ratio * 100.0);
     Some(match event {

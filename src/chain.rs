@@ -174,7 +174,7 @@ impl ProviderChain {
     /// for weeks: a key that has expired there shows before it is needed.
     ///
     /// Isolated providers are asked, too. No provider's health moves, nothing is counted, and no
-    /// [`Event`] tells of it. Each attempt is made and judged as any other, with the provider's key, within
+    /// [`Event`] is emitted for it. Each attempt is made and judged as any other, with the provider's key, within
     /// its attempt timeout, by default 120 s; a timeout of the request bounds each of them. `client` is the
     /// one below the chain, so that no other layer is asked, and neither is the chain itself.
     ///

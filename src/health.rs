@@ -45,6 +45,7 @@ pub enum State {
     /// Healthy: requests are sent to it in its turn.
     Closed,
     /// The circuit breaker is open. Once `until` is past, the next request is the probe.
+    #[non_exhaustive]
     Open {
         /// The end of the break.
         until: Instant,
@@ -53,6 +54,7 @@ pub enum State {
     Probing,
     /// The provider asked for a pause. Once `until` is past, the next request is the probe, as after a
     /// break.
+    #[non_exhaustive]
     CoolingDown {
         /// The end of the cooldown.
         until: Instant,

@@ -127,7 +127,7 @@ pub fn harden(builder: reqwest::ClientBuilder) -> reqwest::ClientBuilder {
         .connect_timeout(std::time::Duration::from_secs(10))
 }
 
-/// The page that GitHub and crates.io show, so that its snippets are compiled.
+/// The page that the repository shows, so that its snippets are compiled.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;

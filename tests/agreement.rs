@@ -1,4 +1,4 @@
-//! However an outage goes, all who tell of it tell the same: metrics, reports, events, the snapshot,
+//! However an outage goes, all that report it report the same: metrics, reports, events, the snapshot,
 //! and the servers themselves.
 #![cfg(feature = "metrics")]
 
@@ -206,7 +206,7 @@ fn settings(mut chain: ProviderChainBuilder, rng: &mut Rng) -> ProviderChainBuil
             Some(503) => panic!("the closure has no opinion"),
             _ => Verdict::standard(outcome),
         }),
-        // Accepting an outcome without a response serves nobody.
+        // Accepting an outcome without a response serves no caller.
         2 => chain.classify(|outcome| match outcome.reason() {
             Reason::Timeout => Verdict::Accept,
             _ => Verdict::standard(outcome),
@@ -286,7 +286,7 @@ impl Middleware for Servers {
     }
 }
 
-/// One request that somebody wants to send, and how.
+/// One request that a caller wants to send, and how.
 struct Ask {
     url: String,
     get: bool,
@@ -336,7 +336,7 @@ impl Ask {
                 route = Some(Route::skip([name]));
             }
             3 => route = Some(Route::no_failover()),
-            4 => (route, refused) = (Some(Route::only(["nobody"])), claimed),
+            4 => (route, refused) = (Some(Route::only(["unknown"])), claimed),
             _ => {}
         }
         Self {
@@ -398,12 +398,12 @@ async fn real_outage(seed: u64, snapshotter: &Snapshotter) -> Seen {
         Server::start(answers)
     };
     let servers = [script(rng.fork()).await, script(rng.fork()).await];
-    let nobody = Refusing::start();
+    let closed = Refusing::start();
     let witness = Arc::new(Witness::default());
     let names = &NAMES[..3];
     let providers = [
         Provider::new(names[0], servers[0].base_url("/v1")).bearer_auth("key-a"),
-        Provider::new(names[1], nobody.base_url("/v1")).bearer_auth("key-b"),
+        Provider::new(names[1], closed.base_url("/v1")).bearer_auth("key-b"),
         Provider::new(names[2], servers[1].base_url("/v1")).bearer_auth("key-c"),
     ];
     let breaker = Breaker::default().consecutive(4).breaks(ms(20), ms(40));
@@ -443,7 +443,7 @@ async fn real_outage(seed: u64, snapshotter: &Snapshotter) -> Seen {
     let arrived = |name: &str| match name {
         name if name == names[0] => servers[0].requests().len() as u64,
         name if name == names[2] => servers[1].requests().len() as u64,
-        // Nobody is there to count.
+        // There is no counter.
         name => witness.started.of(name),
     };
     agree(names, &chain, &witness, &callers, snapshotter, arrived)
@@ -637,8 +637,8 @@ fn agree(
     assert_eq!(reports.len() as u64, requests);
     assert_eq!(snapshot.requests(), requests);
     assert_eq!(metrics.total("failover_requests_total"), requests);
-    let nobody = callers.rejected + callers.exhausted + callers.refused + callers.dropped;
-    assert_eq!(metrics.counters.get(&requests_shown("none")).copied().unwrap_or(0), nobody);
+    let unserved = callers.rejected + callers.exhausted + callers.refused + callers.dropped;
+    assert_eq!(metrics.counters.get(&requests_shown("none")).copied().unwrap_or(0), unserved);
     let mut at_end: Vec<_> = reports.iter().map(|report| format!("{report:?}")).collect();
     for report in &callers.reports {
         let report = format!("{report:?}");

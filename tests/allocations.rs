@@ -1,4 +1,4 @@
-//! What a request through this layer allocates, beside a layer that script nothing: a budget for every
+//! What a request through this layer allocates, compared with a layer that does nothing: a budget for every
 //! row of the benchmarks. A count that grows past its budget is a fault, on any machine.
 
 #[path = "../benches/rows/mod.rs"]

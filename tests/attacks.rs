@@ -91,7 +91,7 @@ async fn bodies_shorter_than_they_said_open_no_breaker() {
 // Bodies on their way in.
 
 /// A body that always has a frame, and never a byte: an HTTP/2 peer may send empty DATA frames
-/// without end. It script end, later than anybody should wait.
+/// without end. It script end, later than any caller should wait.
 fn hollow(length: Duration) -> Body {
     let end = Instant::now() + length;
     Body::wrap_stream(stream::poll_fn(move |_| {
@@ -495,7 +495,7 @@ async fn a_hint_of_any_size_rests_for_five_minutes_at_most() {
             ("b", Script::status(200)),
         ]);
         assert_eq!(harness.ask().await, "b");
-        let State::CoolingDown { until } = harness.state("a") else { panic!("{hint}") };
+        let State::CoolingDown { until, .. } = harness.state("a") else { panic!("{hint}") };
         let rest = until - terminal::now();
         assert!((secs(1)..=secs(300)).contains(&rest), "{rest:?}");
     }
@@ -518,7 +518,7 @@ async fn a_post_that_was_followed_elsewhere_is_not_sent_again_where_that_is_not_
     let harness = WireHarness::two(Answer::status(307).header("location", to), Answer::ok()).await;
     let client = client(harness.chain().on_ambiguous(Ambiguous::IdempotentOnly));
     let _ = harness.post(&client).send().await;
-    // Whoever it led to has answered 200: processed twice.
+    // The server that it led to has answered 200: processed twice.
     let times = elsewhere.requests().len() + harness.requests(1).len();
     assert_eq!(times, 1);
 }

@@ -83,7 +83,7 @@ fn assert_replayed(harness: &WireHarness, response: &Response, body: &[u8]) {
     }
 }
 
-/// The first was sent this body, nobody else was asked, and its answer was handed on.
+/// The first was sent this body, no other provider was asked, and its answer was handed on.
 #[track_caller]
 fn assert_sent_once(harness: &WireHarness, response: &Response, body: &[u8]) {
     let report = Report::of(response).unwrap();

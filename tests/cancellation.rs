@@ -1,5 +1,5 @@
 //! The sweep: a request is polled k times and dropped, for every k until it is ready, and each time
-//! the chain must stand as if it had never been asked, but for what providers really answered.
+//! the chain must stand as if it had never been asked, except for what providers really answered.
 
 mod terminal;
 
@@ -265,7 +265,7 @@ fn slow_error() -> Harness {
     )
 }
 
-/// Nobody serves, and the errors are read to their ends, or for 100 ms.
+/// No provider serves, and the errors are read to their ends, or for 100 ms.
 fn slow_last_error() -> Harness {
     let error = || dribble(&["slow", " and ", "slower"], 2);
     Harness::with(
@@ -389,7 +389,7 @@ async fn a_thousand_probes_that_are_dropped_wedge_nothing() {
     sleep_until(until).await;
     for _ in 0..1_000 {
         assert!(tokio::time::timeout(ms(1), harness.post().send()).await.is_err());
-        assert_eq!(harness.state("first"), State::Open { until });
+        assert!(matches!(harness.state("first"), State::Open { until: end, .. } if end == until));
     }
     harness.tell("first", Script::status(200));
     assert_eq!(harness.ask().await, "first");

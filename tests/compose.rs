@@ -247,7 +247,7 @@ async fn an_error_of_unknown_kind_fails_over_like_any_other() {
 
 #[tokio::test]
 async fn a_wrapped_transport_error_is_known_for_what_it_is() {
-    let nobody = Refusing::start();
+    let closed = Refusing::start();
     let harness = WireHarness::of([("openai", Answer::ok().into())]).await;
     let wraps = |result: Result<Response>, _: &mut Extensions| {
         result.map_err(|error| match error {
@@ -256,7 +256,7 @@ async fn a_wrapped_transport_error_is_known_for_what_it_is() {
         })
     };
     let first =
-        Provider::new("cometapi", nobody.base_url("/v1")).bearer_auth(harness.secret("cometapi"));
+        Provider::new("cometapi", closed.base_url("/v1")).bearer_auth(harness.secret("cometapi"));
     let chain = ProviderChain::builder([first, harness.actors[0].provider()]).build().unwrap();
     let client = ClientBuilder::new(plain()).with(chain).with(Layer(unseen, wraps)).build();
     let response = harness.post(&client).send().await.unwrap();
@@ -365,9 +365,9 @@ async fn a_stacked_chain_that_fails_is_one_failed_attempt() {
 
 #[tokio::test]
 async fn a_stacked_chain_that_finds_no_connection_is_a_provider_without_one() {
-    let nobody = Refusing::start();
+    let closed = Refusing::start();
     let harness = WireHarness::of([("openai", Answer::ok().into())]).await;
-    let first = || Provider::new("cometapi", nobody.base_url("/v1"));
+    let first = || Provider::new("cometapi", closed.base_url("/v1"));
     let inner = ProviderChain::builder([first()]).nested().on_exhausted(Exhausted::Error);
     let outer = ProviderChain::builder([first(), harness.actors[0].provider()]);
     let client = ClientBuilder::new(plain())
@@ -486,16 +486,16 @@ async fn no_failover_asks_the_first_and_nobody_else() {
 #[tokio::test]
 async fn a_route_to_an_unknown_name_is_an_error_and_nothing_is_sent() {
     for route in [
-        Route::only(["openai", "nobody"]),
-        Route::order(["nobody", "openai"]),
-        Route::skip(["nobody"]),
-        Route::only(["OpenAI", "nobody"]),
+        Route::only(["openai", "unknown"]),
+        Route::order(["unknown", "openai"]),
+        Route::skip(["unknown"]),
+        Route::only(["OpenAI", "unknown"]),
     ] {
         for (harness, result) in routed(route, [Answer::ok(), Answer::ok(), Answer::ok()]).await {
             let error = result.unwrap_err();
             let failed = FailoverError::find(&error).expect("a FailoverError");
             let text = failed.to_string();
-            assert!(text.contains("nobody") || text.contains("OpenAI"), "{text}");
+            assert!(text.contains("unknown") || text.contains("OpenAI"), "{text}");
             assert_eq!(failed.report().attempts().len(), 0);
             harness.assert_untouched();
         }
@@ -535,7 +535,7 @@ async fn a_route_without_an_opinion_leaves_the_order() {
 #[tokio::test]
 async fn classify_sees_every_outcome() {
     // Each has a port of its own: what is said of a host that refuses is said of all of its entries.
-    let [nobody, unasked, tokens] = [(); 3].map(|()| Refusing::start());
+    let [closed, unasked, tokens] = [(); 3].map(|()| Refusing::start());
     let scripts = [
         ("limits", Answer::error(429, "slow down").header("retry-after-ms", "1500").into()),
         ("stalls", Answer::stall().into()),
@@ -546,7 +546,7 @@ async fn classify_sees_every_outcome() {
     let harness = WireHarness::of(scripts).await;
     let mut providers = harness.providers();
     let refuses =
-        Provider::new("refuses", nobody.base_url("/v1")).bearer_auth(harness.secret("refuses"));
+        Provider::new("refuses", closed.base_url("/v1")).bearer_auth(harness.secret("refuses"));
     providers.insert(0, refuses.clone());
     let unprepared =
         Provider::new("unprepared", unasked.base_url("/v2")).map_request(|_| Err("not now"));
@@ -748,14 +748,14 @@ async fn a_post_that_was_surely_not_processed_is_sent_again_anyway() {
         harness.assert_asked(&[1, 1]);
     }
     let hangs = || std::future::pending::<std::result::Result<String, std::convert::Infallible>>();
-    let nobody = Refusing::start();
+    let closed = Refusing::start();
     let key = canary("cometapi");
     for first in [
-        Provider::new("cometapi", nobody.base_url("/v1")).bearer_auth(&key),
-        Provider::new("cometapi", nobody.base_url("/v1")).map_request(|_| Err("not now")),
-        Provider::new("cometapi", nobody.base_url("/v1"))
+        Provider::new("cometapi", closed.base_url("/v1")).bearer_auth(&key),
+        Provider::new("cometapi", closed.base_url("/v1")).map_request(|_| Err("not now")),
+        Provider::new("cometapi", closed.base_url("/v1"))
             .bearer_auth_with(|| async { Err::<String, _>("no token") }),
-        Provider::new("cometapi", nobody.base_url("/v1")).bearer_auth_with(hangs),
+        Provider::new("cometapi", closed.base_url("/v1")).bearer_auth_with(hangs),
     ] {
         let harness = WireHarness::of([("openai", Answer::ok().into())]).await;
         let chain = ProviderChain::builder([first.clone(), harness.actors[0].provider()]);

@@ -239,9 +239,9 @@ async fn assert_connects_elsewhere(harness: &WireHarness, client: &ClientWithMid
 
 #[tokio::test]
 async fn fails_over_when_the_first_provider_refuses_connections() {
-    let nobody = Refusing::start();
+    let closed = Refusing::start();
     let first = |harness: &WireHarness| {
-        Provider::new("cometapi", nobody.base_url("/v1")).bearer_auth(harness.secret("cometapi"))
+        Provider::new("cometapi", closed.base_url("/v1")).bearer_auth(harness.secret("cometapi"))
     };
     let (harness, client) = behind(first).await;
     assert_connects_elsewhere(&harness, &client).await;
@@ -285,10 +285,10 @@ async fn fails_over_when_the_first_providers_name_cannot_be_resolved() {
 
 #[tokio::test]
 async fn a_host_that_refuses_connections_is_not_asked_again_under_another_name() {
-    let nobody = Refusing::start();
+    let closed = Refusing::start();
     let harness = WireHarness::of([("openai", Answer::ok().into())]).await;
     let at = |name: &'static str, prefix: &str| {
-        Provider::new(name, nobody.base_url(prefix)).bearer_auth(harness.secret(name))
+        Provider::new(name, closed.base_url(prefix)).bearer_auth(harness.secret(name))
     };
     let [eu, us] = [at("eu", "/eu"), at("us", "/us")];
     let chain = ProviderChain::builder([eu, us, harness.actors[0].provider()]);
@@ -537,10 +537,10 @@ async fn the_last_transport_error_is_handed_on_as_it_is() {
 
 #[tokio::test]
 async fn a_refused_connection_at_the_end_is_handed_on_as_it_is() {
-    let nobody = Refusing::start();
+    let closed = Refusing::start();
     let harness = WireHarness::of([("cometapi", Answer::error(500, "broken").into())]).await;
     let last =
-        Provider::new("openai", nobody.base_url("/v1")).bearer_auth(harness.secret("openai"));
+        Provider::new("openai", closed.base_url("/v1")).bearer_auth(harness.secret("openai"));
     let client = client(ProviderChain::builder([harness.actors[0].provider(), last]));
     let (result, _) = execute(&harness, &client).await;
     let Error::Reqwest(error) = result.unwrap_err() else { panic!("not a reqwest::Error") };
@@ -608,14 +608,15 @@ async fn the_error_says_so_too_where_the_last_has_not_answered() {
 
 #[tokio::test]
 async fn the_error_knows_that_nobody_could_be_connected_to() {
-    let (nobody, noone) = (Refusing::start(), Refusing::start());
+    let (closed, closed_too) = (Refusing::start(), Refusing::start());
     let harness = WireHarness::of([]).await;
     let provider = |name, refusing: &Refusing| {
         Provider::new(name, refusing.base_url("/v1")).bearer_auth(harness.secret(name))
     };
-    let chain = ProviderChain::builder([provider("cometapi", &nobody), provider("openai", &noone)]);
+    let chain =
+        ProviderChain::builder([provider("cometapi", &closed), provider("openai", &closed_too)]);
     let client = client(chain.on_exhausted(Exhausted::Error));
-    let error = client.get(noone.base_url("/v1/models")).send().await.unwrap_err();
+    let error = client.get(closed_too.base_url("/v1/models")).send().await.unwrap_err();
     harness.hear(format!("{error} {error:?}"));
     let failed = FailoverError::find(&error).expect("a FailoverError");
     assert!(failed.is_connect() && !failed.is_timeout());

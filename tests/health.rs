@@ -31,14 +31,14 @@ fn served<const N: usize>(counts: [(&str, usize); N]) -> HashMap<String, usize> 
 
 fn open_until(state: State) -> Instant {
     match state {
-        State::Open { until } => until,
+        State::Open { until, .. } => until,
         other => panic!("{other:?} is not open"),
     }
 }
 
 fn cooling_until(state: State) -> Instant {
     match state {
-        State::CoolingDown { until } => until,
+        State::CoolingDown { until, .. } => until,
         other => panic!("{other:?} is not cooling down"),
     }
 }
@@ -52,7 +52,7 @@ fn reasons(report: &Report) -> Vec<(&str, Reason)> {
     report.attempts().iter().map(|attempt| (attempt.provider(), attempt.reason())).collect()
 }
 
-/// The error of a request that nobody served, and how long it took to the millisecond.
+/// The error of a request that no provider served, and how long it took to the millisecond.
 async fn failure(harness: &Harness) -> (reqwest_middleware::Error, Duration) {
     let started = now();
     let error = harness.post().send().await.expect_err("an error");
@@ -398,11 +398,14 @@ async fn a_breaker_opens_after_5_failures_and_closes_after_a_probe() {
     sleep_until(until - ms(2)).await;
     assert_eq!(harness.ask().await, "second");
     assert_eq!(harness.asked("first"), 5);
-    assert_eq!(harness.state("first"), State::Open { until });
+    assert!(matches!(harness.state("first"), State::Open { until: end, .. } if end == until));
 
     // Then the next request is the probe, and others do not wait for it.
     sleep_until(until).await;
-    assert_eq!(harness.state("first"), State::Open { until }, "`until` is past");
+    assert!(
+        matches!(harness.state("first"), State::Open { until: end, .. } if end == until),
+        "`until` is past"
+    );
     harness.tell("first", Script::status(500).after(secs(1)));
     harness.told();
     let probe = harness.spawn();
@@ -525,11 +528,14 @@ async fn a_body_that_cannot_be_replayed_is_no_probe_while_another_is_admissible(
         assert!(!report.attempts()[0].is_replayable());
     }
     assert_eq!(harness.asked("first"), asked);
-    assert_eq!(harness.state("first"), State::Open { until }, "the probe is still due");
+    assert!(
+        matches!(harness.state("first"), State::Open { until: end, .. } if end == until),
+        "the probe is still due"
+    );
     assert_eq!(harness.ask().await, "first");
     assert_eq!(harness.state("first"), State::Closed);
 
-    // Where nobody is admissible it is, and is sent once.
+    // Where no provider is admissible it is, and is sent once.
     let until = harness.break_it("first").await;
     harness.break_it("second").await;
     sleep_until(until).await;
@@ -602,7 +608,7 @@ async fn an_old_success_does_not_close_a_breaker() {
     tokio::time::sleep(ms(1)).await;
     let until = harness.break_it("first").await;
     assert_eq!(slow.await.unwrap(), "first");
-    assert_eq!(harness.state("first"), State::Open { until });
+    assert!(matches!(harness.state("first"), State::Open { until: end, .. } if end == until));
 }
 
 #[tokio::test(start_paused = true)]
@@ -620,7 +626,7 @@ async fn a_request_is_never_refused_untried_when_all_breakers_are_open() {
     assert_eq!(harness.all_asked()[asked..], names, "by the time they reopen, each once");
     // Out of turn, a failure is no news.
     for (until, name) in reopening {
-        assert_eq!(harness.state(name), State::Open { until });
+        assert!(matches!(harness.state(name), State::Open { until: end, .. } if end == until));
     }
     // A success is.
     harness.tell("third", ok());
@@ -779,7 +785,7 @@ async fn an_isolated_provider_is_not_asked_until_it_is_restored() {
     harness.chain.isolate("first").unwrap();
     assert_eq!(harness.state("first"), State::Isolated);
     harness.chain.restore("first").unwrap();
-    assert_eq!(harness.state("first"), State::Open { until });
+    assert!(matches!(harness.state("first"), State::Open { until: end, .. } if end == until));
 }
 
 #[tokio::test(start_paused = true)]
@@ -854,7 +860,7 @@ async fn a_provider_keeps_its_health_when_the_order_changes() {
     let harness = Harness::of([("first", ok()), ("second", ok()), ("third", ok())]);
     let until = harness.break_it("second").await;
     harness.chain.set_order(["second", "third", "first"]).unwrap();
-    assert_eq!(harness.state("second"), State::Open { until });
+    assert!(matches!(harness.state("second"), State::Open { until: end, .. } if end == until));
     assert_eq!(harness.ask().await, "third");
 }
 

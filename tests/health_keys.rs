@@ -306,7 +306,7 @@ async fn the_end_of_a_cooldown() -> usize {
     });
     let world = World::new(first, |builder| builder);
     assert_eq!(world.ask("m").await, "second");
-    let State::CoolingDown { until } = world.state("first") else { panic!() };
+    let State::CoolingDown { until, .. } = world.state("first") else { panic!() };
     tokio::time::sleep_until(until.into()).await;
     let callers: Vec<_> = (0..64).map(|_| world.spawn("m")).collect();
     for caller in callers {
@@ -904,7 +904,7 @@ async fn a_hint_of_milliseconds_is_obeyed_to_the_millisecond() {
         let scripts = [("first", first), ("second", script(|_| async { ok() }))];
         let world = World::of(providers, scripts, |builder| builder);
         world.ask("m").await;
-        let State::CoolingDown { until } = world.state("first") else { panic!("{value}") };
+        let State::CoolingDown { until, .. } = world.state("first") else { panic!("{value}") };
         assert_eq!(Instant::from_std(until) - Instant::now(), rest, "{value}");
     }
 }

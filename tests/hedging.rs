@@ -1,4 +1,4 @@
-//! A second provider beside a silent one: when it is asked, who serves, and what it costs.
+//! A second provider while the first is silent: when it is asked, who serves, and what it costs.
 
 mod terminal;
 
@@ -344,7 +344,7 @@ async fn an_error_that_is_accepted_overtakes_nobody() {
     for _ in 0..5 {
         harness.post().send().await.unwrap_err();
     }
-    assert_eq!(harness.state("a"), State::Closed, "nobody answered before it");
+    assert_eq!(harness.state("a"), State::Closed, "no provider answered before it");
     assert_eq!(["a", "b"].map(|name| harness.of_provider(name).in_flight()), [0, 0]);
 }
 

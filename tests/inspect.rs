@@ -740,7 +740,7 @@ async fn who_drops_the_request_while_it_is_looked_into_leaves_nothing_behind() {
     }
 }
 
-// Verdicts, and nobody left.
+// Verdicts, and no provider left.
 
 #[tokio::test]
 async fn classify_sees_the_error_in_the_success_and_has_the_last_word() {
@@ -822,7 +822,7 @@ async fn the_last_flawed_response_is_handed_on_untouched() {
 async fn the_error_of_all_says_what_was_found_in_each() {
     let first = json(r#"{"error":{"message":"no channel"}}"#);
     let play = both_flawed(first, events([data(ERROR)]), Exhausted::Error).await;
-    let error = play.harness.post(&play.client).send().await.expect_err("nobody served");
+    let error = play.harness.post(&play.client).send().await.expect_err("no provider served");
     let failed = FailoverError::find(&error).unwrap();
     let text = play.harness.hear(failed);
     assert!(text.contains("cometapi") && text.contains("no channel"), "{text}");
@@ -852,7 +852,7 @@ async fn a_key_that_is_echoed_in_a_success_is_not_shown() {
         let play = Play::on(harness, Inspect::errors_in_success(), |chain| {
             chain.on_exhausted(Exhausted::Error)
         });
-        let error = play.harness.post(&play.client).send().await.expect_err("nobody served");
+        let error = play.harness.post(&play.client).send().await.expect_err("no provider served");
         let failed = FailoverError::find(&error).unwrap();
         play.harness.hear(format!("{error} {error:?} {failed} {failed:?} {:?}", failed.report()));
         for attempt in failed.report().attempts() {

@@ -1182,7 +1182,7 @@ async fn an_endless_redirect_fails_over() {
 async fn a_source_that_fails_sends_nothing_and_fails_over() {
     let harness = WireHarness::two(Answer::ok(), Answer::ok()).await;
     let secret = harness.secret("vault");
-    let wrong = format!("vault says no to {secret}").replace(&secret, "somebody");
+    let wrong = format!("vault says no to {secret}").replace(&secret, "a caller");
     let failing = move || {
         let error = std::io::Error::other(wrong.clone());
         async move { Err::<String, _>(error) }
@@ -1194,7 +1194,7 @@ async fn a_source_that_fails_sends_nothing_and_fails_over() {
     assert_eq!(line(report), "cometapi failed (credential) in # ms → openai 200 in # ms");
     assert_eq!(report.attempts()[0].reason(), Reason::Credential);
     assert!(!report.attempts()[0].maybe_processed());
-    assert_eq!(report.attempts()[0].message(), Some("vault says no to somebody"));
+    assert_eq!(report.attempts()[0].message(), Some("vault says no to a caller"));
     assert_eq!(harness.actors[0].server.connections(), 0);
     harness.assert_asked(&[0, 1]);
 }

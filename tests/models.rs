@@ -255,7 +255,7 @@ async fn a_stream_that_was_read_into_memory_is_renamed() {
 
 #[tokio::test]
 async fn a_stream_that_can_be_sent_only_once_is_left_alone() {
-    // Of unknown length; above the replay buffer; with nobody to fail over to.
+    // Of unknown length; above the replay buffer; with no provider to fail over to.
     for case in 0..3 {
         let harness = WireHarness::two(Answer::ok(), Answer::ok()).await;
         let first = harness.actors[0].provider().rename_model("gpt-5", "comet/gpt-5");

@@ -174,11 +174,11 @@ async fn finished_ends_every_claimed_request() {
     let both = "AttemptStarted, AttemptFinished, FailedOver, AttemptStarted, AttemptFinished";
     assert_eq!(told(), format!("{both}, Exhausted, Finished None"));
 
-    // A path that hides a dot segment, and a route to nobody: refused.
+    // A path that hides a dot segment, and a route to an unknown provider: refused.
     let hidden = scene.client.get("https://openai.test/v1/a/..%2fb").send().await;
     hidden.expect_err("refused");
     assert_eq!(told(), "Finished None");
-    let lost = scene.post().with_extension(Route::only(["nobody"])).send().await;
+    let lost = scene.post().with_extension(Route::only(["unknown"])).send().await;
     lost.expect_err("refused");
     assert_eq!(told(), "Finished None");
 
@@ -203,10 +203,10 @@ async fn finished_ends_every_claimed_request() {
     drop(scene.post().send());
     assert_eq!(told(), "");
 
-    // Nobody may be asked.
+    // No provider may be asked.
     scene.chain.isolate("cometapi").unwrap();
     scene.chain.isolate("openai").unwrap();
-    scene.post().send().await.expect_err("nobody to ask");
+    scene.post().send().await.expect_err("no provider to ask");
     assert_eq!(told(), "Exhausted, Finished None");
 
     let snapshot = scene.chain.snapshot();
@@ -601,7 +601,7 @@ mod traced {
     }
 
     /// What this thread was told. One subscriber serves all threads: with one for each, a span that
-    /// another thread without any is the first to meet is remembered as seen by nobody.
+    /// another thread without any is the first to meet is remembered as not seen.
     pub(super) struct Capture;
 
     thread_local! {

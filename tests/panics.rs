@@ -135,7 +135,7 @@ async fn a_panic_in_observe_at_every_event_is_counted_and_nothing_else_changes()
         Harness::with(failing_first(), |chain| chain.observe(move |_: &Event<'_>| panic()));
     assert_eq!(harness.ask_times(10).await["second"], 10);
     let until = match harness.state("first") {
-        State::Open { until } => until,
+        State::Open { until, .. } => until,
         other => panic!("{other:?}"),
     };
     // Started, finished, by_fallback, started, finished, and the request finished: six, five times;
@@ -223,7 +223,7 @@ async fn a_closure_that_panics_on_a_probe_wedges_nothing() {
     on.store(true, Ordering::Relaxed);
     assert_eq!(harness.ask().await, "second");
     // Nothing was sent, so nothing was learnt: the next request is the probe.
-    assert_eq!(harness.state("first"), State::Open { until });
+    assert!(matches!(harness.state("first"), State::Open { until: end, .. } if end == until));
     on.store(false, Ordering::Relaxed);
     assert_eq!(harness.ask().await, "first");
     assert_eq!(harness.state("first"), State::Closed);
@@ -277,7 +277,7 @@ async fn a_panic_in_an_inner_layer_goes_through_and_leaves_nothing_held() {
         let until = harness.break_it("first").await;
         sleep_until(until).await;
         assert_panics(&harness, "{}".into()).await;
-        assert_eq!(harness.state("first"), State::Open { until });
+        assert!(matches!(harness.state("first"), State::Open { until: end, .. } if end == until));
         assert_eq!(harness.of_provider("first").in_flight(), 0);
         harness.tell("first", ok());
         assert_eq!(harness.ask().await, "first");
@@ -311,7 +311,9 @@ async fn a_panic_in_a_body_goes_through_and_leaves_nothing_held() {
                 sleep_until(until).await;
             }
             assert_panics(&harness, "{}".into()).await;
-            assert_eq!(harness.state("second"), State::Open { until });
+            assert!(
+                matches!(harness.state("second"), State::Open { until: end, .. } if end == until)
+            );
             harness.tell("first", ok());
             assert_sound(&harness).await;
         }

@@ -83,7 +83,7 @@ async fn a_state_has_a_name_and_what_is_left_of_it() {
         chain.breaker(Breaker::default().consecutive(1).breaks(secs(30), secs(30)))
     });
     harness.post().send().await.unwrap();
-    let State::Open { until: end } = harness.state("a") else { panic!("it is open") };
+    let State::Open { until: end, .. } = harness.state("a") else { panic!("it is open") };
     let left = harness.state("a").remaining().unwrap();
     assert_eq!(left, end.saturating_duration_since(now()));
     assert_eq!(

@@ -53,7 +53,7 @@ async fn ask(client: &ClientWithMiddleware) -> (u16, String, Value) {
     let response =
         client.post(url).bearer_auth("callers-key").json(&question()).send().await.unwrap();
     let report = Report::of(&response).unwrap();
-    let served_by = report.served_by().unwrap_or("nobody").to_owned();
+    let served_by = report.served_by().unwrap_or("none").to_owned();
     (response.status().as_u16(), served_by, response.json().await.unwrap())
 }
 
@@ -110,5 +110,5 @@ async fn the_last_providers_error_is_handed_on_when_both_fail() {
     let openai =
         provider("openai-key", ResponseTemplate::new(429).set_body_json(json!({"n": 2}))).await;
     let answer = ask(&client(&comet, &openai, None)).await;
-    assert_eq!(answer, (429, "nobody".to_owned(), json!({"n": 2})));
+    assert_eq!(answer, (429, "none".to_owned(), json!({"n": 2})));
 }

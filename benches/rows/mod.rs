@@ -32,7 +32,7 @@ pub(crate) enum Row {
     FailoverOnce,
     /// The first provider's breaker is open.
     BreakerOpen,
-    /// One provider: nobody to fail over to.
+    /// One provider, and no other to fail over to.
     OneUsable,
     /// As `Ours`, with ten and a hundred providers.
     Ten,

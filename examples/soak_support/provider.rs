@@ -160,7 +160,7 @@ async fn receive(socket: &mut TcpStream, read: &mut Vec<u8>) -> io::Result<Optio
 }
 
 impl Book {
-    /// Writes down a request: its number, and whether it shows anybody else's key.
+    /// Writes down a request: its number, and whether it shows the key of another provider or caller.
     fn enter(&self, request: &[u8]) -> u64 {
         let text = String::from_utf8_lossy(request);
         let own = format!("Bearer {}", self.own_key);

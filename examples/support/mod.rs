@@ -9,7 +9,7 @@ use reqwest::Response;
 use reqwest_failover::{FailoverError, Provider, Report};
 use serde_json::Value;
 
-use self::stand_in::{StandIn, nobody};
+use self::stand_in::{StandIn, closed_port};
 
 #[allow(dead_code, reason = "every example uses its own part of it")]
 mod stand_in;
@@ -68,7 +68,7 @@ impl Harness {
     /// A CometAPI to which there is no connection.
     pub(crate) async fn cometapi_gone(&self) -> Result<Provider> {
         Ok(match &self.stand_ins {
-            Some(_) => Provider::new("cometapi", nobody().await?).bearer_auth(COMETAPI_KEY),
+            Some(_) => Provider::new("cometapi", closed_port().await?).bearer_auth(COMETAPI_KEY),
             // `.invalid` is reserved: no name below it ever resolves.
             None => Provider::new("cometapi", "https://cometapi.invalid/v1"),
         })
@@ -86,7 +86,7 @@ impl Harness {
         }
     }
 
-    /// Who may serve when nobody was made to fail: stand-ins do as they are told, but a real
+    /// Which providers may serve when none was made to fail: stand-ins do as they are told, but a real
     /// CometAPI may have a bad day.
     pub(crate) fn first_served(&self) -> &'static [&'static str] {
         match &self.stand_ins {
@@ -123,10 +123,10 @@ impl Harness {
 
     pub(crate) fn check_error(&self, error: &reqwest_middleware::Error) {
         let failed = FailoverError::find(error).expect("an error of the chain");
-        println!("   answered  nobody");
+        println!("   answered  none");
         println!("   report    {}", failed.report());
         println!("   error     {failed}");
-        assert!(failed.report().served_by().is_none(), "nobody served");
+        assert!(failed.report().served_by().is_none(), "no provider served");
         let text = failed.to_string();
         assert!(text.contains("cometapi") && text.contains("openai"), "both are named");
         if self.is_on_loopback() {
@@ -174,7 +174,7 @@ pub(crate) fn show_log_lines() {
 
 fn check_report(expected: &[&str], response: &Response) {
     let report = Report::of(response).expect("a response that came through a chain has a report");
-    let server = report.served_by().expect("somebody served");
+    let server = report.served_by().expect("a provider served");
     println!("   answered  {server} with {}", response.status());
     println!("   report    {report}");
     assert!(response.status().is_success(), "the answer is a success");

@@ -79,8 +79,8 @@ impl StandIn {
     }
 }
 
-/// The base URL of a provider that is not there: nobody listens on its port any more.
-pub(crate) async fn nobody() -> io::Result<String> {
+/// The base URL of a provider that is not there: its port is closed.
+pub(crate) async fn closed_port() -> io::Result<String> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     Ok(format!("http://{}/v1", listener.local_addr()?))
 }

@@ -110,7 +110,7 @@ impl Timeline {
     }
 
     fn draw_served(&self, page: &Page<'_>) -> Result<(), Box<dyn Error>> {
-        let lanes: Vec<&str> = self.names.iter().map(String::as_str).chain(["nobody"]).collect();
+        let lanes: Vec<&str> = self.names.iter().map(String::as_str).chain(["unknown"]).collect();
         let mut panel = self.panel(
             page,
             "Who served each request: one stroke for each",
@@ -118,10 +118,10 @@ impl Timeline {
             lanes.len() as f64,
         )?;
         self.name_lanes(page, &panel, &lanes)?;
-        let nobody = lanes.len() - 1;
+        let none = lanes.len() - 1;
         panel.draw_series(self.served.iter().map(|(at, place)| {
-            let lane = place.unwrap_or(nobody);
-            let color = if lane == nobody { NOBODY } else { PROVIDERS[lane % PROVIDERS.len()] };
+            let lane = place.unwrap_or(none);
+            let color = if lane == none { NONE } else { PROVIDERS[lane % PROVIDERS.len()] };
             let (top, bottom) = lane_edges(lanes.len(), lane, 0.22);
             PathElement::new(vec![(*at, top), (*at, bottom)], color.stroke_width(2))
         }))?;
@@ -232,18 +232,18 @@ impl Timeline {
         Ok(panel)
     }
 
-    /// Writes the lanes' names beside a panel.
+    /// Writes the lanes' names to the left of a panel.
     fn name_lanes(
         &self,
         page: &Page<'_>,
         panel: &Panel<'_>,
         lanes: &[&str],
     ) -> Result<(), Box<dyn Error>> {
-        let beside = small().color(&INK).pos(Pos::new(HPos::Right, VPos::Center));
+        let style = small().color(&INK).pos(Pos::new(HPos::Right, VPos::Center));
         for (lane, name) in lanes.iter().enumerate() {
             let (top, bottom) = lane_edges(lanes.len(), lane, 0.0);
             let (x, y) = panel.backend_coord(&(0.0, (top + bottom) / 2.0));
-            page.draw_text(name, &beside, (x - 8, y))?;
+            page.draw_text(name, &style, (x - 8, y))?;
         }
         Ok(())
     }
@@ -299,7 +299,7 @@ const OPEN: RGBColor = RGBColor(213, 94, 0);
 const ISOLATED: RGBColor = RGBColor(150, 150, 150);
 const PROVIDERS: [RGBColor; 3] =
     [RGBColor(0, 114, 178), RGBColor(230, 159, 0), RGBColor(204, 121, 167)];
-const NOBODY: RGBColor = RGBColor(200, 0, 0);
+const NONE: RGBColor = RGBColor(200, 0, 0);
 const INK: RGBColor = RGBColor(40, 40, 40);
 const GRID: RGBColor = RGBColor(200, 200, 200);
 const SHADE: RGBColor = RGBColor(244, 244, 244);

@@ -79,7 +79,7 @@ impl Meter {
     /// Counts a request that is over, and what succeeded of its attempts: one look for the recorder.
     pub(super) fn finished(&self, report: &Report, added: Option<Duration>, ratio: Option<f64>) {
         with_recorder(|recorder| {
-            let mut served_by = &SERVED_BY_NOBODY;
+            let mut served_by = &NOT_SERVED;
             for attempt in report.attempts() {
                 let Some(keys) = self.keys(&attempt.provider) else { continue };
                 if attempt.reason() == Reason::Ok {
@@ -94,7 +94,7 @@ impl Meter {
                     histogram.record(added.as_secs_f64());
                 }
                 // No provider served.
-                None => served_by = &SERVED_BY_NOBODY,
+                None => served_by = &NOT_SERVED,
             }
             recorder.register_counter(served_by, &METADATA).increment(1);
             if let Some(ratio) = ratio {
@@ -204,8 +204,8 @@ const ADDED_LATENCY: &str = "failover_added_latency_seconds";
 static METADATA: Metadata<'static> =
     Metadata::new(module_path!(), Level::INFO, Some(module_path!()));
 // Made at compile time: a key is hashed when it is made.
-static SERVED_BY_NOBODY: Key = Key::from_static_parts(REQUESTS, &NOBODY);
-static NOBODY: [Label; 1] = [Label::from_static_parts("served_by", "none")];
+static NOT_SERVED: Key = Key::from_static_parts(REQUESTS, &NONE);
+static NONE: [Label; 1] = [Label::from_static_parts("served_by", "none")];
 static RATIO_KEY: Key = Key::from_static_name(RATIO);
 static ADDED_LATENCY_KEY: Key = Key::from_static_name(ADDED_LATENCY);
 

@@ -675,7 +675,7 @@ fn tells_whether_a_copy_of_the_request_is_worth_having() {
     assert!(!harness.run().may_fail_over(&harness.health));
 }
 
-// What an outcome tells of the provider.
+// What an outcome says about the provider.
 
 #[test]
 fn every_judgement_is_its_own_signal() {

@@ -235,7 +235,7 @@ fn outcomes_without_a_response_have_their_verdicts() {
         assert_eq!(outcome.maybe_processed(), ambiguous, "{reason}");
         assert!(outcome.error().is_some() && outcome.headers().is_none());
     }
-    // Where it led, somebody may have processed it.
+    // It may have been processed where it led.
     let redirected = Outcome::failed("p", Reason::Redirected, Some(&error), Duration::ZERO);
     assert_eq!(Verdict::standard(&redirected), Verdict::FailOver(Fault::None));
     assert!(redirected.maybe_processed());

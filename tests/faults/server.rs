@@ -48,7 +48,7 @@ pub(crate) enum Wire {
 pub(crate) struct Server {
     pub(crate) seen: Arc<Seen>,
     addr: SocketAddr,
-    /// Until somebody listens.
+    /// Until there is a listener.
     idle: Mutex<Option<TcpSocket>>,
     accept: Mutex<Option<JoinHandle<()>>>,
 }

@@ -48,7 +48,7 @@ enum Way {
     /// To a host that is no provider's.
     Unclaimed,
     /// To the third provider's host, and not below its base.
-    BesideABase,
+    NextToABase,
     /// Below a base that the chain claims, and that is no provider's.
     Claimed,
     PrepareLeadsAway,
@@ -67,7 +67,7 @@ enum Way {
 pub(crate) const SCENARIOS: &[Scenario] = {
     use Behaviour::{Fails, LeadsAway, LeadsToTheThird, Resets, SaysTheKey, Serves, Stalls};
     use Way::*;
-    const NOBODY: [bool; 4] = [false, false, false, false];
+    const NONE: [bool; 4] = [false, false, false, false];
     const FIRST: [bool; 4] = [true, false, false, false];
     const SECOND: [bool; 4] = [false, true, false, false];
     const BOTH: [bool; 4] = [true, true, false, false];
@@ -90,9 +90,9 @@ pub(crate) const SCENARIOS: &[Scenario] = {
         row("redirects at all", [LeadsAway; 3], Plain, THREE),
         row("two requests over the same connections", [Fails, Serves, Serves], Twice, BOTH),
         row("twenty at once", [Fails, Fails, Serves], TwentyAtOnce, THREE),
-        row("a path that is refused", [Serves; 3], RefusedPath, NOBODY),
-        row("a URL that is nobody's", [Serves; 3], Unclaimed, ELSEWHERE),
-        row("a URL beside a base", [Serves; 3], BesideABase, LAST),
+        row("a path that is refused", [Serves; 3], RefusedPath, NONE),
+        row("a URL below no base", [Serves; 3], Unclaimed, ELSEWHERE),
+        row("a URL next to a base", [Serves; 3], NextToABase, LAST),
         row("a URL that is claimed", [Fails, Fails, Serves], Claimed, THREE),
         row("a `map_request` that leads away", [Serves; 3], PrepareLeadsAway, SECOND),
         row("a chain below this one", [Serves, Serves, Fails], Stacked, LAST_TWO),
@@ -102,7 +102,7 @@ pub(crate) const SCENARIOS: &[Scenario] = {
         row("the first isolated", [Serves; 3], Isolated, SECOND),
         row("routed to the second alone", [Serves, Fails, Serves], Routed, SECOND),
         row("retried below the chain", [Fails, Serves, Serves], RetriedBelow, BOTH),
-        row("hedged beside a silent one", [Stalls, Serves, Serves], Hedged, BOTH),
+        row("hedged while one is silent", [Stalls, Serves, Serves], Hedged, BOTH),
         row("a hedge that fails", [Stalls, Fails, Serves], Hedged, THREE),
         row("dropped by its caller", [Stalls, Serves, Serves], Dropped, FIRST),
     ]
@@ -122,7 +122,7 @@ impl Scenario {
     pub(crate) fn is_given_its_own(&self, form: Form, at: usize) -> bool {
         match (form, self.way) {
             // The request is the caller's, as it is.
-            (_, Way::BesideABase | Way::Unclaimed) => form == Form::Forwarded && at == 2,
+            (_, Way::NextToABase | Way::Unclaimed) => form == Form::Forwarded && at == 2,
             // Only what is addressed to a provider is forwarded to it.
             (Form::Forwarded, Way::Claimed | Way::Stacked) => at != 2,
             _ => true,
@@ -135,7 +135,7 @@ impl Scenario {
         let has_one = form.is_callers();
         match self.way {
             Way::Unclaimed => has_one && at == BYSTANDER,
-            Way::BesideABase => has_one && form != Form::Forwarded && at == 2,
+            Way::NextToABase => has_one && form != Form::Forwarded && at == 2,
             _ => false,
         }
     }
@@ -163,7 +163,7 @@ impl Scenario {
                 send(harness, harness.post(&client(chain), 2, "/v1/..%2fadmin")).await
             }
             Way::Unclaimed => send(harness, harness.post(&client(chain), BYSTANDER, path)).await,
-            Way::BesideABase => send(harness, harness.post(&client(chain), 2, "/v10/models")).await,
+            Way::NextToABase => send(harness, harness.post(&client(chain), 2, "/v10/models")).await,
             Way::Claimed => {
                 let client = client(chain.claim("http://claimed.test/v1"));
                 let url = "http://claimed.test/v1/chat/completions".to_owned();

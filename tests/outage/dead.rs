@@ -303,7 +303,7 @@ async fn a_first_provider_that_recovers_serves_again_within_one_break() {
         let until = loop {
             assert_eq!(scene.ask().await, "second");
             match scene.chain.snapshot().providers()[0].state() {
-                State::Open { until } | State::CoolingDown { until }
+                State::Open { until, .. } | State::CoolingDown { until, .. }
                     if until > Instant::now() + ms(50) =>
                 {
                     break until;

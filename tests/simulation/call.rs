@@ -23,7 +23,7 @@ pub(crate) struct Call {
     /// The request's own timeout, and whether that is its deadline.
     pub(crate) timeout: Option<Duration>,
     pub(crate) is_short: bool,
-    /// Whether anybody could be asked when it began.
+    /// Whether any provider could be asked when it began.
     pub(crate) hopeless: bool,
     pub(crate) entries: Vec<Entry>,
     /// The entries that have ended, in that order.

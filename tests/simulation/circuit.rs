@@ -100,6 +100,31 @@ pub(crate) struct Rules {
     pub(crate) cooldown: CooldownSettings,
 }
 
+/// A state, for what must be shown: the chain's own cannot be made here.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Shown {
+    Closed,
+    Open(Instant),
+    Probing,
+    CoolingDown(Instant),
+    AtCapacity,
+    Isolated,
+}
+
+impl From<State> for Shown {
+    fn from(state: State) -> Self {
+        match state {
+            State::Closed => Self::Closed,
+            State::Open { until, .. } => Self::Open(until),
+            State::Probing => Self::Probing,
+            State::CoolingDown { until, .. } => Self::CoolingDown(until),
+            State::AtCapacity => Self::AtCapacity,
+            State::Isolated => Self::Isolated,
+            _ => panic!("{state:?} is not known"),
+        }
+    }
+}
+
 impl Circuit {
     pub(crate) fn admit(&mut self, probe: Option<Lease>, now: Instant) -> Admitted {
         self.lease = probe.or(self.lease);
@@ -276,23 +301,25 @@ impl Circuit {
     }
 
     /// The state that a snapshot must show.
-    pub(crate) fn state(&self, now: Instant) -> State {
+    pub(crate) fn shown(&self, now: Instant) -> Shown {
         let rest = self.rest.filter(|rest| rest.is_lent || rest.until > now);
         let resting = rest.map(|rest| rest.until).filter(|until| *until > now);
         match (self.open_until, resting, rest) {
-            _ if self.is_lent() && self.is_leased(now) => State::Probing,
-            (open, Some(until), _) if open < Some(until) => State::CoolingDown { until },
-            (Some(until), _, _) => State::Open { until },
-            (None, _, Some(rest)) => State::CoolingDown { until: rest.until },
-            (None, _, None) => State::Closed,
+            _ if self.is_lent() && self.is_leased(now) => Shown::Probing,
+            (open, Some(until), _) if open < Some(until) => Shown::CoolingDown(until),
+            (Some(until), _, _) => Shown::Open(until),
+            (None, _, Some(rest)) => Shown::CoolingDown(rest.until),
+            (None, _, None) => Shown::Closed,
         }
     }
 
     /// Whether it lets a request through, as far as a snapshot shows.
     pub(crate) fn gate(&self, state: State, now: Instant) -> Gate {
         match state {
-            State::Open { until } | State::CoolingDown { until } if until <= now => Gate::ToProbe,
-            State::Open { until } | State::CoolingDown { until } => {
+            State::Open { until, .. } | State::CoolingDown { until, .. } if until <= now => {
+                Gate::ToProbe
+            }
+            State::Open { until, .. } | State::CoolingDown { until, .. } => {
                 Gate::Shut(until, Precision::Exact)
             }
             State::Probing => match self.lease.filter(|lease| lease.until > now) {

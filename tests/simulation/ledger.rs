@@ -10,7 +10,7 @@ use reqwest_failover::{Reason, Snapshot, State};
 use crate::account::Account;
 use crate::answers::{Answer, Price};
 use crate::call::{Arrived, Call, End, Ending, Entry, Left};
-use crate::circuit::{Lease, News};
+use crate::circuit::{Lease, News, Shown};
 use crate::settings::{
     CLIENTS_TIMEOUT_FIRST, DEFAULT_ATTEMPT, HedgeSettings, LEASE_MARGIN, NAMES, Settings, ms,
 };
@@ -450,13 +450,13 @@ impl Ledger {
                     continue;
                 }
                 let is_asked = asked.is_some_and(|asked| key.is_none() || key == asked);
-                let expected = match circuit.state(*now) {
+                let expected = match circuit.shown(*now) {
                     _ if state == State::Isolated => continue,
-                    _ if is_asked && circuit.is_probe_due(*now) => State::Probing,
-                    State::Closed if is_full && key.is_none() => State::AtCapacity,
+                    _ if is_asked && circuit.is_probe_due(*now) => Shown::Probing,
+                    Shown::Closed if is_full && key.is_none() => Shown::AtCapacity,
                     expected => expected,
                 };
-                if state != expected {
+                if Shown::from(state) != expected {
                     wrong = Some(format!("{key:?} is {state:?}, not {expected:?}"));
                 }
             }

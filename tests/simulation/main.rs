@@ -116,7 +116,7 @@ fn check_rest(harness: &Harness) {
         let states = provider.resting_keys().map(|(_, state)| state);
         for state in states.chain([provider.state()]) {
             ledger.check(state != State::Probing, || format!("the probe of {name} is stuck"));
-            if let State::Open { until } | State::CoolingDown { until } = state {
+            if let State::Open { until, .. } | State::CoolingDown { until, .. } = state {
                 let rest = until.saturating_duration_since(now);
                 ledger.check(rest <= longest, || format!("{name} rests for {rest:?}"));
             }

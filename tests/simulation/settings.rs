@@ -44,7 +44,7 @@ pub(crate) struct Settings {
     pub(crate) ambiguous: Ambiguous,
     pub(crate) exhausted: Exhausted,
     pub(crate) transient: bool,
-    /// Whether somebody looks at every event.
+    /// Whether an observer looks at every event.
     pub(crate) watched: bool,
     pub(crate) callers: usize,
     pub(crate) calls: u64,
@@ -210,7 +210,7 @@ impl Settings {
         chain
     }
 
-    /// The limit that somebody set for this provider's attempts.
+    /// The limit that was set for this provider's attempts.
     pub(crate) fn explicit_limit(&self, provider: usize) -> Option<Duration> {
         self.providers[provider].attempt_timeout.or(self.attempt_timeout)
     }

@@ -91,7 +91,7 @@ impl WireHarness {
         }
     }
 
-    /// Nobody was even connected to.
+    /// No provider was even connected to.
     #[track_caller]
     pub fn assert_untouched(&self) {
         for actor in &self.actors {
@@ -106,7 +106,7 @@ impl WireHarness {
         secret
     }
 
-    /// Something that was shown to somebody.
+    /// Something that was shown to a caller.
     pub fn hear(&self, text: impl Display) -> String {
         let text = text.to_string();
         *lock(&self.said) += &format!("{text}\n");

@@ -268,7 +268,7 @@ impl Reader<'_> {
 }
 
 /// An address of 127.0.0.1 that refuses connections for as long as this lives: bound, so that
-/// nobody else is given it, and never listening.
+/// no other test is given it, and never listening.
 pub struct Refusing(TcpSocket);
 
 impl Refusing {

@@ -164,7 +164,7 @@ impl Harness {
         }
         self.tell(name, before);
         match self.state(name) {
-            State::Open { until } => until,
+            State::Open { until, .. } => until,
             other => panic!("{name} is {other:?} after five failures"),
         }
     }
@@ -183,7 +183,7 @@ pub fn keyless(name: &str) -> Provider {
 pub fn served_by(result: Result<Response>) -> String {
     let response = result.expect("an answer");
     let report = Report::of(&response).expect("a report");
-    report.served_by().unwrap_or_else(|| panic!("nobody served: {report}")).to_owned()
+    report.served_by().unwrap_or_else(|| panic!("no provider served: {report}")).to_owned()
 }
 
 /// What a provider script with a request.
@@ -312,7 +312,7 @@ pub enum Told {
     Panicked(&'static str),
     Exhausted,
     Rejected,
-    /// Who was silent, who is asked beside it, and for how many milliseconds it was.
+    /// Who was silent, who is asked as well, and for how many milliseconds it was.
     Hedged(String, String, u128),
     /// The reasons of all attempts, with their providers.
     Finished(Vec<(String, String)>),

@@ -11,6 +11,8 @@ mod outcome;
 mod request;
 mod shared;
 mod slot;
+mod sources;
+mod timeouts;
 
 use std::fmt;
 use std::pin::Pin;
@@ -28,7 +30,7 @@ use self::flight::Sender;
 use self::shared::{Shared, now};
 use crate::error::ConfigError;
 use crate::health::State;
-use crate::observe::{Event, Origin, ProviderSnapshot, Snapshot};
+use crate::observe::{Event, EventOrigin, ProviderSnapshot, Snapshot};
 use crate::provider::Provider;
 use crate::report::Attempt;
 
@@ -232,7 +234,7 @@ impl Middleware for ProviderChain {
                     observer.warn_of_passed_through(&origin, &base, &difference);
                 }
                 let host = request.url().host_str().unwrap_or_default();
-                let origin = Origin { id: None, extensions: Some(extensions) };
+                let origin = EventOrigin { id: None, extensions: Some(extensions) };
                 observer.emit(&Event::PassedThrough { origin, host });
                 next.run(request, extensions).await
             }),

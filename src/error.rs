@@ -78,7 +78,7 @@ impl ConfigError {
 /// ```
 #[derive(Debug)]
 pub struct FailoverError {
-    cause: Cause,
+    cause: FailureKind,
     report: Report,
 }
 
@@ -86,7 +86,7 @@ impl FailoverError {
     /// Finds a `FailoverError` in an error or among its sources.
     pub fn find<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a Self> {
         std::iter::successors(Some(error), |&error| error.source()).find_map(|error| {
-            let found = error.downcast_ref::<Found>().map(|found| &found.0);
+            let found = error.downcast_ref::<Findable>().map(|found| &found.0);
             error.downcast_ref::<Self>().or(found)
         })
     }
@@ -101,7 +101,7 @@ impl FailoverError {
     /// `is_timeout()` and `is_connect()` of `reqwest_middleware::Error` answer for a `reqwest::Error` that
     /// is handed on; for a `FailoverError` they are always `false`, since that type has no way to say it.
     pub fn is_timeout(&self) -> bool {
-        matches!(self.cause, Cause::NoTime) || self.ended_with(Reason::Timeout)
+        matches!(self.cause, FailureKind::NoTime) || self.ended_with(Reason::Timeout)
     }
 
     /// Whether the last attempt found no connection to its provider.
@@ -119,13 +119,13 @@ impl FailoverError {
         self.report.attempts().iter().filter_map(|attempt| attempt.retry_after).min()
     }
 
-    pub(crate) fn new(cause: Cause, report: Report) -> Self {
+    pub(crate) fn new(cause: FailureKind, report: Report) -> Self {
         Self { cause, report }
     }
 
     /// The error as it travels through `reqwest-middleware`.
     pub(crate) fn into_middleware(self) -> reqwest_middleware::Error {
-        reqwest_middleware::Error::middleware(Carrier { found: Found(self) })
+        reqwest_middleware::Error::middleware(Carrier { found: Findable(self) })
     }
 
     fn ended_with(&self, reason: Reason) -> bool {
@@ -180,7 +180,7 @@ pub enum Exhausted {
 
 /// Why there is a `FailoverError`.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Cause {
+pub(crate) enum FailureKind {
     #[error("no provider served the request")]
     Exhausted,
     #[error("no provider may be asked: each is isolated or left out by the route")]
@@ -204,14 +204,14 @@ pub(crate) enum Cause {
 #[error("{}", .found.0)]
 struct Carrier {
     #[source]
-    found: Found,
+    found: Findable,
 }
 
 /// A `FailoverError` among the sources of another error. It has no text of its own, since the error above
 /// it has shown all of it.
 #[derive(Debug, thiserror::Error)]
 #[error("FailoverError")]
-struct Found(FailoverError);
+struct Findable(FailoverError);
 
 #[cfg(test)]
 mod tests {
@@ -235,7 +235,7 @@ mod tests {
                 is_replayable: true,
             });
         }
-        FailoverError::new(Cause::Exhausted, report)
+        FailoverError::new(FailureKind::Exhausted, report)
     }
 
     #[test]
@@ -257,7 +257,7 @@ mod tests {
         late.report.push(Attempt { reason: Reason::Timeout, ..late.report.attempts()[1].clone() });
         assert!(late.is_timeout() && !late.is_connect());
         assert_eq!(late.report().attempts().len(), 3);
-        let never = FailoverError::new(Cause::NoTime, Report::new(1));
+        let never = FailoverError::new(FailureKind::NoTime, Report::new(1));
         assert!(never.is_timeout() && !never.is_connect());
         assert_eq!((never.last_status(), never.retry_after()), (None, None));
     }

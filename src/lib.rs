@@ -87,7 +87,7 @@ pub use error::{ConfigError, Exhausted, FailoverError};
 pub use health::{Breaker, Cooldown, HealthKey, State};
 pub use hedge::Hedge;
 pub use inspect::{Answer, Flaw, Inspect};
-pub use observe::{Event, ProviderSnapshot, Snapshot};
+pub use observe::{Event, EventOrigin, ProviderSnapshot, Snapshot};
 pub use provider::Provider;
 pub use report::{Attempt, Report};
 pub use route::Route;

@@ -40,7 +40,7 @@ pub struct Report {
     served: bool,
     elapsed: Duration,
     /// Why the others were not asked, where no provider served.
-    unasked: Option<Box<Unasked>>,
+    unasked: Option<Box<UnaskedNote>>,
 }
 
 impl Report {
@@ -151,7 +151,7 @@ impl Report {
     }
 
     pub(crate) fn set_unasked(&mut self, unasked: String) {
-        self.unasked = Some(Box::new(Unasked(unasked)));
+        self.unasked = Some(Box::new(UnaskedNote(unasked)));
     }
 
     pub(crate) fn unasked(&self) -> Option<&str> {
@@ -294,7 +294,7 @@ impl fmt::Display for Attempt {
 
 /// Why providers were not asked, in words. Boxed, since it is rare and reports are moved about.
 #[derive(Clone, Debug, PartialEq)]
-struct Unasked(String);
+struct UnaskedNote(String);
 
 /// The first attempt is kept in place: most requests need no second one, and no allocation.
 #[derive(Clone, Debug, PartialEq)]

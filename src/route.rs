@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::error::Cause;
+use crate::error::FailureKind;
 
 /// Where one request may go: for stateful paths such as `/files/{id}`, which only the provider that
 /// holds the file can serve.
@@ -74,10 +74,10 @@ impl Route {
         order: &Arc<[usize]>,
         find: impl Fn(&str) -> Option<usize>,
         known: impl Fn() -> String,
-    ) -> Result<Arc<[usize]>, Cause> {
-        let named = |names: &[String]| -> Result<Vec<usize>, Cause> {
+    ) -> Result<Arc<[usize]>, FailureKind> {
+        let named = |names: &[String]| -> Result<Vec<usize>, FailureKind> {
             let known = || known();
-            let unknown = |name: &String| Cause::UnknownRoute {
+            let unknown = |name: &String| FailureKind::UnknownRoute {
                 name: name.escape_debug().to_string(),
                 known: known(),
             };

@@ -4,6 +4,7 @@
 //! records the outcome. So every order of events, however unlikely, can be a table or property test
 //! in virtual time.
 
+mod choice;
 mod judgement;
 mod limits;
 mod replay;
@@ -13,6 +14,7 @@ mod unasked;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use self::choice::pass_over;
 pub(crate) use self::judgement::{Judgement, Settled, Unserved};
 pub use self::limits::Limits;
 pub(crate) use self::limits::{Bound, ChainLimits, Deadline, Until};
@@ -20,7 +22,7 @@ pub(crate) use self::replay::is_idempotent;
 pub use self::replay::{Ambiguous, Replay};
 pub(crate) use self::set::ProviderSet;
 pub(crate) use self::unasked::Unasked;
-use crate::health::{Admission, Changes, Concern, HealthSignal, HealthTable, Permit, after};
+use crate::health::{Changes, Concern, HealthSignal, HealthTable, Permit, after};
 use crate::verdict::{Fault, Verdict};
 
 /// What is to be done next.
@@ -396,83 +398,12 @@ impl Run {
     fn is_usable(&self, provider: usize, health: &HealthTable) -> bool {
         !self.excluded.contains(provider) && !health.is_isolated(provider)
     }
-
-    /// The first available provider in order; else, when none is left, the unavailable one that
-    /// reopens first, and those at their limit last. A hedge is sent to an available one only.
-    #[inline]
-    fn choose(&self, health: &HealthTable, now: Instant) -> Option<Choice> {
-        let is_hedge = self.in_flight > 0;
-        let may_probe = !is_hedge && self.replayable;
-        let mut passed_over = false;
-        let mut full = ProviderSet::default();
-        let mut order = self.order.iter();
-        while let Some(&provider) = order.next() {
-            if self.excluded.contains(provider) {
-                continue;
-            }
-            let admission = health.admission(provider, self.key(), now);
-            let is_probe = admission == Admission::ProbeDue;
-            if admission == Admission::Available || is_probe && may_probe {
-                let leaves_any = passed_over || order.any(|other| self.is_usable(*other, health));
-                return Some(Choice { provider, may_probe: is_probe, leaves_any, full });
-            }
-            passed_over |= admission != Admission::Isolated;
-            if admission == Admission::AtCapacity {
-                full.insert(provider);
-            }
-        }
-        if is_hedge || !self.allow_unhealthy {
-            return None;
-        }
-        self.choose_unavailable(health, full, now)
-    }
-
-    #[cold]
-    fn choose_unavailable(
-        &self,
-        health: &HealthTable,
-        full: ProviderSet,
-        now: Instant,
-    ) -> Option<Choice> {
-        // A limit that its user has set is worth more than a provider's own wish.
-        let order = |provider: &usize| match health.admission(*provider, self.key(), now) {
-            Admission::AtCapacity => (true, now),
-            Admission::Unavailable(until) => (false, until),
-            _ => (false, now),
-        };
-        let provider = self.usable(health).min_by_key(order)?;
-        let leaves_any = self.usable(health).nth(1).is_some();
-        // A provider that is shut may be one whose key is not.
-        Some(Choice { provider, may_probe: true, leaves_any, full })
-    }
 }
 
 fn record_latency(health: &mut HealthTable, permit: &Permit, now: Instant) {
     if let Some(hedging) = &mut health.hedging {
         hedging.record(permit.provider, permit.elapsed(now));
     }
-}
-
-/// Which of these providers it is news of that they were passed over at their limit.
-#[cold]
-fn pass_over(
-    full: ProviderSet,
-    health: &mut HealthTable,
-    now: Instant,
-) -> Option<Box<ProviderSet>> {
-    let mut news = ProviderSet::default();
-    full.iter().filter(|it| health.pass_over(*it, now)).for_each(|it| news.insert(it));
-    (!news.is_empty()).then(|| Box::new(news))
-}
-
-struct Choice {
-    provider: usize,
-    /// Whether this may be a probe, whose lease lasts a little longer than its request.
-    may_probe: bool,
-    /// Whether any other provider could be asked at all.
-    leaves_any: bool,
-    /// The providers that were passed over at their limit.
-    full: ProviderSet,
 }
 
 #[cfg(test)]

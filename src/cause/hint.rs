@@ -29,11 +29,11 @@ pub(crate) fn retry_after(
 }
 
 /// The headers that say how long to wait.
-static WAITS: [(HeaderName, Unit); 2] = [
+static WAITS: [(HeaderName, TimeUnit); 2] = [
     // OpenAI and Azure <https://github.com/openai/openai-python/blob/main/src/openai/_base_client.py>.
-    (HeaderName::from_static("retry-after-ms"), Unit::Millis),
+    (HeaderName::from_static("retry-after-ms"), TimeUnit::Millis),
     // RFC 9110, section 10.2.3: seconds or a date. A fraction is not allowed there, and comes.
-    (RETRY_AFTER, Unit::SecondsOrDate),
+    (RETRY_AFTER, TimeUnit::SecondsOrDate),
 ];
 
 /// The headers that say when a limit is lifted, and those that say what is left of it.
@@ -76,12 +76,12 @@ fn reset<W: FnOnce() -> SystemTime>(headers: &HeaderMap, clock: &mut Clock<W>) -
 }
 
 /// What a header's number counts.
-enum Unit {
+enum TimeUnit {
     Millis,
     SecondsOrDate,
 }
 
-impl Unit {
+impl TimeUnit {
     fn read<W: FnOnce() -> SystemTime>(
         &self,
         text: &str,

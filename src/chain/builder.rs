@@ -10,6 +10,7 @@ use super::ProviderChain;
 use super::address::Addresses;
 use super::mark::CountedChain;
 use super::shared::{Classify, RouteFor, Shared, Table, now};
+use super::timeouts::Timeouts;
 use crate::error::{ConfigError, Exhausted};
 use crate::health::{Breaker, Cooldown, HealthKey, HealthTable, State};
 use crate::hedge::{Hedge, Hedging};
@@ -306,16 +307,16 @@ impl ProviderChainBuilder {
     /// [`Provider`]), or a setting is out of its range. The error names the provider and the field.
     pub fn build(self) -> Result<ProviderChain, ConfigError> {
         let Checked { entries, scope, strip } = check(self.providers, self.claims, self.headers)?;
-        let settings = Settings { total: self.total_timeout, attempt: self.attempt_timeout };
+        let timeouts = Timeouts { total: self.total_timeout, attempt: self.attempt_timeout };
         if self.max_attempts == Some(0) {
             return Err(ConfigError::new(None, "max_attempts", "must be at least 1"));
         }
-        settings.check(&entries)?;
+        timeouts.check(&entries)?;
         let problems = [
             ("breaker", self.breaker.as_ref().and_then(Breaker::problem)),
             ("cooldown", self.cooldown.problem()),
             ("fallback_alert", self.rate_limits.problem()),
-            ("hedge", self.hedge.as_ref().and_then(|hedge| hedge.problem(settings.shortest()))),
+            ("hedge", self.hedge.as_ref().and_then(|hedge| hedge.problem(timeouts.shortest()))),
         ];
         for (field, problem) in problems {
             if let Some(problem) = problem {
@@ -378,40 +379,6 @@ impl ProviderChainBuilder {
             observer,
         };
         Ok(ProviderChain { shared: Arc::new(shared) })
-    }
-}
-
-/// The builder's time limits.
-struct Settings {
-    total: Duration,
-    attempt: Option<Duration>,
-}
-
-impl Settings {
-    fn check(&self, entries: &[Entry]) -> Result<(), ConfigError> {
-        const TOO_LONG: &str = "must not be longer than the total timeout";
-        let wrong = |field, problem: &str| Err(ConfigError::new(None, field, problem));
-        if self.total.is_zero() {
-            return wrong("total_timeout", "must be longer than zero");
-        }
-        match self.attempt {
-            Some(limit) if limit.is_zero() => {
-                return wrong("attempt_timeout", "must be longer than zero");
-            }
-            Some(limit) if limit > self.total => return wrong("attempt_timeout", TOO_LONG),
-            _ => {}
-        }
-        let too_long =
-            |entry: &&Entry| entry.attempt_timeout.is_some_and(|limit| limit > self.total);
-        match entries.iter().find(too_long) {
-            Some(entry) => Err(ConfigError::new(Some(&entry.name), "attempt_timeout", TOO_LONG)),
-            None => Ok(()),
-        }
-    }
-
-    /// How long an attempt may take where nothing else is said.
-    fn shortest(&self) -> Duration {
-        self.attempt.unwrap_or(ChainLimits::DEFAULT_ATTEMPT).min(self.total)
     }
 }
 

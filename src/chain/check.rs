@@ -39,7 +39,7 @@ pub(super) async fn check(
         return refuse(shared, "the body is a stream, which can be sent only once");
     }
     // What an attempt is sent with is given to a layer only.
-    let layer = Arc::new(Layer { shared: shared.clone(), address, said: Mutex::default() });
+    let layer = Arc::new(CheckLayer { shared: shared.clone(), address, said: Mutex::default() });
     let client = ClientBuilder::new(client.clone()).with_arc(layer.clone()).build();
     let _ = client.execute(request).await;
     std::mem::take(&mut *layer.said.lock().unwrap_or_else(PoisonError::into_inner))
@@ -84,13 +84,13 @@ fn said(
 }
 
 /// Takes the place of the chain for one request.
-struct Layer {
+struct CheckLayer {
     shared: Arc<Shared>,
     address: Arc<Address>,
     said: Mutex<Vec<Attempt>>,
 }
 
-impl Middleware for Layer {
+impl Middleware for CheckLayer {
     fn handle<'layer, 'extensions, 'next, 'answer>(
         &'layer self,
         request: Request,
@@ -111,7 +111,7 @@ impl Middleware for Layer {
     }
 }
 
-impl Layer {
+impl CheckLayer {
     /// Asks all providers at once.
     async fn ask_all(
         &self,

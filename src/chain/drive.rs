@@ -15,7 +15,7 @@ use super::body::{Requests, Streamed, hand_back, read_stream};
 use super::flight::{AttemptState, Flight, Guard, Sender};
 use super::outcome::AttemptResult;
 use super::request::{Dropped, RequestState, Settlement};
-use crate::error::{Cause, Exhausted};
+use crate::error::{Exhausted, FailureKind};
 use crate::health::Permit;
 use crate::observe::Ending;
 use crate::run::{Settled, Step, Until};
@@ -54,7 +54,7 @@ pub(super) fn drive<'a>(
 }
 
 /// What the caller gets.
-type Answer = reqwest_middleware::Result<Response>;
+type CallerResult = reqwest_middleware::Result<Response>;
 
 /// An attempt that is over, while it may still be the answer.
 struct Ended {
@@ -65,7 +65,7 @@ struct Ended {
 }
 
 /// An attempt that is no longer in flight: where it was, its result, and its extensions.
-type Over = (Slot, AttemptResult, Extensions);
+type Over = (FlightSlot, AttemptResult, Extensions);
 
 /// The attempts in flight: one, or two where one is hedged. Dropping it abandons them.
 struct Flights<'s, 'a> {
@@ -89,7 +89,7 @@ impl<'s, 'a> Flights<'s, 'a> {
         step: Step,
         sender: &Sender<'a>,
         requests: &mut Requests,
-    ) -> ControlFlow<Answer, Option<Instant>> {
+    ) -> ControlFlow<CallerResult, Option<Instant>> {
         match step {
             Step::Send { permit, until, last, hedge, full } => {
                 if let Some(full) = full {
@@ -111,7 +111,7 @@ impl<'s, 'a> Flights<'s, 'a> {
         is_hedge: bool,
         sender: &Sender<'a>,
         requests: &mut Requests,
-    ) -> ControlFlow<Answer, Option<Instant>> {
+    ) -> ControlFlow<CallerResult, Option<Instant>> {
         let provider = permit.provider;
         if is_hedge {
             self.emit_hedged(provider);
@@ -154,12 +154,12 @@ impl<'s, 'a> Flights<'s, 'a> {
             if let Some(flight) = &mut self.first
                 && let Poll::Ready((result, own)) = flight.poll(sender, &deadline, context)
             {
-                return Poll::Ready(Some((Slot::First, result, own)));
+                return Poll::Ready(Some((FlightSlot::First, result, own)));
             }
             if let Some(flight) = &mut self.second
                 && let Poll::Ready((result, own)) = flight.poll(sender, &deadline, context)
             {
-                return Poll::Ready(Some((Slot::Second, result, own)));
+                return Poll::Ready(Some((FlightSlot::Second, result, own)));
             }
             let Some(until) = until else { return Poll::Pending };
             let timer = timer.get_or_insert_with(|| Box::pin(sleep_until(until.into())));
@@ -173,7 +173,7 @@ impl<'s, 'a> Flights<'s, 'a> {
         over: Option<Over>,
         sender: &Sender<'a>,
         requests: &mut Requests,
-    ) -> ControlFlow<Answer, Step> {
+    ) -> ControlFlow<CallerResult, Step> {
         let Some((slot, mut result, own)) = over else {
             self.state.refresh_now();
             return ControlFlow::Continue(self.state.next_step());
@@ -181,15 +181,15 @@ impl<'s, 'a> Flights<'s, 'a> {
         if let AttemptResult::CallerFailed(error) = result {
             self.drop_all(Dropped::CallerFailed);
             if self.state.is_shown_by(&error, &sender.secrets_of_caller(requests)) {
-                let failed = self.state.fail(Cause::BodyFailed);
+                let failed = self.state.fail(FailureKind::BodyFailed);
                 return ControlFlow::Break(Err(failed));
             }
             self.state.finish(Ending::NoNews);
             return ControlFlow::Break(Err(error));
         }
         let flight = match slot {
-            Slot::First => self.first.as_mut(),
-            Slot::Second => self.second.as_deref_mut(),
+            FlightSlot::First => self.first.as_mut(),
+            FlightSlot::Second => self.second.as_deref_mut(),
         };
         let Some(flight) = flight else {
             return ControlFlow::Break(self.exhaust(sender, requests));
@@ -198,8 +198,8 @@ impl<'s, 'a> Flights<'s, 'a> {
         let Settlement { settled, step, line, changes, provider, started, permit } =
             self.state.settle(&mut flight.state, &mut result, of_caller);
         match slot {
-            Slot::First => self.first = None,
-            Slot::Second => self.second = None,
+            FlightSlot::First => self.first = None,
+            FlightSlot::Second => self.second = None,
         }
         if settled == Settled::Serve {
             self.drop_all(Dropped::Loser);
@@ -220,7 +220,7 @@ impl<'s, 'a> Flights<'s, 'a> {
     }
 
     #[cold]
-    fn serve_kept(&mut self, sender: &Sender<'a>, requests: &mut Requests) -> Answer {
+    fn serve_kept(&mut self, sender: &Sender<'a>, requests: &mut Requests) -> CallerResult {
         let Some(kept) = self.kept.take() else { return self.exhaust(sender, requests) };
         let Ended { provider, started, result, own } = *kept;
         self.state.serve_kept(provider, started);
@@ -229,7 +229,7 @@ impl<'s, 'a> Flights<'s, 'a> {
 
     /// Hands on what the last provider left, or an error that holds what each of them left.
     #[cold]
-    fn exhaust(&mut self, sender: &Sender<'a>, requests: &mut Requests) -> Answer {
+    fn exhaust(&mut self, sender: &Sender<'a>, requests: &mut Requests) -> CallerResult {
         let state = &mut *self.state;
         let Some(last) = self.last.take() else {
             return Err(state.fail_unasked());
@@ -244,7 +244,7 @@ impl<'s, 'a> Flights<'s, 'a> {
             Exhausted::Error => None,
         };
         let Some(outcome) = outcome else {
-            return Err(state.fail(Cause::Exhausted));
+            return Err(state.fail(FailureKind::Exhausted));
         };
         hand_back(state.extensions, own);
         let report = state.finish(state.unserved());
@@ -283,7 +283,7 @@ impl<'s, 'a> Flights<'s, 'a> {
 
 /// Where an attempt is in flight.
 #[derive(Clone, Copy)]
-enum Slot {
+enum FlightSlot {
     First,
     Second,
 }
@@ -306,7 +306,7 @@ async fn make_replayable(
     let streamed = timeout_at(state.run.deadline().at.into(), read).await;
     state.refresh_now();
     let body = match streamed {
-        Err(_) => return Err(state.fail(Cause::NoTime)),
+        Err(_) => return Err(state.fail(FailureKind::NoTime)),
         Ok(Err(error)) => {
             state.finish(Ending::NoNews);
             return Err(Error::Reqwest(error));
@@ -330,7 +330,7 @@ fn serve(
     own: Extensions,
     permit: Option<Permit>,
     of_caller: impl FnOnce() -> Vec<String>,
-) -> Answer {
+) -> CallerResult {
     let result = match (result, permit) {
         (AttemptResult::Stream(stream), Some(permit)) => {
             let watch = state.watch(permit, of_caller());
@@ -339,7 +339,7 @@ fn serve(
         (result, _) => result.into_result(),
     };
     let Some(Ok(mut response)) = result else {
-        return Err(state.fail(Cause::NothingAccepted));
+        return Err(state.fail(FailureKind::NothingAccepted));
     };
     hand_back(state.extensions, own);
     let report = state.finish(Ending::Served);

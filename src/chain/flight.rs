@@ -18,10 +18,11 @@ use super::body::{Requests, Upload};
 use super::outcome::{AttemptResult, CameFrom, Unsent, clean_error, clean_response, read};
 use super::shared::{Shared, now};
 use super::slot::keep_place;
+use super::sources::ask_for_keys;
 use crate::health::{Permit, after};
 use crate::inspect::Asked;
-use crate::observe::{Event, Trace, catch_panic};
-use crate::provider::{BoxError, Entry, FreshKey, KeySource};
+use crate::observe::Trace;
+use crate::provider::{Entry, FreshKey};
 use crate::readdress::still_inside;
 use crate::run::{Bound, Deadline, Until};
 use crate::verdict::Reason;
@@ -32,10 +33,10 @@ const CLIENTS_TIMEOUT_FIRST: Duration = Duration::from_millis(5);
 type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// What the rest of the middleware stack returns, and what it made of the attempt's extensions.
-type Answer = (reqwest_middleware::Result<Response>, Extensions);
+type StackResult = (reqwest_middleware::Result<Response>, Extensions);
 
 /// Runs the rest of the middleware stack.
-fn send<'a>(next: Next<'a>, request: Request, mut own: Extensions) -> BoxFuture<'a, Answer> {
+fn send<'a>(next: Next<'a>, request: Request, mut own: Extensions) -> BoxFuture<'a, StackResult> {
     // An `async fn` would hold twice what it is given.
     Box::pin(async move {
         let result = next.run(request, &mut own).await;
@@ -151,7 +152,7 @@ enum Stage<'a> {
     Unsent(Option<Unsent>),
     /// The provider's sources are asked for its keys.
     Keys(BoxFuture<'a, Result<Vec<FreshKey>, Unsent>>, Box<(Request, Extensions)>),
-    Sent(BoxFuture<'a, Answer>),
+    Sent(BoxFuture<'a, StackResult>),
     /// The answer is looked into before its verdict.
     Reading(BoxFuture<'a, AttemptResult>, Extensions),
 }
@@ -323,7 +324,7 @@ impl<'a> Flight<'a> {
                     let Poll::Ready((result, own)) = answer else { break };
                     let mut result = sender.receive(state, self.sent.as_ref(), result);
                     if sender.entry(state.provider()).max_in_flight.is_some() {
-                        result = keep_place(sender.shared, &mut state.permit, result);
+                        result = keep_place(sender.shared, state.permit.get_mut(), result);
                     }
                     let response = match result {
                         AttemptResult::Response(response)
@@ -435,36 +436,4 @@ impl<'a> Flight<'a> {
             timer.as_mut().reset(after(state.until.at, grace).into());
         }
     }
-}
-
-/// Asks a provider's sources for its keys, one after the other.
-async fn ask_for_keys(
-    shared: &Shared,
-    provider: usize,
-    sources: &[KeySource],
-) -> Result<Vec<FreshKey>, Unsent> {
-    let mut keys = Vec::with_capacity(sources.len());
-    let mut secrets = Vec::new();
-    for source in sources {
-        let key = ask_for_key(shared, source).await?;
-        secrets.extend_from_slice(&key.secrets);
-        shared.lock_tokens()[provider].clone_from(&secrets);
-        keys.push(key);
-    }
-    Ok(keys)
-}
-
-async fn ask_for_key(shared: &Shared, source: &KeySource) -> Result<FreshKey, Unsent> {
-    let failed = |error: BoxError| Unsent { reason: Reason::Credential, error };
-    let panicked = || {
-        shared.observer.emit(&Event::CallbackPanicked { callback: source.method });
-        failed(format!("`{}` panicked", source.method).into())
-    };
-    let mut asked = catch_panic(|| source.ask()).ok_or_else(panicked)?;
-    let answer = std::future::poll_fn(|context| {
-        catch_panic(|| asked.as_mut().poll(context))
-            .map_or(Poll::Ready(None), |poll| poll.map(Some))
-    });
-    let key = answer.await.ok_or_else(panicked)?.map_err(failed)?;
-    source.check(&key).map_err(|problem| failed(format!("the token {problem}").into()))
 }

@@ -1,9 +1,10 @@
 //! One request's state: its run, its report, its counts and its events, however it ends.
 
 mod ending;
+mod settle;
 
 use std::num::NonZeroU64;
-use std::sync::{Arc, MutexGuard};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::Extensions;
@@ -13,17 +14,15 @@ use reqwest::Request;
 use super::address::Address;
 use super::body::{Requests, is_replayable};
 use super::flight::AttemptState;
-use super::outcome::{AttemptResult, Circumstances};
 use super::shared::{Shared, StreamWatch, Table, now};
-use crate::error::Cause;
+use crate::error::FailureKind;
 use crate::health::{Changes, Permit, after};
 use crate::message::Secrets;
 use crate::observe::rate::Crossing;
-use crate::observe::{Event, Observer, Trace};
+use crate::observe::{Event, Trace};
 use crate::report::{Attempt, Report};
 use crate::route::Route;
 use crate::run::{Ambiguous, Limits, Replay, Run, Settled, Step, is_idempotent};
-use crate::verdict::{Reason, Verdict};
 
 /// A claimed request's state. Dropping it counts the request as abandoned.
 pub(super) struct RequestState<'a> {
@@ -58,7 +57,7 @@ pub(super) struct RequestState<'a> {
 
 /// How a request begins: with its first step; with none if its body is a stream, which is read first; or
 /// refused.
-type Begun = Result<Option<Step>, Box<Cause>>;
+type Begun = Result<Option<Step>, Box<FailureKind>>;
 
 /// Why an attempt in flight is dropped.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -107,7 +106,7 @@ impl<'a> RequestState<'a> {
             || request.is_some_and(|request| is_idempotent(request.method()))
             || extensions.get::<Replay>().is_some();
         let route = match address.is_refused() {
-            true => Err(Cause::PathRefused),
+            true => Err(FailureKind::PathRefused),
             false => Ok(request.and_then(|request| Self::route(shared, request, extensions))),
         };
         let is_read = request.is_none_or(is_replayable);
@@ -158,7 +157,7 @@ impl<'a> RequestState<'a> {
         })
     }
 
-    fn apply(&mut self, route: &Route) -> Result<(), Cause> {
+    fn apply(&mut self, route: &Route) -> Result<(), FailureKind> {
         let shared = self.shared;
         self.run
             .reorder(|order| route.resolve(order, |name| shared.find(name), || shared.names()))?;
@@ -224,120 +223,6 @@ impl<'a> RequestState<'a> {
             self.emit(&Event::AttemptStarted { origin, provider: &entry.name, number });
         }
         self.trace.attempt(&entry.name, entry.base.url(), resends)
-    }
-
-    /// Judges what came back, moves the provider's health by it, and asks the run what is next. A
-    /// committed stream keeps its permit until it ends. `of_caller`: what the caller put on the
-    /// request, which is asked for only where a message is made.
-    pub(super) fn settle(
-        &mut self,
-        attempt: &mut AttemptState<'_>,
-        result: &mut AttemptResult,
-        of_caller: impl Fn() -> Vec<String>,
-    ) -> Settlement {
-        let shared = self.shared;
-        let now = self.refresh_now();
-        let provider = attempt.provider();
-        if !attempt.secrets.is_empty() {
-            self.secrets.get_or_insert_default().append(&mut attempt.secrets);
-        }
-        let circumstances = Circumstances {
-            provider,
-            upgrade_asked: self.upgrade_asked,
-            is_replayable: self.is_replayable,
-            until: attempt.until,
-            to_headers: attempt.answered.unwrap_or(now).saturating_duration_since(attempt.started),
-            elapsed: now.saturating_duration_since(attempt.started),
-            quiet_since: attempt.quiet_since(),
-            now,
-        };
-        let (judgement, line) = result.judge(shared, &circumstances, || self.secrets(&of_caller()));
-        attempt.trace.record_outcome(&line);
-        // The user's closures have run: nothing between here and the end of the lock can panic.
-        let mut table = shared.lock();
-        let health = &mut table.health;
-        let mut streaming = None;
-        let (settled, changes) = match (&*result, attempt.permit.take()) {
-            (AttemptResult::Stream(stream), Some(mut permit))
-                if judgement.verdict == Verdict::Accept =>
-            {
-                let status = stream.status().as_u16();
-                let to_headers = circumstances.to_headers;
-                let changes = self.run.commit(&mut permit, status, to_headers, health, now);
-                streaming = Some(permit);
-                (Settled::Serve, changes)
-            }
-            (_, Some(permit)) => {
-                self.run.record_outcome(permit, judgement, &shared.limits, health, now)
-            }
-            // An attempt is settled once.
-            (_, None) => (Settled::FailOver, Changes::default()),
-        };
-        let step = match settled {
-            Settled::Keep | Settled::FailOver => self.run.step(&shared.limits, health, now),
-            Settled::Serve | Settled::ServeKept => Step::Done,
-        };
-        if settled == Settled::Serve && judgement.status.is_some() {
-            self.count_served(&mut table, provider, attempt.started);
-        }
-        self.release(table, provider);
-        let started = attempt.started;
-        Settlement { settled, step, line, changes, provider, started, permit: streaming }
-    }
-
-    /// Counts the attempt whose answer was kept as the one that served.
-    pub(super) fn serve_kept(&mut self, provider: usize, started: Instant) {
-        let shared = self.shared;
-        self.report.move_last(&shared.entries[provider].name);
-        self.count_served(&mut shared.lock(), provider, started);
-    }
-
-    /// Drops an attempt that is still in flight.
-    pub(super) fn drop_attempt(&mut self, attempt: &mut AttemptState<'_>, why: Dropped) {
-        let shared = self.shared;
-        let provider = attempt.provider();
-        let now = self.refresh_now();
-        let quiet_since = attempt.quiet_since();
-        let quiet_for =
-            quiet_since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
-        let Some(permit) = attempt.permit.take() else { return };
-        let mut table = shared.lock();
-        let health = &mut table.health;
-        let changes = match why {
-            Dropped::Loser => self.run.cancel_loser(permit, health, now),
-            Dropped::Abandoned => health.abandon(permit, quiet_for, now),
-            Dropped::CallerFailed => {
-                health.cancel(&permit);
-                Changes::default()
-            }
-        };
-        let line = Attempt {
-            provider: shared.entries[provider].name.clone(),
-            status: None,
-            reason: match why {
-                Dropped::CallerFailed => Reason::Other,
-                _ => Reason::Abandoned,
-            },
-            code: None,
-            message: None,
-            elapsed: now.saturating_duration_since(attempt.started),
-            retry_after: None,
-            maybe_processed: attempt.is_sent && why != Dropped::CallerFailed,
-            is_replayable: self.is_replayable,
-        };
-        attempt.trace.record_outcome(&line);
-        self.release(table, provider);
-        self.record(line, provider, changes);
-    }
-
-    /// Unlocks the table, and shows the provider's state.
-    #[inline]
-    fn release(&self, table: MutexGuard<'_, Table>, provider: usize) {
-        let state = Observer::SHOWS_STATE.then(|| table.health.state(provider, self.now));
-        drop(table);
-        if let Some(state) = state {
-            self.shared.observer.set_state_gauge(provider, state);
-        }
     }
 
     /// What is needed of the request when its stream ends.

@@ -16,7 +16,7 @@ use crate::health::{Change, Changes, Concern, HealthKey, HealthSignal, HealthTab
 use crate::inspect::{FlawKind, Inspect, StreamEnd};
 use crate::message::{self, Secrets};
 use crate::observe::rate::FallbackRate;
-use crate::observe::{Event, Observer, Origin, RequestCounts};
+use crate::observe::{Event, EventOrigin, Observer, RequestCounts};
 use crate::provider::Entry;
 use crate::readdress::{Scope, StripList};
 use crate::route::Route;
@@ -97,7 +97,7 @@ impl Shared {
     /// Emits what has changed in a provider's health, and in that of its key.
     pub(super) fn emit_changes(
         &self,
-        origin: Origin<'_>,
+        origin: EventOrigin<'_>,
         provider: usize,
         key: Option<&[u8]>,
         changes: Changes,
@@ -112,7 +112,13 @@ impl Shared {
         }
     }
 
-    fn emit_change(&self, origin: Origin<'_>, provider: usize, key: Option<&str>, change: Change) {
+    fn emit_change(
+        &self,
+        origin: EventOrigin<'_>,
+        provider: usize,
+        key: Option<&str>,
+        change: Change,
+    ) {
         let provider = &self.entries[provider].name;
         self.observer.emit(&match change {
             Change::Opened { until, breaks, cause } => {
@@ -199,7 +205,7 @@ impl StreamWatch {
         let state = table.health.state(provider, now);
         drop(table);
         shared.observer.set_state_gauge(provider, state);
-        let origin = Origin { id: Some(id), extensions: None };
+        let origin = EventOrigin { id: Some(id), extensions: None };
         if let Some((reason, message)) = broken {
             let message = message::make_safe(message, true, &shared.secrets(&secrets));
             let (provider, message) = (&*shared.entries[provider].name, message.as_deref());

@@ -10,13 +10,13 @@ use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use reqwest::Body;
 
-use super::flight::Guard;
 use super::outcome::AttemptResult;
 use super::shared::Shared;
+use crate::health::Permit;
 use crate::inspect::Head;
 
 /// A place that is given back when this is dropped.
-pub(super) struct Slot {
+pub(super) struct CapacitySlot {
     shared: Arc<Shared>,
     provider: usize,
 }
@@ -25,22 +25,22 @@ pub(super) struct Slot {
 #[cold]
 pub(super) fn keep_place(
     shared: &Arc<Shared>,
-    permit: &mut Guard<'_>,
+    permit: Option<&mut Permit>,
     result: AttemptResult,
 ) -> AttemptResult {
-    let Some(permit) = permit.get_mut() else { return result };
+    let Some(permit) = permit else { return result };
     let AttemptResult::Response(response) = result else { return result };
     let (head, body) = Head::cut_off(response);
     if body.is_end_stream() {
         return AttemptResult::Response(head.with(body));
     }
     permit.detach();
-    let slot = Slot { shared: shared.clone(), provider: permit.provider };
+    let slot = CapacitySlot { shared: shared.clone(), provider: permit.provider };
     let body = Body::wrap(SlotBody { body, slot: Some(slot) });
     AttemptResult::Response(head.with(body))
 }
 
-impl Drop for Slot {
+impl Drop for CapacitySlot {
     fn drop(&mut self) {
         self.shared.lock().health.leave(self.provider);
     }
@@ -49,7 +49,7 @@ impl Drop for Slot {
 struct SlotBody {
     body: Body,
     /// `None` once the body has ended.
-    slot: Option<Slot>,
+    slot: Option<CapacitySlot>,
 }
 
 impl HttpBody for SlotBody {

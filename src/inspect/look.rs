@@ -10,7 +10,7 @@ use tokio::time::timeout_at;
 
 use super::asked::Asked;
 use super::flaw::{Answer, Flaw, FlawKind};
-use super::object::{Object, Rules};
+use super::object::{ContentRules, Object};
 use super::peek::{Peek, Phase, Refusal};
 use super::prefixed::{Arrival, Head, PrefixedBody};
 use super::shape::{Declared, Shape, first_line, text_of};
@@ -292,8 +292,8 @@ impl Look<'_> {
         timeout.is_some_and(|timeout| after(self.since, timeout) < self.until)
     }
 
-    fn rules(&self) -> Rules {
-        Rules {
+    fn rules(&self) -> ContentRules {
+        ContentRules {
             resource: self.asked.resource,
             json_rpc: self.settings.json_rpc,
             empty_answers: self.settings.empty_answers,

@@ -6,7 +6,7 @@
 
 use serde_json::value::RawValue;
 
-use super::object::{Choice, Object, Rules, is_good_end};
+use super::object::{Choice, ContentRules, Object, is_good_end};
 use super::sse::SseEvent;
 use super::value::{First, first_of, is_blank, list};
 
@@ -37,7 +37,7 @@ pub(super) enum Meaning {
 }
 
 impl Meaning {
-    pub(super) fn of(event: SseEvent<'_>, rules: Rules) -> Self {
+    pub(super) fn of(event: SseEvent<'_>, rules: ContentRules) -> Self {
         let SseEvent { name, data, cut } = event;
         let data = data.trim_ascii();
         if data == b"[DONE]" {

@@ -16,7 +16,7 @@ use crate::splice::for_each_entry;
 
 /// What counts as a flaw.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Rules {
+pub(crate) struct ContentRules {
     /// The state of a resource was asked for, and may be a failed one.
     pub(crate) resource: bool,
     /// An answer of JSON-RPC is a failure only where its error is no fault of the request.
@@ -110,7 +110,7 @@ impl<'a> Object<'a> {
     }
 
     /// The JSON that says what is wrong, if anything is.
-    pub(super) fn error(&self, rules: Rules) -> Option<&'a str> {
+    pub(super) fn error(&self, rules: ContentRules) -> Option<&'a str> {
         if self.is_rpc && rules.json_rpc {
             return self.rpc_error();
         }

@@ -1,7 +1,7 @@
 //! How far a stream has come, by what its events say: preamble, content, an error, the end.
 
 use super::meaning::Meaning;
-use super::object::Rules;
+use super::object::ContentRules;
 use super::sse::Decoder;
 
 /// Follows a stream from its first byte to its last. How its bytes are cut into chunks makes no
@@ -16,7 +16,7 @@ pub(crate) struct Peek {
     finished: bool,
     /// Whether an answer has ended well before it had any content.
     ended_empty: bool,
-    rules: Rules,
+    rules: ContentRules,
     phase: Phase,
 }
 
@@ -50,7 +50,7 @@ impl Peek {
     /// The most that is kept of an event after the commit.
     const KEPT: usize = 64 * 1024;
 
-    pub(crate) fn new(max_bytes: usize, max_events: usize, rules: Rules) -> Self {
+    pub(crate) fn new(max_bytes: usize, max_events: usize, rules: ContentRules) -> Self {
         let mut peek = Self {
             decoder: Decoder::new(max_bytes),
             bytes_left: max_bytes,

@@ -16,13 +16,13 @@ use crate::verdict::Reason;
 
 /// Writes a chain's metrics.
 pub(super) struct Meter {
-    providers: Vec<Keys>,
+    providers: Vec<MetricKeys>,
     /// The bits that the ratio's gauge was last set to.
     ratio: AtomicU64,
 }
 
 /// The keys of what one provider's requests count.
-struct Keys {
+struct MetricKeys {
     name: Arc<str>,
     served: Key,
     succeeded: Key,
@@ -39,7 +39,7 @@ impl Meter {
         let keys = |name: Arc<str>| {
             let provider = |key: &'static str| Label::new(key, shared(&name));
             let ok = Label::from_static_parts("reason", Reason::Ok.as_str());
-            Keys {
+            MetricKeys {
                 served: Key::from_parts(REQUESTS, vec![provider("served_by")]),
                 succeeded: Key::from_parts(ATTEMPTS, vec![provider("provider"), ok]),
                 duration: Key::from_parts(DURATION, vec![provider("provider")]),
@@ -148,12 +148,12 @@ impl Meter {
     }
 
     /// The keys of a provider. Events share their names with this, so addresses tell them apart.
-    fn keys(&self, name: &str) -> Option<&Keys> {
+    fn keys(&self, name: &str) -> Option<&MetricKeys> {
         self.providers.iter().find(|keys| std::ptr::eq(&*keys.name, name))
     }
 }
 
-impl Keys {
+impl MetricKeys {
     /// Notes what there is to say of every attempt.
     #[inline(always)]
     fn attempt(&self, attempt: &Attempt, recorder: &dyn Recorder) {

@@ -13,7 +13,7 @@ use http::{HeaderName, HeaderValue};
 use super::key::{
     PLACEHOLDER, bearer_value, checked_key, checked_value, is_placeholder, sensitive,
 };
-use super::source::{KeySource, Place};
+use super::source::{KeyPlace, KeySource};
 use super::{Credential, TokenSource};
 use crate::readdress::{QueryPair, is_key_header, is_key_query, secrets_in, secrets_in_pair};
 
@@ -100,22 +100,22 @@ impl Keyring {
             }
             Credential::BearerSource(source) => {
                 self.ensure_unset(field, &AUTHORIZATION)?;
-                self.add_source(field, Place::Bearer, source);
+                self.add_source(field, KeyPlace::Bearer, source);
             }
             Credential::HeaderSource(name, source) => {
                 let name = key_header(field, &name)?;
                 self.ensure_unset(field, &name)?;
-                self.add_source(field, Place::Header(name), source);
+                self.add_source(field, KeyPlace::Header(name), source);
             }
             Credential::QuerySource(name, source) => {
                 self.ensure_query_unset(field, &name)?;
-                self.add_source(field, Place::Query(name), source);
+                self.add_source(field, KeyPlace::Query(name), source);
             }
         }
         Ok(())
     }
 
-    fn add_source(&mut self, method: &'static str, place: Place, source: TokenSource) {
+    fn add_source(&mut self, method: &'static str, place: KeyPlace, source: TokenSource) {
         self.sources.push(KeySource { method, place, source });
     }
 

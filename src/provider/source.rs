@@ -12,7 +12,7 @@ use super::{TokenFuture, TokenSource};
 use crate::readdress::{QueryPair, secrets_in};
 
 /// Where the key of a source goes.
-pub(super) enum Place {
+pub(super) enum KeyPlace {
     Bearer,
     Header(HeaderName),
     Query(String),
@@ -22,7 +22,7 @@ pub(super) enum Place {
 pub(crate) struct KeySource {
     /// The method that set it.
     pub(crate) method: &'static str,
-    pub(super) place: Place,
+    pub(super) place: KeyPlace,
     pub(super) source: TokenSource,
 }
 
@@ -36,18 +36,18 @@ impl KeySource {
     pub(crate) fn check(&self, raw: &str) -> Result<FreshKey, &'static str> {
         const UNFIT: &str = "is no header value";
         Ok(match &self.place {
-            Place::Bearer => {
+            KeyPlace::Bearer => {
                 let key = checked_key(raw)?;
                 let value = bearer_value(key).ok_or(UNFIT)?;
                 FreshKey { set: Set::Header(AUTHORIZATION, value), secrets: vec![key.to_owned()] }
             }
-            Place::Header(name) => {
+            KeyPlace::Header(name) => {
                 let value = checked_value(name, raw)?;
                 let secrets = secrets_in(value);
                 let value = sensitive(value).ok_or(UNFIT)?;
                 FreshKey { set: Set::Header(name.clone(), value), secrets }
             }
-            Place::Query(name) => {
+            KeyPlace::Query(name) => {
                 let key = checked_key(raw)?;
                 let pair = QueryPair::new(name, key, true);
                 FreshKey { set: Set::Query(pair), secrets: vec![key.to_owned()] }
@@ -58,17 +58,17 @@ impl KeySource {
     /// The header that holds its key.
     pub(super) fn header(&self) -> Option<&HeaderName> {
         match &self.place {
-            Place::Bearer => Some(&AUTHORIZATION),
-            Place::Header(name) => Some(name),
-            Place::Query(_) => None,
+            KeyPlace::Bearer => Some(&AUTHORIZATION),
+            KeyPlace::Header(name) => Some(name),
+            KeyPlace::Query(_) => None,
         }
     }
 
     /// The query name that holds its key.
     pub(super) fn query(&self) -> Option<&str> {
         match &self.place {
-            Place::Query(name) => Some(name),
-            Place::Bearer | Place::Header(_) => None,
+            KeyPlace::Query(name) => Some(name),
+            KeyPlace::Bearer | KeyPlace::Header(_) => None,
         }
     }
 }

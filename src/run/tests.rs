@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::health::{Breaker, Change, Counts, Moves, State};
+use crate::health::{Admission, Breaker, Change, Counts, Moves, State};
 use crate::hedge::{Hedge, Hedging};
 
 const SECOND: Duration = Duration::from_secs(1);

@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 use reqwest_middleware::Error;
 
 use super::{AttemptState, Counted, RequestState, Table};
-use crate::error::{Cause, FailoverError};
+use crate::error::{FailoverError, FailureKind};
 use crate::health::{Changes, Permit, State};
 use crate::message;
 use crate::observe::rate::Crossing;
-use crate::observe::{Ending, Event, Origin};
+use crate::observe::{Ending, Event, EventOrigin};
 use crate::report::{Attempt, Report};
 use crate::run::{ProviderSet, Unasked, Unserved};
 use crate::verdict::Reason;
@@ -21,8 +21,8 @@ impl RequestState<'_> {
     }
 
     /// The request, for its events.
-    pub(super) fn origin(&self) -> Origin<'_> {
-        Origin { id: Some(self.report.id()), extensions: Some(self.extensions) }
+    pub(super) fn origin(&self) -> EventOrigin<'_> {
+        EventOrigin { id: Some(self.report.id()), extensions: Some(self.extensions) }
     }
 
     /// Adds an attempt to the report, and emits that it is over and what that changed.
@@ -100,9 +100,11 @@ impl RequestState<'_> {
     }
 
     /// Ends the request with an error that holds every attempt.
-    pub(in crate::chain) fn fail(&mut self, cause: Cause) -> Error {
+    pub(in crate::chain) fn fail(&mut self, cause: FailureKind) -> Error {
         let ending = match cause {
-            Cause::PathRefused | Cause::UnknownRoute { .. } | Cause::BodyFailed => Ending::NoNews,
+            FailureKind::PathRefused
+            | FailureKind::UnknownRoute { .. }
+            | FailureKind::BodyFailed => Ending::NoNews,
             _ => self.unserved(),
         };
         let report = self.finish(ending);
@@ -112,7 +114,7 @@ impl RequestState<'_> {
     /// Ends a request for which no provider was asked.
     pub(in crate::chain) fn fail_unasked(&mut self) -> Error {
         let is_late = self.now >= self.run.deadline().at;
-        self.fail(if is_late { Cause::NoTime } else { Cause::NobodyToAsk })
+        self.fail(if is_late { FailureKind::NoTime } else { FailureKind::NobodyToAsk })
     }
 
     /// How a request ends that no provider served.

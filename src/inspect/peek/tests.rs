@@ -7,15 +7,15 @@ const STOP: &str = r#"{"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]
 const USAGE: &str = r#"{"choices":[],"usage":{"total_tokens":9}}"#;
 
 fn peek() -> Peek {
-    Peek::new(64 * 1024, 64, Rules::default())
+    Peek::new(64 * 1024, 64, ContentRules::default())
 }
 
 /// The phase after each event, in initials, and the one after the end.
 fn phases(stream: &str) -> String {
-    phases_under(Rules::default(), stream)
+    phases_under(ContentRules::default(), stream)
 }
 
-fn phases_under(rules: Rules, stream: &str) -> String {
+fn phases_under(rules: ContentRules, stream: &str) -> String {
     let initial = |phase: &Phase| match phase {
         Phase::Preamble => 'p',
         Phase::Refused(_) => 'R',
@@ -198,20 +198,20 @@ fn keeps_what_a_refusal_said() {
 
 #[test]
 fn commits_at_its_limits() {
-    let mut peek = Peek::new(100, 64, Rules::default());
+    let mut peek = Peek::new(100, 64, ContentRules::default());
     peek.push(&b": keep-alive\n\n".repeat(7));
     assert_eq!(*peek.phase(), Phase::Preamble);
     peek.push(b": keep-alive\n\ndata: {\"error\":1}\n\n");
     assert_eq!(*peek.phase(), Phase::Broken(Some(b"{\"error\":1}".to_vec())));
 
-    let mut peek = Peek::new(64 * 1024, 3, Rules::default());
+    let mut peek = Peek::new(64 * 1024, 3, ContentRules::default());
     peek.push(b"event: ping\n\nevent: ping\n\n: comment\n\n");
     assert_eq!(*peek.phase(), Phase::Preamble);
     peek.push(b"event: ping\n\n");
     assert_eq!(*peek.phase(), Phase::Content);
 
-    assert_eq!(*Peek::new(0, 1, Rules::default()).phase(), Phase::Content);
-    assert_eq!(*Peek::new(1, 0, Rules::default()).phase(), Phase::Content);
+    assert_eq!(*Peek::new(0, 1, ContentRules::default()).phase(), Phase::Content);
+    assert_eq!(*Peek::new(1, 0, ContentRules::default()).phase(), Phase::Content);
 }
 
 #[test]
@@ -379,7 +379,7 @@ fn an_error_that_says_nothing_next_to_an_answer_is_none() {
 
 #[test]
 fn an_answer_without_content_is_refused_where_that_is_asked_for() {
-    let rules = Rules { empty_answers: true, ..Rules::default() };
+    let rules = ContentRules { empty_answers: true, ..ContentRules::default() };
     let stop = r#"{"choices":[{"delta":{},"finish_reason":"stop"}]}"#;
     let call = r#"{"choices":[{"delta":{},"finish_reason":"tool_calls"}]}"#;
     let whole = r#"{"choices":[{"delta":{"content":"Hi"},"finish_reason":"stop"}]}"#;
@@ -422,7 +422,7 @@ fn an_answer_without_content_is_refused_where_that_is_asked_for() {
 
 #[test]
 fn a_failed_response_is_the_right_answer_to_one_who_asks_for_its_state() {
-    let rules = Rules { resource: true, ..Rules::default() };
+    let rules = ContentRules { resource: true, ..ContentRules::default() };
     let failed = ("response.failed", r#","response":{"error":{"message":"no"}}"#);
     let stream = named(&[("response.created", ""), failed]);
     assert_eq!((phases_under(rules, &stream).as_str(), phases(&stream).as_str()), ("pCC", "pRR"));
@@ -431,7 +431,7 @@ fn a_failed_response_is_the_right_answer_to_one_who_asks_for_its_state() {
 
 #[test]
 fn errors_of_json_rpc_are_told_apart() {
-    let rules = Rules { json_rpc: true, ..Rules::default() };
+    let rules = ContentRules { json_rpc: true, ..ContentRules::default() };
     for (code, message, refused) in
         [(3, "execution reverted", false), (-32602, "x", false), (-32005, "x", true)]
     {

@@ -1,0 +1,41 @@
+//! The builder's time limits, and whether they fit together.
+
+use std::time::Duration;
+
+use crate::error::ConfigError;
+use crate::provider::Entry;
+use crate::run::ChainLimits;
+
+/// The builder's time limits.
+pub(super) struct Timeouts {
+    pub(super) total: Duration,
+    pub(super) attempt: Option<Duration>,
+}
+
+impl Timeouts {
+    pub(super) fn check(&self, entries: &[Entry]) -> Result<(), ConfigError> {
+        const TOO_LONG: &str = "must not be longer than the total timeout";
+        let wrong = |field, problem: &str| Err(ConfigError::new(None, field, problem));
+        if self.total.is_zero() {
+            return wrong("total_timeout", "must be longer than zero");
+        }
+        match self.attempt {
+            Some(limit) if limit.is_zero() => {
+                return wrong("attempt_timeout", "must be longer than zero");
+            }
+            Some(limit) if limit > self.total => return wrong("attempt_timeout", TOO_LONG),
+            _ => {}
+        }
+        let too_long =
+            |entry: &&Entry| entry.attempt_timeout.is_some_and(|limit| limit > self.total);
+        match entries.iter().find(too_long) {
+            Some(entry) => Err(ConfigError::new(Some(&entry.name), "attempt_timeout", TOO_LONG)),
+            None => Ok(()),
+        }
+    }
+
+    /// How long an attempt may take where nothing else is said.
+    pub(super) fn shortest(&self) -> Duration {
+        self.attempt.unwrap_or(ChainLimits::DEFAULT_ATTEMPT).min(self.total)
+    }
+}

@@ -20,7 +20,7 @@ use serde_json::Value;
 use readings::Readings;
 
 const GUIDE: &str = include_str!("../docs/observability.md");
-const SOURCE: &str = include_str!("../src/observe.rs");
+const SOURCE: &str = include_str!("../src/observe/event.rs");
 const DASHBOARD: &str = include_str!("../docs/grafana.json");
 
 /// Fails a few times in different ways, and then no more.

@@ -138,6 +138,11 @@ impl Requests {
 
 /// Gives the caller the extensions of the attempt that counts.
 pub(super) fn hand_back(extensions: &mut Extensions, own: Extensions) {
+    if extensions.is_empty() {
+        *extensions = own;
+        mark::remove(extensions);
+        return;
+    }
     let route = extensions.remove::<Route>();
     let limits = extensions.remove::<Limits>();
     let is_marked = mark::is_set(extensions);

@@ -73,7 +73,7 @@ fn said(
         is_replayable: true,
         until: state.until,
         to_headers: state.answered.unwrap_or(now).saturating_duration_since(state.started),
-        elapsed: now.saturating_duration_since(state.started),
+        started: state.started,
         quiet_since: None,
         now,
     };

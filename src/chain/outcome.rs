@@ -64,15 +64,19 @@ pub(super) struct Circumstances {
     pub(super) upgrade_asked: bool,
     pub(super) is_replayable: bool,
     pub(super) until: Until,
-    /// From the attempt's start to its headers, if they came, and to now.
+    pub(super) started: Instant,
+    /// From then to its headers, if they came, else to now.
     pub(super) to_headers: Duration,
-    pub(super) elapsed: Duration,
     /// Since when the provider has been silent; `None` while the caller's own body was pending.
     pub(super) quiet_since: Option<Instant>,
     pub(super) now: Instant,
 }
 
 impl Circumstances {
+    fn elapsed(&self) -> Duration {
+        self.now.saturating_duration_since(self.started)
+    }
+
     fn quiet_for(&self) -> Duration {
         self.quiet_since.map_or(Duration::ZERO, |since| self.now.saturating_duration_since(since))
     }
@@ -137,7 +141,7 @@ impl AttemptResult {
             *circumstances;
         let elapsed = match self {
             // What came after the headers is what failed.
-            Self::Flawed(..) => circumstances.elapsed,
+            Self::Flawed(..) => circumstances.elapsed(),
             _ => to_headers,
         };
         let name = &shared.entries[provider].name;

@@ -33,7 +33,7 @@ impl RequestState<'_> {
             is_replayable: self.is_replayable,
             until: attempt.until,
             to_headers: attempt.answered.unwrap_or(now).saturating_duration_since(attempt.started),
-            elapsed: now.saturating_duration_since(attempt.started),
+            started: attempt.started,
             quiet_since: attempt.quiet_since(),
             now,
         };

@@ -14,11 +14,7 @@ use std::process::ExitCode;
 
 use reqwest_failover::{Attempt, Provider, ProviderChain, Reason, harden};
 
-use crate::stand_in::StandIn;
-
-#[allow(dead_code, reason = "every example uses its own part of it")]
-#[path = "support/stand_in.rs"]
-mod stand_in;
+use reqwest_failover_testing::stand_in::StandIn;
 
 const COMETAPI_KEY: &str = "sk-stand-in-cometapi";
 const OPENAI_KEY: &str = "sk-stand-in-openai";

@@ -7,7 +7,7 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-#[path = "../src"]
+#[path = "../../src"]
 #[allow(dead_code, unreachable_pub, unused_imports)]
 mod crate_source {
     pub(crate) mod message;

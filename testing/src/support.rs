@@ -4,9 +4,6 @@
 //! is a connection that ends in the middle of a header, so this server can stop, stall, close and
 //! reset anywhere, and it keeps every byte that ever arrived, whether it parsed or not.
 
-// Each test binary uses its own part of this.
-#![allow(dead_code, unused_imports, unreachable_pub)]
-
 mod answer;
 pub mod canary;
 pub mod harness;
@@ -287,6 +284,6 @@ fn find(hay: &[u8], needle: &[u8]) -> Option<usize> {
     hay.windows(needle.len()).position(|window| window == needle)
 }
 
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -25,11 +25,7 @@ use reqwest_failover::{Exhausted, FailoverError, Provider, ProviderChain, harden
 use reqwest_middleware::{ClientBuilder, ClientWithMiddleware};
 use tower::service_fn;
 
-use crate::stand_in::StandIn;
-
-#[path = "support/stand_in.rs"]
-#[allow(dead_code, reason = "every example uses its own part of it")]
-mod stand_in;
+use reqwest_failover_testing::stand_in::StandIn;
 
 const COMETAPI_KEY: &str = "sk-stand-in-cometapi";
 const OPENAI_KEY: &str = "sk-stand-in-openai";

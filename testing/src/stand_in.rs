@@ -13,14 +13,14 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufStream};
 use tokio::net::{TcpListener, TcpStream};
 
 /// A provider on loopback that has one key and knows one sentence.
-pub(crate) struct StandIn {
+pub struct StandIn {
     base_url: String,
     script: Arc<Script>,
 }
 
 impl StandIn {
     /// Listens on a free port. Every answer to a request with `key` is `sentence`.
-    pub(crate) async fn start(key: &'static str, sentence: &'static str) -> io::Result<Self> {
+    pub async fn start(key: &'static str, sentence: &'static str) -> io::Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let base_url = format!("http://{}/v1", listener.local_addr()?);
         let script = Arc::new(Script { key, sentence, state: Mutex::default() });
@@ -33,54 +33,54 @@ impl StandIn {
         Ok(Self { base_url, script })
     }
 
-    pub(crate) fn base_url(&self) -> &str {
+    pub fn base_url(&self) -> &str {
         &self.base_url
     }
 
     /// From now on every request fails, with this status and message.
-    pub(crate) fn fail(&self, status: u16, message: &'static str) {
+    pub fn fail(&self, status: u16, message: &'static str) {
         self.fail_times(usize::MAX, status, message);
     }
 
     /// This many requests fail, then they are answered again.
-    pub(crate) fn fail_times(&self, times: usize, status: u16, message: &'static str) {
+    pub fn fail_times(&self, times: usize, status: u16, message: &'static str) {
         self.script.locked(|state| state.failure = Some(Failure { left: times, status, message }));
     }
 
     /// From now on every request is answered again.
-    pub(crate) fn recover(&self) {
+    pub fn recover(&self) {
         self.script.locked(|state| (state.failure, state.mood) = (None, Mood::Well));
     }
 
     /// From now on one request of so many fails.
-    pub(crate) fn brown_out(&self, of: usize) {
+    pub fn brown_out(&self, of: usize) {
         self.script.locked(|state| state.mood = Mood::Brown { of });
     }
 
     /// From now on it closes every connection without an answer.
-    pub(crate) fn die(&self) {
+    pub fn die(&self) {
         self.script.locked(|state| state.mood = Mood::Dead);
     }
 
     /// From now on every request is answered with 200, and with a stream of which the first event is
     /// this error.
-    pub(crate) fn fail_in_stream(&self, message: &'static str) {
+    pub fn fail_in_stream(&self, message: &'static str) {
         self.script.locked(|state| state.mood = Mood::Late { message });
     }
 
     /// From now on it says that there were too many requests, and how long to wait.
-    pub(crate) fn limit_rate(&self, wait: Duration) {
+    pub fn limit_rate(&self, wait: Duration) {
         self.script.locked(|state| state.mood = Mood::Limited { wait });
     }
 
     /// Every request so far, head and body.
-    pub(crate) fn received(&self) -> Vec<String> {
+    pub fn received(&self) -> Vec<String> {
         self.script.locked(|state| state.received.clone())
     }
 }
 
 /// The base URL of a provider that is not there: its port is closed.
-pub(crate) async fn closed_port() -> io::Result<String> {
+pub async fn closed_port() -> io::Result<String> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     Ok(format!("http://{}/v1", listener.local_addr()?))
 }

@@ -1,0 +1,1 @@
+//! See `benches`, and `tests/allocations.rs`.

@@ -1,1 +1,1 @@
-//! See `benches`, and `tests/allocations.rs`.
+//! See the files of `benches`, and `tests/allocations.rs`.

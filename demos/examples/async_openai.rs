@@ -2,7 +2,7 @@
 //! every provider is down.
 //!
 //! ```text
-//! cargo run --example async_openai
+//! cargo run -p reqwest-failover-demos --example async_openai
 //! ```
 //!
 //! Two stand-ins on loopback play CometAPI and OpenAI; nothing leaves this machine. Every step

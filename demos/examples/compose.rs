@@ -1,7 +1,7 @@
 //! Where to put which other middleware, shown by what each provider receives.
 //!
 //! ```text
-//! cargo run --example compose
+//! cargo run -p reqwest-failover-demos --example compose
 //! ```
 //!
 //! Two stand-ins on loopback play CometAPI and OpenAI; nothing leaves this machine. Each row of the

@@ -1,7 +1,7 @@
 //! A streamed completion, read event by event with `sse-stream`.
 //!
 //! ```text
-//! cargo run --example sse
+//! cargo run -p reqwest-failover-demos --example sse
 //! ```
 //!
 //! Two stand-ins on loopback play CometAPI, which fails, and OpenAI, which answers; nothing leaves

@@ -1,7 +1,7 @@
 //! An outage, watched: CometAPI is well, browns out, dies, limits the rate, and comes back.
 //!
 //! ```text
-//! cargo run --example watch --features metrics
+//! cargo run -p reqwest-failover-demos --example watch
 //! ```
 //!
 //! Two stand-ins on loopback play the providers, and everything is sped up: breaks and cooldowns last

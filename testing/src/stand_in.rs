@@ -5,32 +5,32 @@
 //! body, as it came off the wire.
 
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufStream};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 
-/// A provider on loopback that has one key and knows one sentence.
+use crate::support::{Answer, Part, Received, Server, Step, lock};
+
+/// A provider on loopback that has one key and knows one sentence. It stops when it is dropped.
 pub struct StandIn {
+    server: Server,
     base_url: String,
-    script: Arc<Script>,
+    state: Arc<Mutex<State>>,
 }
 
 impl StandIn {
     /// Listens on a free port. Every answer to a request with `key` is `sentence`.
     pub async fn start(key: &'static str, sentence: &'static str) -> io::Result<Self> {
-        let listener = TcpListener::bind("127.0.0.1:0").await?;
-        let base_url = format!("http://{}/v1", listener.local_addr()?);
-        let script = Arc::new(Script { key, sentence, state: Mutex::default() });
-        let played = Arc::clone(&script);
-        tokio::spawn(async move {
-            while let Ok((connection, _)) = listener.accept().await {
-                tokio::spawn(serve(connection, Arc::clone(&played)));
-            }
-        });
-        Ok(Self { base_url, script })
+        let state = Arc::new(Mutex::new(State::default()));
+        let told = Arc::clone(&state);
+        let server = Server::quiet(move |request: &Received| {
+            let own_key = request.all("authorization") == [format!("Bearer {key}")];
+            lock(&told).failing(request.index).unwrap_or_else(|| answer(request, own_key, sentence))
+        })
+        .await?;
+        Ok(Self { base_url: server.base_url("/v1"), server, state })
     }
 
     pub fn base_url(&self) -> &str {
@@ -44,38 +44,38 @@ impl StandIn {
 
     /// This many requests fail, then they are answered again.
     pub fn fail_times(&self, times: usize, status: u16, message: &'static str) {
-        self.script.locked(|state| state.failure = Some(Failure { left: times, status, message }));
+        lock(&self.state).failure = Some(Failure { left: times, status, message });
     }
 
     /// From now on every request is answered again.
     pub fn recover(&self) {
-        self.script.locked(|state| (state.failure, state.mood) = (None, Mood::Well));
+        *lock(&self.state) = State::default();
     }
 
     /// From now on one request of so many fails.
     pub fn brown_out(&self, of: usize) {
-        self.script.locked(|state| state.mood = Mood::Brown { of });
+        lock(&self.state).mood = Mood::Brown { of };
     }
 
     /// From now on it closes every connection without an answer.
     pub fn die(&self) {
-        self.script.locked(|state| state.mood = Mood::Dead);
+        lock(&self.state).mood = Mood::Dead;
     }
 
     /// From now on every request is answered with 200, and with a stream of which the first event is
     /// this error.
     pub fn fail_in_stream(&self, message: &'static str) {
-        self.script.locked(|state| state.mood = Mood::Late { message });
+        lock(&self.state).mood = Mood::Late { message };
     }
 
     /// From now on it says that there were too many requests, and how long to wait.
     pub fn limit_rate(&self, wait: Duration) {
-        self.script.locked(|state| state.mood = Mood::Limited { wait });
+        lock(&self.state).mood = Mood::Limited { wait };
     }
 
     /// Every request so far, head and body.
     pub fn received(&self) -> Vec<String> {
-        self.script.locked(|state| state.received.clone())
+        self.server.requests().iter().map(written).collect()
     }
 }
 
@@ -85,17 +85,10 @@ pub async fn closed_port() -> io::Result<String> {
     Ok(format!("http://{}/v1", listener.local_addr()?))
 }
 
-struct Script {
-    key: &'static str,
-    sentence: &'static str,
-    state: Mutex<State>,
-}
-
 #[derive(Default)]
 struct State {
     failure: Option<Failure>,
     mood: Mood,
-    received: Vec<String>,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -121,117 +114,58 @@ struct Failure {
     message: &'static str,
 }
 
-impl Script {
-    fn next_failure(&self) -> Option<Failure> {
-        self.locked(|state| {
-            let failure = state.failure.as_mut()?;
-            failure.left = failure.left.checked_sub(1)?;
-            Some(*failure)
-        })
-    }
-
-    /// A brown-out is one only for every so-manieth request.
-    fn mood(&self) -> Mood {
-        self.locked(|state| match state.mood {
-            Mood::Brown { of } if state.received.len() % of != 0 => Mood::Well,
-            mood => mood,
-        })
-    }
-
-    fn locked<T>(&self, f: impl FnOnce(&mut State) -> T) -> T {
-        f(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-}
-
-async fn serve(connection: TcpStream, script: Arc<Script>) -> io::Result<()> {
-    let mut connection = BufStream::new(connection);
-    while let Some((head, body)) = receive(&mut connection).await? {
-        script.locked(|state| state.received.push(format!("{head}{body}")));
-        let own_key = head.contains(&format!("authorization: Bearer {}\r\n", script.key));
-        match script.mood() {
-            Mood::Dead => return Ok(()),
+impl State {
+    /// What the request with this index is answered with, where it fails.
+    fn failing(&mut self, index: usize) -> Option<Answer> {
+        match self.mood {
+            Mood::Dead => Some(Answer::fin()),
             Mood::Limited { wait } => {
-                let hint = format!("retry-after-ms: {}\r\n", wait.as_millis());
-                let body = error(429, "Too many requests.");
-                reply_with(&mut connection, 429, &hint, &body).await?;
-                continue;
+                let hint = wait.as_millis().to_string();
+                Some(error(429, "Too many requests.").header("retry-after-ms", hint))
             }
-            Mood::Brown { .. } => {
-                let body = error(500, "The server had an error.");
-                reply(&mut connection, 500, &body).await?;
-                continue;
+            Mood::Brown { of } if (index + 1).is_multiple_of(of) => {
+                Some(error(500, "The server had an error."))
             }
             Mood::Late { message } => {
-                let event = format!("data: {}\n\n", error(503, message));
-                let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n";
-                let length = event.len();
-                let answer = format!("{head}content-length: {length}\r\n\r\n{event}");
-                connection.write_all(answer.as_bytes()).await?;
-                connection.flush().await?;
-                continue;
+                let event = format!("data: {}\n\n", error_body(503, message));
+                Some(event_stream().body(event))
             }
-            Mood::Well => {}
-        }
-        match script.next_failure() {
-            Some(Failure { status, message, .. }) => {
-                reply(&mut connection, status, &error(status, message)).await?;
+            Mood::Well | Mood::Brown { .. } => {
+                let failure = self.failure.as_mut()?;
+                failure.left = failure.left.checked_sub(1)?;
+                Some(error(failure.status, failure.message))
             }
-            None if !own_key => {
-                reply(&mut connection, 401, &error(401, "Incorrect API key.")).await?;
-            }
-            None if head.starts_with("POST /v1/files ") => {
-                reply(&mut connection, 200, &file(&body)).await?;
-            }
-            None if body.contains(r#""stream":true"#) => {
-                stream(&mut connection, script.sentence).await?;
-            }
-            None => reply(&mut connection, 200, &completion(script.sentence)).await?,
         }
     }
-    Ok(())
 }
 
-/// The next request's head, with lower-case header names as `reqwest` sends them, and its body.
-async fn receive(connection: &mut BufStream<TcpStream>) -> io::Result<Option<(String, String)>> {
-    let mut head = String::new();
-    while !head.ends_with("\r\n\r\n") {
-        if connection.read_line(&mut head).await? == 0 {
-            return Ok(None);
+fn answer(request: &Received, own_key: bool, sentence: &str) -> Answer {
+    let body = String::from_utf8_lossy(&request.body);
+    match () {
+        () if !own_key => error(401, "Incorrect API key."),
+        () if request.method == "POST" && request.target == "/v1/files" => {
+            Answer::status(200).json(file(&body))
         }
+        () if body.contains(r#""stream":true"#) => stream(sentence),
+        () => Answer::status(200).json(completion(sentence)),
     }
-    let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
-    let length = length.and_then(|length| length.parse().ok()).unwrap_or(0);
-    let mut body = vec![0; length];
-    connection.read_exact(&mut body).await?;
-    Ok(Some((head, String::from_utf8_lossy(&body).into_owned())))
 }
 
-async fn reply(connection: &mut BufStream<TcpStream>, status: u16, body: &Value) -> io::Result<()> {
-    reply_with(connection, status, "", body).await
+/// The request as it came, without the framing of a chunked body.
+fn written(request: &Received) -> String {
+    let mut text = format!("{} {} HTTP/1.1\r\n", request.method, request.target);
+    for (name, value) in &request.headers {
+        text += &format!("{name}: {value}\r\n");
+    }
+    text + "\r\n" + &String::from_utf8_lossy(&request.body)
 }
 
-/// As [`reply`], with one header more: a whole line, or nothing.
-async fn reply_with(
-    connection: &mut BufStream<TcpStream>,
-    status: u16,
-    header: &str,
-    body: &Value,
-) -> io::Result<()> {
-    let body = body.to_string();
-    let length = body.len();
-    let answer = format!(
-        "HTTP/1.1 {status} \r\n{header}content-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}"
-    );
-    connection.write_all(answer.as_bytes()).await?;
-    connection.flush().await
+fn event_stream() -> Answer {
+    Answer::status(200).header("content-type", "text/event-stream")
 }
 
 /// One server-sent event per word, with a pause before each.
-#[expect(clippy::disallowed_methods, reason = "a server on a real socket has real pauses")]
-async fn stream(connection: &mut BufStream<TcpStream>, sentence: &str) -> io::Result<()> {
-    let head =
-        "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
-    connection.write_all(head.as_bytes()).await?;
+fn stream(sentence: &str) -> Answer {
     let chunk = |choice: Value| {
         json!({
             "id": "chatcmpl-1",
@@ -246,15 +180,11 @@ async fn stream(connection: &mut BufStream<TcpStream>, sentence: &str) -> io::Re
         .split_inclusive(' ')
         .map(|word| chunk(json!({"index": 0, "delta": {"content": word}, "finish_reason": null})));
     let last = chunk(json!({"index": 0, "delta": {}, "finish_reason": "stop"}));
-    for data in words.chain([last, "[DONE]".to_owned()]) {
-        connection.flush().await?;
-        tokio::time::sleep(Duration::from_millis(100)).await;
-        let event = format!("data: {data}\n\n");
-        let chunk = format!("{:x}\r\n{event}\r\n", event.len());
-        connection.write_all(chunk.as_bytes()).await?;
-    }
-    connection.write_all(b"0\r\n\r\n").await?;
-    connection.flush().await
+    let events = words.chain([last, "[DONE]".to_owned()]).flat_map(|data| {
+        let pause = Step::Wait(Duration::from_millis(100));
+        [Part::Then(pause), Part::Data(format!("data: {data}\n\n").into())]
+    });
+    event_stream().chunked(events)
 }
 
 fn completion(sentence: &str) -> Value {
@@ -286,7 +216,11 @@ fn file(form: &str) -> Value {
     })
 }
 
-fn error(status: u16, message: &str) -> Value {
+fn error(status: u16, message: &str) -> Answer {
+    Answer::status(status).json(error_body(status, message))
+}
+
+fn error_body(status: u16, message: &str) -> Value {
     let code = match status {
         400 => "unsupported_parameter",
         401 => "invalid_api_key",

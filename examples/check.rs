@@ -14,11 +14,7 @@ use std::process::ExitCode;
 
 use reqwest_failover::{Attempt, Provider, ProviderChain, Reason, harden};
 
-use crate::stand_in::StandIn;
-
-#[allow(dead_code, reason = "every example uses its own part of it")]
-#[path = "support/stand_in.rs"]
-mod stand_in;
+use reqwest_failover_testing::stand_in::StandIn;
 
 const COMETAPI_KEY: &str = "sk-stand-in-cometapi";
 const OPENAI_KEY: &str = "sk-stand-in-openai";
@@ -30,6 +26,7 @@ async fn main() -> Result<ExitCode, Box<dyn Error>> {
     let is_expired = std::env::args().any(|argument| argument == "expired");
 
     let mut http = harden(reqwest::Client::builder());
+    let stand_ins;
     let [cometapi, openai] = match is_real {
         true => {
             let openai = if is_expired {
@@ -41,8 +38,11 @@ async fn main() -> Result<ExitCode, Box<dyn Error>> {
         }
         false => {
             http = http.no_proxy();
-            let cometapi = StandIn::start(COMETAPI_KEY, "I am a stand-in.").await?;
-            let openai = StandIn::start(OPENAI_KEY, "I am a stand-in.").await?;
+            stand_ins = [
+                StandIn::start(COMETAPI_KEY, "I am a stand-in.").await?,
+                StandIn::start(OPENAI_KEY, "I am a stand-in.").await?,
+            ];
+            let [cometapi, openai] = &stand_ins;
             let key = if is_expired { "sk-expired" } else { OPENAI_KEY };
             [
                 Provider::new("cometapi", cometapi.base_url()).bearer_auth(COMETAPI_KEY),

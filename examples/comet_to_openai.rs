@@ -15,9 +15,7 @@ use reqwest_failover::{Exhausted, Provider, ProviderChain, harden};
 use reqwest_middleware::{ClientBuilder, ClientWithMiddleware};
 use serde_json::{Value, json};
 
-use crate::support::{Harness, show_log_lines, step};
-
-mod support;
+use support::{Harness, show_log_lines, step};
 
 /// Where the program sends its requests, whichever provider answers them in the end.
 const OPENAI: &str = "https://api.openai.com/v1";

@@ -12,17 +12,11 @@ use std::error::Error;
 use std::io::Write;
 use std::time::{Duration, Instant};
 
-use futures_util::TryStreamExt;
 use reqwest_failover::{Inspect, Provider, ProviderChain, Reason, Report, harden};
 use reqwest_middleware::ClientBuilder;
 use serde_json::{Value, json};
-use sse_stream::SseByteStream;
 
-use crate::stand_in::StandIn;
-
-#[path = "support/stand_in.rs"]
-#[allow(dead_code, reason = "every example uses its own part of it")]
-mod stand_in;
+use reqwest_failover_testing::stand_in::StandIn;
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
@@ -68,15 +62,17 @@ async fn main() -> Result<(), Box<dyn Error>> {
     assert_eq!(failed.message(), Some("No channel is available for this model."));
 
     print!("openai    ");
-    let mut events = SseByteStream::new(response.bytes_stream());
+    // A program would read the events with a crate such as `sse-stream`. Here each is one line, in one piece.
+    let mut response = response;
     let (mut text, mut times, mut done) = (String::new(), Vec::new(), false);
-    while let Some(event) = events.try_next().await? {
-        let Some(data) = event.data else { continue };
+    while let Some(event) = response.chunk().await? {
+        let event = String::from_utf8(event.to_vec())?;
+        let Some(data) = event.trim_end().strip_prefix("data: ") else { continue };
         if data == "[DONE]" {
             done = true;
             continue;
         }
-        let chunk: Value = serde_json::from_str(&data)?;
+        let chunk: Value = serde_json::from_str(data)?;
         if let Some(word) = chunk["choices"][0]["delta"]["content"].as_str() {
             print!("{word}");
             std::io::stdout().flush()?;

@@ -2,9 +2,8 @@
 //! and the servers themselves.
 #![cfg(feature = "metrics")]
 
-mod support;
+use reqwest_failover_testing::support;
 
-#[path = "support/readings.rs"]
 mod readings;
 
 use std::collections::BTreeMap;

@@ -1,7 +1,6 @@
 //! The network, the provider and the caller at their worst: what none of them may achieve.
 
-mod support;
-mod terminal;
+use reqwest_failover_testing::{support, terminal};
 
 use std::io;
 use std::sync::Arc;

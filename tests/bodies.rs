@@ -1,6 +1,6 @@
 //! Bodies that cannot be cloned: buffered within the limit and sent to everyone, else sent once.
 
-mod support;
+use reqwest_failover_testing::support;
 
 use std::io;
 use std::pin::Pin;

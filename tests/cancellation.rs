@@ -1,7 +1,7 @@
 //! The sweep: a request is polled k times and dropped, for every k until it is ready, and each time
 //! the chain must stand as if it had never been asked, except for what providers really answered.
 
-mod terminal;
+use reqwest_failover_testing::terminal;
 
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};

@@ -1,6 +1,6 @@
 //! Each provider is asked once, apart from all requests.
 
-mod support;
+use reqwest_failover_testing::support;
 
 use std::convert::Infallible;
 use std::sync::Arc;

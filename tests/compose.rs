@@ -1,6 +1,6 @@
 //! The chain among other layers, and what a user can tell it: routes, verdicts, limits.
 
-mod support;
+use reqwest_failover_testing::support;
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;

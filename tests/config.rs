@@ -1,6 +1,6 @@
 //! Bad input is refused by `build()`, with the provider and the field, and without the key.
 
-mod support;
+use reqwest_failover_testing::support;
 
 use std::time::Duration;
 

@@ -1,7 +1,6 @@
 //! The guide to observability and the dashboard name metrics that are there, and all of them.
 #![cfg(feature = "metrics")]
 
-#[path = "support/readings.rs"]
 mod readings;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,6 +1,6 @@
 //! The driver's table of cases: everything that can be seen of one request, written out.
 
-mod terminal;
+use reqwest_failover_testing::terminal;
 
 use std::sync::LazyLock;
 use std::time::Duration;

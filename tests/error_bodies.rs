@@ -2,7 +2,7 @@
 //! `error_body_timeout`, so that what a provider said is known and its connection is used again. The
 //! caller gets the last one byte for byte all the same.
 
-mod support;
+use reqwest_failover_testing::support;
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};

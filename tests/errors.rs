@@ -1,6 +1,6 @@
 //! What a request that no provider served says of the providers that were not asked.
 
-mod terminal;
+use reqwest_failover_testing::terminal;
 
 use std::net::TcpListener;
 

@@ -1,6 +1,6 @@
 //! Who answers, and what the caller learns, whatever goes wrong at a provider.
 
-mod support;
+use reqwest_failover_testing::support;
 
 use std::error::Error as StdError;
 use std::sync::Arc;

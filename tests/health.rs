@@ -1,7 +1,7 @@
 //! Health and time through the middleware, on a paused clock: breakers, cooldowns, timeouts, and
 //! what a snapshot shows of them.
 
-mod terminal;
+use reqwest_failover_testing::terminal;
 
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};

@@ -1,6 +1,6 @@
 //! A second provider while the first is silent: when it is asked, who serves, and what it costs.
 
-mod terminal;
+use reqwest_failover_testing::terminal;
 
 use std::sync::{Arc, Mutex};
 

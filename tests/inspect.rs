@@ -1,7 +1,7 @@
 //! Errors inside successful responses, over real sockets: who answers in the end, what the report
 //! says of it, and that every byte that is handed on is the provider's.
 
-mod support;
+use reqwest_failover_testing::support;
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};

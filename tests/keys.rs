@@ -1,6 +1,6 @@
 //! A key never leaves home: what each provider is sent, and what anyone is shown.
 
-mod support;
+use reqwest_failover_testing::support;
 
 use std::convert::Infallible;
 use std::sync::Arc;

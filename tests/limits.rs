@@ -1,6 +1,6 @@
 //! A request with limits of its own, in virtual time.
 
-mod terminal;
+use reqwest_failover_testing::terminal;
 
 use std::time::Duration;
 

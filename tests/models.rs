@@ -1,7 +1,7 @@
 //! Edits of JSON bodies, over real sockets: each provider is asked for the model by its own name and
 //! with its own parameters, and every other byte is the caller's.
 
-mod support;
+use reqwest_failover_testing::support;
 
 use bytes::Bytes;
 use futures_util::stream;

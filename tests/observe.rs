@@ -1,7 +1,7 @@
 //! What a chain lets be seen: events, spans, log lines, metrics and the fallback rate; and what it
 //! never shows.
 
-mod support;
+use reqwest_failover_testing::support;
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
@@ -1043,10 +1043,6 @@ mod metered {
 
 // What is never shown.
 
-#[path = "../examples/watch_support/timeline.rs"]
-#[allow(dead_code, reason = "this story has no phases")]
-mod timeline;
-
 /// Fails in every way there is, each time with keys in its mouth.
 struct Echoing {
     keys: Vec<String>,
@@ -1103,16 +1099,13 @@ async fn no_key_is_seen_anywhere() {
     #[cfg(feature = "metrics")]
     let _recording = metrics::set_default_local_recorder(&recorder);
 
-    let heard = Arc::new(Mutex::new((String::new(), timeline::Timeline::of(["bearer", "basic"]))));
+    let heard = Arc::new(Mutex::new(String::new()));
     let hearing = heard.clone();
-    let started = tokio::time::Instant::now();
     let chain = ProviderChain::builder(providers)
         .attempt_timeout(ms(200))
         .breaker(Breaker::default().consecutive(2).breaks(ms(300), ms(300)))
         .observe(move |event| {
-            let (text, picture) = &mut *lock(&hearing);
-            text.push_str(&format!("{event:?}\n{event:#?}\n"));
-            picture.hear(event, started.elapsed());
+            lock(&hearing).push_str(&format!("{event:?}\n{event:#?}\n"));
         })
         .build()
         .unwrap();
@@ -1138,24 +1131,19 @@ async fn no_key_is_seen_anywhere() {
         } else {
             let _ = request.send().await;
         }
-        {
-            let (text, picture) = &mut *lock(&heard);
-            text.push_str(&format!("{:?}\n{:#?}\n", chain.snapshot(), chain));
-            picture.look(&chain.snapshot(), started.elapsed());
-        }
+        lock(&heard).push_str(&format!("{:?}\n{:#?}\n", chain.snapshot(), chain));
         tokio::time::advance(ms(100)).await;
     }
     let outside = format!("https://elsewhere.test/v1/?key={callers}");
     client.get(outside).bearer_auth(&callers).send().await.ok();
 
-    let (text, picture) = &*lock(&heard);
+    let text = &*lock(&heard);
     for name in ["AttemptFinished", "FailedOver", "BreakerOpened", "CoolingDown", "Exhausted"] {
         assert!(text.contains(name), "{name}");
     }
     assert!(text.contains("[redacted]"), "there was something to hide");
     let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
     assert_unseen(text, &keys);
-    assert_unseen(&picture.svg().unwrap(), &keys);
     #[cfg(feature = "metrics")]
     {
         let text = recorder.handle().render();

@@ -1,7 +1,7 @@
 //! A panic in a closure of the user's costs its opinion and nothing else: the chain goes on, the
 //! response arrives, and the snapshot counts it. A panic of another layer goes through.
 
-mod terminal;
+use reqwest_failover_testing::terminal;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

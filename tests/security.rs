@@ -1,6 +1,6 @@
 //! What SECURITY.md says in addition to what other tests hold: that these exist, and where this layer ends.
 
-mod support;
+use reqwest_failover_testing::support;
 
 use std::path::Path;
 

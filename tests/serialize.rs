@@ -2,7 +2,7 @@
 
 #![cfg(feature = "serde")]
 
-mod terminal;
+use reqwest_failover_testing::terminal;
 
 use std::time::Duration;
 

@@ -2,7 +2,7 @@
 //! provider may have processed it, and whether the next one is asked. And what a hedge may replace: never
 //! a healthy answer by an error, whatever the judge accepts.
 
-mod terminal;
+use reqwest_failover_testing::terminal;
 
 use std::fs;
 use std::path::Path;

@@ -5,8 +5,7 @@
 //! chain without hedges and once for one with them. One of its cells:
 //! `FAULTS="RST before" cargo test --test faults -- --nocapture` plays those whose name holds that.
 
-#[path = "../support/mod.rs"]
-mod support;
+use reqwest_failover_testing::support;
 
 mod caller;
 mod cell;
@@ -16,7 +15,7 @@ mod kinds;
 #[cfg(feature = "metrics")]
 mod metered;
 #[cfg(feature = "metrics")]
-#[path = "../support/readings.rs"]
+#[path = "../readings/mod.rs"]
 mod readings;
 mod runner;
 mod script;

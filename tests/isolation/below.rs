@@ -5,13 +5,13 @@ use reqwest::header::{HeaderMap, HeaderValue};
 use reqwest_middleware::ClientBuilder;
 
 use crate::forms::Form;
-use crate::harness::{BYSTANDER, COOKIE, Harness, PLACES, built};
+use crate::harness::{BYSTANDER, Harness, PLACES, built};
 use crate::scenarios::{Behaviour, Scenario, send};
 use crate::support::canary::{canary, holds_key};
 use crate::support::harness::local;
 use crate::table::{Row, Table};
 
-use Behaviour::{Fails, LeadsAway, LeadsToTheThird, Serves, SetsCookie};
+use Behaviour::{Fails, LeadsAway, LeadsToTheThird, Serves};
 
 /// A client without `harden` follows redirects: the answer is refused, and the next provider asked,
 /// but by then the request was sent on. Who redirects, and to whom.
@@ -58,13 +58,6 @@ const PROXIED: Scenario = Scenario::new(
     [false, false, false, true],
 );
 
-/// Cookies know hosts, and no ports: all servers here are one host.
-const COOKIES: Scenario = Scenario::new(
-    "a cookie store of the client's",
-    [SetsCookie, Serves, Serves],
-    [true, true, false, false],
-);
-
 pub(crate) async fn table() -> Table {
     let mut table = Table::default();
     for form in Form::EACH {
@@ -73,7 +66,6 @@ pub(crate) async fn table() -> Table {
         }
         table.add(default_headers(form).await);
         table.add(proxied(form).await);
-        table.add(cookie_store(form).await);
     }
     table
 }
@@ -127,24 +119,6 @@ async fn proxied(form: Form) -> Row {
         row.wrong.push(format!("no longer so: {expected}"));
     }
     row.wrong.retain(|wrong| wrong != expected);
-    row
-}
-
-async fn cookie_store(form: Form) -> Row {
-    let harness = Harness::of(form, &COOKIES).await;
-    let http = reqwest_failover::harden(reqwest::Client::builder()).cookie_store(true);
-    let client = ClientBuilder::new(local(http)).with(built(harness.chain())).build();
-    send(&harness, harness.post(&client, 2, "/v1/chat/completions")).await;
-    let raw = harness.servers[1].raw().concat();
-    let mut row = harness.into_row(form.name(), &COOKIES);
-    // A provider's own cookie is not added to.
-    let expected = form != Form::Cookie;
-    if String::from_utf8_lossy(&raw).contains(COOKIE) {
-        row.arrived[1].foreign.push("the first's cookie".to_owned());
-    }
-    if row.arrived[1].foreign.is_empty() == expected {
-        row.wrong.push("no longer so: the second was sent the first's cookie".to_owned());
-    }
     row
 }
 

@@ -18,9 +18,6 @@ use crate::table::{Arrived, Row};
 pub(crate) const PLACES: [&str; 4] = ["first", "second", "third", "bystander"];
 pub(crate) const BYSTANDER: usize = 3;
 
-/// What [`Behaviour::SetsCookie`] sets.
-pub(crate) const COOKIE: &str = "session=of-this-provider-only";
-
 pub(crate) struct Harness {
     pub(crate) form: Form,
     pub(crate) servers: [Server; 4],
@@ -146,10 +143,6 @@ impl Behaviour {
                 let echo = format!("no: {} {}", request.target, values.join(" "));
                 Answer::error(401, &echo)
             }),
-            Self::SetsCookie => {
-                let cookie = format!("{COOKIE}; Path=/");
-                Answer::error(500, "broken").header("set-cookie", cookie).into()
-            }
             Self::Stalls => Answer::stall().into(),
             Self::Resets => Answer::reset().into(),
             Self::LeadsAway | Self::LeadsToTheThird => redirect.into(),

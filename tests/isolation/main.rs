@@ -3,8 +3,7 @@
 //!
 //! `cargo test --test isolation -- --nocapture` prints it.
 
-#[path = "../support/mod.rs"]
-mod support;
+use reqwest_failover_testing::support;
 
 mod below;
 mod echoes;

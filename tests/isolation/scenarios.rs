@@ -25,8 +25,6 @@ pub(crate) enum Behaviour {
     Resets,
     LeadsAway,
     LeadsToTheThird,
-    /// And fails.
-    SetsCookie,
 }
 
 pub(crate) struct Scenario {

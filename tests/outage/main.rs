@@ -2,10 +2,7 @@
 //! deadlines, uploads, hedges and judges of their own, of whom no provider is to blame. Run with
 //! `--nocapture` for the table.
 
-#[path = "../support/mod.rs"]
-mod support;
-#[path = "../terminal/mod.rs"]
-mod terminal;
+use reqwest_failover_testing::{support, terminal};
 
 mod dead;
 mod deadlines;

@@ -3,14 +3,11 @@
 mod openapi_generator;
 mod progenitor;
 mod rig;
-#[path = "../../../examples/support/stand_in.rs"]
-#[allow(dead_code, reason = "the examples use the rest of it")]
-mod stand_in;
 
 use reqwest_failover::{Exhausted, Provider, ProviderChain, harden};
 use reqwest_middleware::{ClientBuilder, ClientWithMiddleware};
 
-use crate::stand_in::StandIn;
+use reqwest_failover_testing::stand_in::StandIn;
 
 const COMETAPI_KEY: &str = "sk-stand-in-cometapi";
 const OPENAI_KEY: &str = "sk-stand-in-openai";

@@ -2,7 +2,7 @@
 //! every provider is down.
 //!
 //! ```text
-//! cargo run --example async_openai
+//! cargo run -p reqwest-failover-demos --example async_openai
 //! ```
 //!
 //! Two stand-ins on loopback play CometAPI and OpenAI; nothing leaves this machine. Every step
@@ -25,11 +25,7 @@ use reqwest_failover::{Exhausted, FailoverError, Provider, ProviderChain, harden
 use reqwest_middleware::{ClientBuilder, ClientWithMiddleware};
 use tower::service_fn;
 
-use crate::stand_in::StandIn;
-
-#[path = "support/stand_in.rs"]
-#[allow(dead_code, reason = "every example uses its own part of it")]
-mod stand_in;
+use reqwest_failover_testing::stand_in::StandIn;
 
 const COMETAPI_KEY: &str = "sk-stand-in-cometapi";
 const OPENAI_KEY: &str = "sk-stand-in-openai";

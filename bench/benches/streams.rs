@@ -1,8 +1,8 @@
 //! What looking into streams and renaming models costs.
 //!
-//! `cargo bench --bench streams` prints, over a terminal in memory: the time to a stream's first
-//! content with `.inspect(..)` off and on, and what `Provider::model` adds to a request of 1 MB, in
-//! time and in bytes allocated.
+//! `cargo bench -p reqwest-failover-bench --bench streams` prints, over a terminal in memory: the time to a
+//! stream's first content with `.inspect(..)` off and on, and what `Provider::model` adds to a request of 1
+//! MB, in time and in bytes allocated.
 
 use std::time::{Duration, Instant};
 

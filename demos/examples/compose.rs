@@ -1,7 +1,7 @@
 //! Where to put which other middleware, shown by what each provider receives.
 //!
 //! ```text
-//! cargo run --example compose
+//! cargo run -p reqwest-failover-demos --example compose
 //! ```
 //!
 //! Two stand-ins on loopback play CometAPI and OpenAI; nothing leaves this machine. Each row of the
@@ -30,11 +30,7 @@ use serde_json::{Value, json};
 use tracing::span;
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 
-use crate::stand_in::StandIn;
-
-#[path = "support/stand_in.rs"]
-#[allow(dead_code, reason = "every example uses its own part of it")]
-mod stand_in;
+use reqwest_failover_testing::stand_in::StandIn;
 
 type BoxError = Box<dyn Error>;
 

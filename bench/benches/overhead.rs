@@ -1,9 +1,9 @@
 //! Time per request and layer, over a terminal that answers at once.
 //!
-//! `cargo bench --bench overhead` measures every row with criterion, then prints each as a ratio to
-//! the no-op layer and to the layers that people use together with this one, and last what 64 tasks on two
-//! threads get through. Times move with whatever else the machine does; the instructions that
-//! `cargo bench --bench instructions` counts do not.
+//! `cargo bench -p reqwest-failover-bench --bench overhead` measures every row with criterion, then prints
+//! each as a ratio to the no-op layer and to the layers that people use together with this one, and last
+//! what 64 tasks on two threads get through. Times move with whatever else the machine does; the
+//! instructions that `cargo bench -p reqwest-failover-bench --bench instructions` counts do not.
 
 #[allow(dead_code)]
 mod rows;

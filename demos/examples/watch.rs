@@ -1,7 +1,7 @@
 //! An outage, watched: CometAPI is well, browns out, dies, limits the rate, and comes back.
 //!
 //! ```text
-//! cargo run --example watch --features metrics
+//! cargo run -p reqwest-failover-demos --example watch
 //! ```
 //!
 //! Two stand-ins on loopback play the providers, and everything is sped up: breaks and cooldowns last
@@ -19,12 +19,9 @@ use metrics_exporter_prometheus::{Matcher, PrometheusBuilder};
 use reqwest_failover::{Breaker, Event, Provider, ProviderChain, Report, Snapshot, State, harden};
 use reqwest_middleware::{ClientBuilder, ClientWithMiddleware};
 
-use crate::stand_in::StandIn;
 use crate::timeline::Timeline;
+use reqwest_failover_testing::stand_in::StandIn;
 
-#[path = "support/stand_in.rs"]
-#[allow(dead_code, reason = "each example uses its own part")]
-mod stand_in;
 #[path = "watch_support/timeline.rs"]
 mod timeline;
 

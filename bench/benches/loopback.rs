@@ -2,8 +2,8 @@
 //! what 64 callers at once get through. The servers are a process of their own. Needs valgrind
 //! (Debian: `apt-get install valgrind`).
 //!
-//! `cargo bench --bench loopback` prints one table of ratios, with plain `reqwest` measured against
-//! itself, which shows how far a ratio can be trusted.
+//! `cargo bench -p reqwest-failover-bench --bench loopback` prints one table of ratios, with plain
+//! `reqwest` measured against itself, which shows how far a ratio can be trusted.
 
 #[allow(dead_code)]
 mod rows;

@@ -4,9 +4,6 @@
 //! is a connection that ends in the middle of a header, so this server can stop, stall, close and
 //! reset anywhere, and it keeps every byte that ever arrived, whether it parsed or not.
 
-// Each test binary uses its own part of this.
-#![allow(dead_code, unused_imports, unreachable_pub)]
-
 mod answer;
 pub mod canary;
 pub mod harness;
@@ -33,11 +30,19 @@ impl Server {
     /// On 127.0.0.1. The script is one answer, a list of them (the last one repeats), or a closure
     /// of the request.
     pub async fn start(script: impl Into<Script>) -> Self {
-        Self::bind(Ipv4Addr::LOCALHOST.into(), script).await.expect("127.0.0.1 is there")
+        canary::keep_logs();
+        Self::quiet(script).await.expect("127.0.0.1 is there")
+    }
+
+    /// As [`start`](Self::start), in a program that has a log of its own: none is kept for
+    /// [`canary::logs`].
+    pub async fn quiet(script: impl Into<Script>) -> io::Result<Self> {
+        Self::bind(Ipv4Addr::LOCALHOST.into(), script).await
     }
 
     /// On `[::1]`; `None`, and a line that says so, where this machine has no IPv6.
     pub async fn start_v6(script: impl Into<Script>) -> Option<Self> {
+        canary::keep_logs();
         match Self::bind(Ipv6Addr::LOCALHOST.into(), script).await {
             Ok(server) => Some(server),
             Err(error) => {
@@ -48,7 +53,6 @@ impl Server {
     }
 
     async fn bind(ip: IpAddr, script: impl Into<Script>) -> io::Result<Self> {
-        canary::keep_logs();
         let listener = TcpListener::bind((ip, 0)).await?;
         let addr = listener.local_addr()?;
         let seen = Arc::new(Seen::default());
@@ -287,6 +291,6 @@ fn find(hay: &[u8], needle: &[u8]) -> Option<usize> {
     hay.windows(needle.len()).position(|window| window == needle)
 }
 
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,13 +1,13 @@
 //! What it costs to look for keys in what a provider said: CPU time for each message, by the number
 //! of keys, for messages as they usually are and for bodies made to be slow.
 //!
-//! `cargo bench --bench messages` prints the table; with `-- --check` it fails where a body of
-//! 64 KiB costs more than [`MOST`].
+//! `cargo bench -p reqwest-failover-bench --bench messages` prints the table; with `-- --check` it fails
+//! where a body of 64 KiB costs more than [`MOST`].
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-#[path = "../src"]
+#[path = "../../src"]
 #[allow(dead_code, unreachable_pub, unused_imports)]
 mod crate_source {
     pub(crate) mod message;

@@ -1,7 +1,7 @@
 //! Hours in minutes: 256 callers at once, three providers that fail 30 % of their requests in every
 //! way, callers that give up, and books on both sides that must agree at the end.
 //!
-//! `cargo run --release --example soak -- --minutes 10`
+//! `cargo run --release -p reqwest-failover-demos --example soak -- --minutes 10`
 //!
 //! It ends with status 1 if anything was lost, sent twice, answered to another caller, or shown a
 //! key that is not its own; if a probe is stuck; or if memory keeps growing.

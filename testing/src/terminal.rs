@@ -1,9 +1,6 @@
 //! Providers without a network: the innermost middleware, which answers by a script. With nothing
 //! but timers to wait for, a test on a paused clock takes no time at all.
 
-// Each test binary uses its own part of this.
-#![allow(dead_code, unreachable_pub, clippy::disallowed_methods)]
-
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};

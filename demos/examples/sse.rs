@@ -1,7 +1,7 @@
 //! A streamed completion, read event by event with `sse-stream`.
 //!
 //! ```text
-//! cargo run --example sse
+//! cargo run -p reqwest-failover-demos --example sse
 //! ```
 //!
 //! Two stand-ins on loopback play CometAPI, which fails, and OpenAI, which answers; nothing leaves
@@ -15,11 +15,7 @@ use reqwest_middleware::ClientBuilder;
 use serde_json::{Value, json};
 use sse_stream::SseByteStream;
 
-use crate::stand_in::StandIn;
-
-#[path = "support/stand_in.rs"]
-#[allow(dead_code, reason = "every example uses its own part of it")]
-mod stand_in;
+use reqwest_failover_testing::stand_in::StandIn;
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {

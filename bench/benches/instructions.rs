@@ -1,8 +1,8 @@
 //! Instructions per request and layer, in one run: the figure that holds on a noisy machine. Needs
 //! valgrind (Debian: `apt-get install valgrind`).
 //!
-//! `cargo bench --bench instructions` prints the table; with `-- --check` it fails where a row has
-//! grown past its budget. Allocations are counted in `tests/allocations.rs`.
+//! `cargo bench -p reqwest-failover-bench --bench instructions` prints the table; with `-- --check` it
+//! fails where a row has grown past its budget. Allocations are counted in `tests/allocations.rs`.
 
 mod rows;
 

@@ -1,7 +1,7 @@
 //! What hedging is worth when the first provider stalls: the slow end of 100,000 requests.
 //!
 //! ```text
-//! cargo run --release --example tail
+//! cargo run --release -p reqwest-failover-demos --example tail
 //! ```
 //!
 //! Everything happens in virtual time, so hours of traffic take seconds, and every run prints the

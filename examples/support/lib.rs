@@ -8,11 +8,9 @@ use std::time::Instant;
 use reqwest::Response;
 use reqwest_failover::{FailoverError, Provider, Report};
 use serde_json::Value;
+use tracing_subscriber::filter::LevelFilter;
 
-use self::stand_in::{StandIn, closed_port};
-
-#[allow(dead_code, reason = "every example uses its own part of it")]
-mod stand_in;
+use reqwest_failover_testing::stand_in::{StandIn, closed_port};
 
 const COMETAPI_KEY: &str = "sk-stand-in-cometapi";
 const OPENAI_KEY: &str = "sk-stand-in-openai";
@@ -20,14 +18,14 @@ const OPENAI_KEY: &str = "sk-stand-in-openai";
 type Result<T, E = Box<dyn Error>> = std::result::Result<T, E>;
 
 /// The real services, or the stand-ins that play them.
-pub(crate) struct Harness {
+pub struct Harness {
     /// CometAPI's and OpenAI's.
     stand_ins: Option<(StandIn, StandIn)>,
 }
 
 impl Harness {
     /// Sets the harness for whichever keys there are, and says which.
-    pub(crate) async fn set() -> Result<Self> {
+    pub async fn set() -> Result<Self> {
         let is_set = |name| std::env::var(name).is_ok_and(|key| !key.trim().is_empty());
         if is_set("COMETAPI_KEY") && is_set("OPENAI_API_KEY") {
             println!("COMETAPI_KEY and OPENAI_API_KEY are set: asking the real services.");
@@ -41,15 +39,15 @@ impl Harness {
         Ok(Self { stand_ins: Some((cometapi, openai)) })
     }
 
-    pub(crate) fn is_on_loopback(&self) -> bool {
+    pub fn is_on_loopback(&self) -> bool {
         self.stand_ins.is_some()
     }
 
-    pub(crate) fn stand_in_for_cometapi(&self) -> Option<&StandIn> {
+    pub fn stand_in_for_cometapi(&self) -> Option<&StandIn> {
         self.stand_ins.as_ref().map(|(cometapi, _)| cometapi)
     }
 
-    pub(crate) fn cometapi(&self) -> Provider {
+    pub fn cometapi(&self) -> Provider {
         match &self.stand_ins {
             Some((cometapi, _)) => {
                 Provider::new("cometapi", cometapi.base_url()).bearer_auth(COMETAPI_KEY)
@@ -58,7 +56,7 @@ impl Harness {
         }
     }
 
-    pub(crate) fn openai(&self) -> Provider {
+    pub fn openai(&self) -> Provider {
         match &self.stand_ins {
             Some((_, openai)) => Provider::new("openai", openai.base_url()).bearer_auth(OPENAI_KEY),
             None => Provider::openai_from_env(),
@@ -66,7 +64,7 @@ impl Harness {
     }
 
     /// A CometAPI to which there is no connection.
-    pub(crate) async fn cometapi_gone(&self) -> Result<Provider> {
+    pub async fn cometapi_gone(&self) -> Result<Provider> {
         Ok(match &self.stand_ins {
             Some(_) => Provider::new("cometapi", closed_port().await?).bearer_auth(COMETAPI_KEY),
             // `.invalid` is reserved: no name below it ever resolves.
@@ -75,7 +73,7 @@ impl Harness {
     }
 
     /// Stand-ins that are told to fail, or the real services with wrong keys.
-    pub(crate) fn both_failing(&self) -> [Provider; 2] {
+    pub fn both_failing(&self) -> [Provider; 2] {
         match &self.stand_ins {
             Some((cometapi, openai)) => {
                 cometapi.fail(503, "No channel is available for this model.");
@@ -88,14 +86,14 @@ impl Harness {
 
     /// Which providers may serve when none was made to fail: stand-ins do as they are told, but a real
     /// CometAPI may have a bad day.
-    pub(crate) fn first_served(&self) -> &'static [&'static str] {
+    pub fn first_served(&self) -> &'static [&'static str] {
         match &self.stand_ins {
             Some(_) => &["cometapi"],
             None => &["cometapi", "openai"],
         }
     }
 
-    pub(crate) async fn check_answer(&self, expected: &[&str], response: Response) -> Result<()> {
+    pub async fn check_answer(&self, expected: &[&str], response: Response) -> Result<()> {
         check_report(expected, &response);
         let body: Value = response.json().await?;
         let content = body["choices"][0]["message"]["content"].as_str();
@@ -104,7 +102,7 @@ impl Harness {
     }
 
     #[expect(clippy::disallowed_methods, reason = "times are printed, nothing depends on them")]
-    pub(crate) async fn check_stream(&self, expected: &[&str], response: Response) -> Result<()> {
+    pub async fn check_stream(&self, expected: &[&str], response: Response) -> Result<()> {
         check_report(expected, &response);
         let (start, mut response) = (Instant::now(), response);
         let (mut chunks, mut text) = (0, String::new());
@@ -121,7 +119,7 @@ impl Harness {
         Ok(())
     }
 
-    pub(crate) fn check_error(&self, error: &reqwest_middleware::Error) {
+    pub fn check_error(&self, error: &reqwest_middleware::Error) {
         let failed = FailoverError::find(error).expect("an error of the chain");
         println!("   answered  none");
         println!("   report    {}", failed.report());
@@ -136,7 +134,7 @@ impl Harness {
     }
 
     /// No stand-in ever saw the other's key.
-    pub(crate) fn check_keys(&self) {
+    pub fn check_keys(&self) {
         let Some((cometapi, openai)) = &self.stand_ins else {
             return;
         };
@@ -158,15 +156,15 @@ impl Harness {
 }
 
 /// Prints a step's number and title.
-pub(crate) fn step(title: &str) {
+pub fn step(title: &str) {
     static NUMBER: AtomicU32 = AtomicU32::new(1);
     println!("\n{}. {title}", NUMBER.fetch_add(1, Ordering::Relaxed));
 }
 
 /// The crate logs through `tracing`; its lines appear between the example's own.
-pub(crate) fn show_log_lines() {
+pub fn show_log_lines() {
     tracing_subscriber::fmt()
-        .with_env_filter("reqwest_failover=warn")
+        .with_max_level(LevelFilter::WARN)
         .with_ansi(io::stdout().is_terminal())
         .without_time()
         .init();

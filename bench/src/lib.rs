@@ -1,0 +1,1 @@
+//! See the files of `benches`, and `tests/allocations.rs`.

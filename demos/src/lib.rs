@@ -1,0 +1,1 @@
+//! See `examples`: each of them is a program of its own.

@@ -210,7 +210,7 @@ pub enum Event<'a> {
         report: &'a Report,
         /// From the first attempt's start to the start of the one that served; `None` if none did.
         added_latency: Option<Duration>,
-        /// As in [`Snapshot::fallback_ratio`].
+        /// As in [`Snapshot::fallback_ratio`](crate::Snapshot::fallback_ratio).
         fallback_ratio: Option<f64>,
     },
 }

@@ -1,17 +1,18 @@
 //! The builder of a chain: every setting, and what `build()` checks.
 
 use std::fmt;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use reqwest::Request;
 
 use super::ProviderChain;
 use super::address::Addresses;
+use super::list::{CurrentList, Entries, show_entries};
 use super::mark::CountedChain;
-use super::shared::{Classify, RouteFor, Shared, Table, now};
+use super::shared::{ChainState, Classify, RouteFor, Shared, Table, now};
 use crate::error::{ConfigError, Exhausted};
-use crate::health::{Breaker, Cooldown, HealthKey, HealthTable, State};
+use crate::health::{Breaker, Cooldown, HealthKey, HealthTable};
 use crate::hedge::{Hedge, Hedging};
 use crate::inspect::Inspect;
 use crate::message::Secrets;
@@ -305,8 +306,13 @@ impl ProviderChainBuilder {
     /// If there is no provider, two have the same name, one of them is misconfigured (see
     /// [`Provider`]), or a setting is out of its range. The error names the provider and the field.
     pub fn build(self) -> Result<ProviderChain, ConfigError> {
-        let Checked { entries, scope, strip } = check(self.providers, self.claims, self.headers)?;
-        let settings = Settings { total: self.total_timeout, attempt: self.attempt_timeout };
+        let Checked { entries, scope, strip } = check(self.providers, &self.claims, &self.headers)?;
+        let settings = Settings {
+            claims: self.claims,
+            headers: self.headers,
+            total: self.total_timeout,
+            attempt: self.attempt_timeout,
+        };
         if self.max_attempts == Some(0) {
             return Err(ConfigError::new(None, "max_attempts", "must be at least 1"));
         }
@@ -322,6 +328,8 @@ impl ProviderChainBuilder {
                 return Err(ConfigError::new(None, field, problem));
             }
         }
+        let ids = (0..entries.len()).collect();
+        let entries = Entries::new(entries, ids);
         let limits = ChainLimits {
             max_attempts: self.max_attempts.unwrap_or(usize::MAX),
             ambiguous: self.ambiguous,
@@ -331,18 +339,15 @@ impl ProviderChainBuilder {
                 .map_or(Duration::ZERO, Inspect::longest_hold)
                 .max(self.error_body_timeout),
             total: self.total_timeout,
-            attempts: entries
-                .iter()
-                .map(|entry| entry.attempt_timeout.or(self.attempt_timeout))
-                .collect(),
-            hosts: hosts(&entries),
+            attempts: settings.attempts(&entries),
+            hosts: entries.hosts(),
         };
         let now = now();
         let health_key = self.health_key.filter(|_| self.breaker.is_some());
         let mut health = HealthTable::new(entries.len(), self.breaker, now, fastrand::u64(..));
         health.hedging = self.hedge.as_ref().map(|hedge| Hedging::new(hedge, entries.len()));
         health.cooldown = self.cooldown;
-        for (provider, entry) in entries.iter().enumerate() {
+        for (provider, entry) in entries.iter() {
             if let Some(most) = entry.max_in_flight {
                 health.limit_in_flight(provider, most.get() as u64);
             }
@@ -354,18 +359,13 @@ impl ProviderChainBuilder {
             counts: RequestCounts::default(),
             begun: 0,
         };
-        let names = entries.iter().map(|entry| entry.name.clone());
+        let names = entries.iter().map(|(id, entry)| (id, entry.name.clone()));
         let observer = Observer::new(self.observe, self.log_messages, names);
-        show_entries(&entries, &observer);
-        let shared = Shared {
-            secrets: Secrets::new(entries.iter().flat_map(|entry| &entry.secrets)),
-            tokens: Mutex::new(vec![Vec::new(); entries.len()]),
+        show_entries(&entries, &vec![true; entries.len()], &observer);
+        let chain = ChainState {
+            settings,
             table: Mutex::new(table),
-            entries,
-            scope,
-            strip,
-            addresses: Addresses::new(),
-            limits,
+            lists: Mutex::default(),
             classify: self.classify,
             route: self.route,
             _counted: CountedChain::new(),
@@ -375,20 +375,33 @@ impl ProviderChainBuilder {
             inspect: self.inspect,
             error_body_timeout: self.error_body_timeout,
             exhausted: self.exhausted,
-            observer,
         };
-        Ok(ProviderChain { shared: Arc::new(shared) })
+        let list = Shared {
+            chain: Arc::new(chain),
+            secrets: Secrets::new(entries.as_slice().iter().flat_map(|entry| &entry.secrets)),
+            tokens: Mutex::new(vec![Vec::new(); entries.len()]),
+            entries,
+            scope,
+            strip,
+            addresses: Addresses::new(),
+            limits,
+            observer,
+            last_order: OnceLock::new(),
+        };
+        Ok(ProviderChain { current: Arc::new(CurrentList::new(list)) })
     }
 }
 
-/// The builder's time limits.
-struct Settings {
+/// The builder's settings that hold for every list of providers.
+pub(super) struct Settings {
+    pub(super) claims: Vec<String>,
+    pub(super) headers: ChainHeaders,
     total: Duration,
     attempt: Option<Duration>,
 }
 
 impl Settings {
-    fn check(&self, entries: &[Entry]) -> Result<(), ConfigError> {
+    pub(super) fn check(&self, entries: &[Entry]) -> Result<(), ConfigError> {
         const TOO_LONG: &str = "must not be longer than the total timeout";
         let wrong = |field, problem: &str| Err(ConfigError::new(None, field, problem));
         if self.total.is_zero() {
@@ -409,32 +422,14 @@ impl Settings {
         }
     }
 
+    /// The explicit limit of each provider's attempts.
+    pub(super) fn attempts(&self, entries: &Entries) -> Vec<Option<Duration>> {
+        entries.each(|entry| entry.attempt_timeout.or(self.attempt))
+    }
+
     /// How long an attempt may take where nothing else is said.
     fn shortest(&self) -> Duration {
         self.attempt.unwrap_or(ChainLimits::DEFAULT_ATTEMPT).min(self.total)
-    }
-}
-
-/// For each entry the first one at the same host and port.
-fn hosts(entries: &[Entry]) -> Vec<u32> {
-    let host = |entry: &Entry| {
-        let url = entry.base.url();
-        (url.host_str().map(str::to_owned), url.port_or_known_default())
-    };
-    let hosts: Vec<_> = entries.iter().map(host).collect();
-    let first = |host| hosts.iter().position(|other| other == host).unwrap_or(0) as u32;
-    hosts.iter().map(first).collect()
-}
-
-/// Sets the gauges, and warns of providers whose outages will coincide.
-fn show_entries(entries: &[Entry], observer: &Observer) {
-    for (at, entry) in entries.iter().enumerate() {
-        observer.set_state_gauge(at, State::Closed);
-        let host = entry.base.host_str();
-        let twin = entries[..at].iter().find(|other| other.base.host_str() == host);
-        if let Some(twin) = twin.filter(|_| !entry.base.is_loopback()) {
-            observer.warn_of_shared_host(&twin.name, &entry.name, host);
-        }
     }
 }
 

@@ -129,8 +129,9 @@ impl ProviderChain {
     /// ```
     ///
     /// # Errors
-    /// As [`build`](ProviderChainBuilder::build); and if there would be more than 128 providers, together
-    /// with earlier ones that requests in flight still use. The chain stays as it was then.
+    /// As [`build`](ProviderChainBuilder::build); and if these would be more than 128 providers, together
+    /// with those that they replace and with earlier ones that requests in flight still use. One that stays
+    /// counts once. The chain is as it was then.
     pub fn replace(
         &self,
         providers: impl IntoIterator<Item = Provider>,

@@ -15,7 +15,6 @@ use crate::error::{ConfigError, Exhausted};
 use crate::health::{Breaker, Cooldown, HealthKey, HealthTable};
 use crate::hedge::{Hedge, Hedging};
 use crate::inspect::Inspect;
-use crate::message::Secrets;
 use crate::observe::rate::{FallbackRate, RateLimits};
 use crate::observe::{Closure, Event, Observer, RequestCounts};
 use crate::provider::{ChainHeaders, Checked, Entry, MAX_PROVIDERS, Provider, check};
@@ -348,9 +347,7 @@ impl ProviderChainBuilder {
         health.hedging = self.hedge.as_ref().map(|hedge| Hedging::new(hedge, entries.len()));
         health.cooldown = self.cooldown;
         for (provider, entry) in entries.iter() {
-            if let Some(most) = entry.max_in_flight {
-                health.limit_in_flight(provider, most.get() as u64);
-            }
+            health.limit_in_flight(provider, entry.most_in_flight());
         }
         let table = Table {
             health,
@@ -361,7 +358,7 @@ impl ProviderChainBuilder {
         };
         let names = entries.iter().map(|(id, entry)| (id, entry.name.clone()));
         let observer = Observer::new(self.observe, self.log_messages, names);
-        show_entries(&entries, &vec![true; entries.len()], &observer);
+        show_entries(&entries, &Entries::default(), &observer);
         let chain = ChainState {
             settings,
             table: Mutex::new(table),
@@ -378,7 +375,7 @@ impl ProviderChainBuilder {
         };
         let list = Shared {
             chain: Arc::new(chain),
-            secrets: Secrets::new(entries.as_slice().iter().flat_map(|entry| &entry.secrets)),
+            secrets: entries.secrets(),
             tokens: Mutex::new(vec![Vec::new(); entries.len()]),
             entries,
             scope,

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::ops::Index;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::address::Addresses;
 use super::builder::Settings;
@@ -54,6 +54,16 @@ impl Entries {
 
     pub(super) fn find(&self, name: &str) -> Option<usize> {
         self.iter().find(|(_, entry)| *entry.name == *name).map(|(id, _)| id)
+    }
+
+    /// Whether a provider of this list has this id.
+    fn has(&self, id: usize) -> bool {
+        self.ids.contains(&id)
+    }
+
+    /// Every provider's keys.
+    pub(super) fn secrets(&self) -> Secrets {
+        Secrets::new(self.list.iter().flat_map(|entry| &entry.secrets))
     }
 
     pub(super) fn as_slice(&self) -> &[Entry] {
@@ -133,67 +143,72 @@ impl CurrentList {
     pub(super) fn replace(&self, providers: Vec<Provider>) -> Result<(), ConfigError> {
         let chain = self.get().chain.clone();
         let mut checked = check_list(providers, &chain)?;
-        // What lists hold is in part the user's, and dropped where nothing is locked.
-        let (lists, before);
-        let (changing, old) = self.hold();
-        before = old;
+        // What lists hold is in part the user's, and is dropped after the guard, where nothing is locked.
+        let (before, lists, replaced);
+        let (changing, current) = self.hold();
+        before = current;
         lists = chain.lists(|_| true);
         let ids = assign_ids(&checked.entries, &before, &lists)?;
-        let mut is_new = Vec::with_capacity(ids.len());
         for (id, entry) in ids.iter().zip(&mut checked.entries) {
-            let kept = before.entries.find_same(entry);
-            if let Some(kept) = kept {
-                entry.name = before.entries[kept].name.clone();
+            if before.entries.has(*id) {
+                // The metrics know a provider by this.
+                entry.name = before.entries[*id].name.clone();
             }
-            is_new.push(kept != Some(*id));
         }
+        let list = Arc::new(before.next(checked, ids));
+        chain.add_list(&list);
+        before.give_way_to(&list);
+        replaced = std::mem::replace(&mut *self.lock(), list.clone());
+        drop(changing);
+        drop(replaced);
+        show_entries(&list.entries, &before.entries, &list.observer);
+        Ok(())
+    }
+}
+
+impl Shared {
+    /// The list that takes the place of this one.
+    fn next(&self, checked: Checked, ids: Vec<usize>) -> Self {
         let Checked { entries, scope, strip } = checked;
         let entries = Entries::new(entries, ids);
-        let names = entries.iter().map(|(id, entry)| (id, entry.name.clone()));
-        let observer = before.observer.with_providers(names);
-        let limits = ChainLimits {
-            attempts: chain.settings.attempts(&entries),
-            hosts: entries.hosts(),
-            ..before.limits
-        };
         let mut tokens = vec![Vec::new(); entries.ids()];
-        for (id, entry) in entries.iter().zip(&is_new).filter(|(_, new)| !**new).map(|(it, _)| it) {
+        for (id, entry) in entries.iter().filter(|(id, _)| self.entries.has(*id)) {
             if !entry.sources.is_empty() {
-                tokens[id] = before.lock_tokens()[id].clone();
+                tokens[id].clone_from(&self.lock_tokens()[id]);
             }
         }
-        let list = Arc::new(Shared {
-            secrets: Secrets::new(entries.as_slice().iter().flat_map(|entry| &entry.secrets)),
+        let names = entries.iter().map(|(id, entry)| (id, entry.name.clone()));
+        Self {
+            chain: self.chain.clone(),
+            limits: ChainLimits {
+                attempts: self.chain.settings.attempts(&entries),
+                hosts: entries.hosts(),
+                ..self.limits
+            },
+            observer: self.observer.with_providers(names),
+            secrets: entries.secrets(),
             tokens: Mutex::new(tokens),
+            addresses: Addresses::new(),
+            last_order: OnceLock::new(),
             entries,
             scope,
             strip,
-            addresses: Addresses::new(),
-            limits,
-            observer,
-            last_order: std::sync::OnceLock::new(),
-            chain,
-        });
-        list.chain.add_list(&list);
-        let mut table = list.lock();
-        table.change(|table| {
-            for ((id, entry), is_new) in list.entries.iter().zip(&is_new) {
-                if *is_new {
+        }
+    }
+
+    /// Moves the health table on to another list.
+    fn give_way_to(&self, list: &Self) {
+        self.lock().change(|table| {
+            for (id, entry) in list.entries.iter() {
+                if !self.entries.has(id) {
                     table.health.renew(id);
                 }
-                let most = entry.max_in_flight.map_or(u64::MAX, |most| most.get() as u64);
-                table.health.limit_in_flight(id, most);
+                table.health.limit_in_flight(id, entry.most_in_flight());
             }
             let order = std::mem::replace(&mut table.order, list.entries.ids.clone().into());
-            // Requests that have the old list, and have not begun yet, keep its order.
-            _ = before.last_order.set(order);
+            // Requests that have this list, and have not begun yet, keep its order.
+            _ = self.last_order.set(order);
         });
-        drop(table);
-        let replaced = std::mem::replace(&mut *self.lock(), list.clone());
-        drop(changing);
-        drop(replaced);
-        show_entries(&list.entries, &is_new, &list.observer);
-        Ok(())
     }
 }
 
@@ -216,16 +231,18 @@ fn assign_ids(
     let id = |entry| current.entries.find_same(entry).or_else(|| free.next());
     entries.iter().map(id).collect::<Option<_>>().ok_or_else(|| {
         let problem = format!(
-            "must be at most {MAX_PROVIDERS} together with the earlier ones that requests in flight still use"
+            "must be at most {MAX_PROVIDERS}, together with those that they replace and with earlier ones \
+             that requests in flight still use"
         );
         ConfigError::new(None, "providers", problem)
     })
 }
 
-/// Sets the gauges of new providers, and warns of those whose outages will coincide with another's.
-pub(super) fn show_entries(entries: &Entries, is_new: &[bool], observer: &Observer) {
+/// Sets the gauges of providers that were not there before, and warns of those whose outages will coincide
+/// with another's.
+pub(super) fn show_entries(entries: &Entries, before: &Entries, observer: &Observer) {
     let list = entries.as_slice();
-    for (at, (id, entry)) in entries.iter().enumerate().filter(|(at, _)| is_new[*at]) {
+    for (at, (id, entry)) in entries.iter().enumerate().filter(|(_, (id, _))| !before.has(*id)) {
         observer.set_state_gauge(id, State::Closed);
         let host = entry.base.host_str();
         let twin = list[..at].iter().find(|other| other.base.host_str() == host);

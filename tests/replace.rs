@@ -396,7 +396,14 @@ struct Plan([Does; 4]);
 
 /// Counts attempts, and those with a key that is not the one that the request began with.
 #[derive(Clone, Default)]
-struct Judge(Arc<Mutex<(HashMap<usize, u64>, Vec<String>)>>);
+struct Judge(Arc<Mutex<Found>>);
+
+#[derive(Default)]
+struct Found {
+    /// The attempts at each of the providers that ever were.
+    attempts: HashMap<usize, u64>,
+    wrong_keys: Vec<String>,
+}
 
 #[async_trait]
 impl Middleware for Judge {
@@ -414,9 +421,9 @@ impl Middleware for Judge {
             let mut judge = lock(&self.0);
             match began.get(&host) {
                 Some((key, presence)) if sent == format!("Bearer {key}") => {
-                    *judge.0.entry(*presence).or_default() += 1;
+                    *judge.attempts.entry(*presence).or_default() += 1;
                 }
-                _ => judge.1.push(format!("{host} was sent {sent}")),
+                _ => judge.wrong_keys.push(format!("{host} was sent {sent}")),
             }
         }
         let does = plan[usize::from(host.as_bytes()[0] - b'a') % 4];
@@ -589,12 +596,12 @@ async fn play(ops: Vec<Op>, is_hedged: bool) {
     }
     yields(5).await;
     let judge = lock(&judge.0);
-    assert!(judge.1.is_empty(), "{:?}", judge.1);
+    assert!(judge.wrong_keys.is_empty(), "{:?}", judge.wrong_keys);
     let snapshot = chain.snapshot();
     assert_eq!(snapshot.requests(), begun);
     for it in &current {
         let provider = snapshot.provider(NAMES[it.name]).unwrap();
-        let attempts = judge.0.get(&it.presence).copied().unwrap_or_default();
+        let attempts = judge.attempts.get(&it.presence).copied().unwrap_or_default();
         assert_eq!(provider.attempts(), attempts, "{provider:?}");
         assert_eq!(provider.in_flight(), 0, "{provider:?}");
         assert_ne!(provider.state(), State::Probing, "{provider:?}");

@@ -609,19 +609,15 @@ async fn play(ops: Vec<Op>, is_hedged: bool) {
     }
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(300))]
-
-    #[test]
-    fn every_order_of_replacements_and_requests_keeps_keys_and_counts_apart(
-        ops in prop::collection::vec(op(), 1..60),
-        is_hedged in any::<bool>(),
-    ) {
+#[test]
+fn every_order_of_replacements_and_requests_keeps_keys_and_counts_apart() {
+    let ops = prop::collection::vec(op(), 1..60);
+    proptest!(ProptestConfig::with_cases(300), |(ops in ops, is_hedged in any::<bool>())| {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .start_paused(true)
             .build()
             .unwrap();
         runtime.block_on(play(ops, is_hedged));
-    }
+    });
 }

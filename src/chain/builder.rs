@@ -358,7 +358,7 @@ impl ProviderChainBuilder {
         };
         let names = entries.iter().map(|(id, entry)| (id, entry.name.clone()));
         let observer = Observer::new(self.observe, self.log_messages, names);
-        show_entries(&entries, &Entries::default(), &observer);
+        show_entries(&entries, &Entries::new(Vec::new(), Vec::new()), &observer);
         let chain = ChainState {
             settings,
             table: Mutex::new(table),

@@ -19,23 +19,25 @@ use crate::provider::{Checked, Entry, MAX_PROVIDERS, Provider, check};
 use crate::run::ChainLimits;
 
 /// The providers of a list, each with its id: its place in the health table.
-#[derive(Default)]
 pub(super) struct Entries {
     list: Vec<Entry>,
     /// The id of each.
     ids: Vec<usize>,
-    /// For each id, where in the list its provider is.
-    places: Vec<u8>,
+    /// The highest id, plus one.
+    end: usize,
+    /// For each id, where in the list its provider is. As large as it can be, so that no access is checked.
+    places: Box<[u8; MAX_PROVIDERS]>,
 }
 
 impl Entries {
     /// The ids must be below 128, and no two the same.
     pub(super) fn new(list: Vec<Entry>, ids: Vec<usize>) -> Self {
-        let mut places = vec![u8::MAX; ids.iter().max().map_or(0, |highest| highest + 1)];
+        let end = ids.iter().max().map_or(0, |highest| highest + 1);
+        let mut places = Box::new([u8::MAX; MAX_PROVIDERS]);
         for (place, id) in ids.iter().enumerate() {
             places[*id] = place as u8;
         }
-        Self { list, ids, places }
+        Self { list, ids, end, places }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -44,7 +46,7 @@ impl Entries {
 
     /// The highest id, plus one.
     pub(super) fn ids(&self) -> usize {
-        self.places.len()
+        self.end
     }
 
     /// The providers with their ids, in the order of the list.
@@ -106,7 +108,7 @@ impl Index<usize> for Entries {
 
     #[inline]
     fn index(&self, id: usize) -> &Entry {
-        &self.list[usize::from(self.places[id])]
+        &self.list[usize::from(self.places[id % MAX_PROVIDERS])]
     }
 }
 

@@ -111,11 +111,13 @@ impl Table {
 }
 
 impl Shared {
+    #[inline]
     pub(super) fn lock(&self) -> MutexGuard<'_, Table> {
         self.chain.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The order of the providers: the chain's, or what it was when another list took the place of this one.
+    #[inline]
     pub(super) fn order<'t>(&'t self, table: &'t Table) -> &'t Arc<[usize]> {
         self.last_order.get().unwrap_or(&table.order)
     }
@@ -198,6 +200,7 @@ impl Shared {
         self.secrets.and(tokens.iter().flatten().chain(more).chain(&others))
     }
 
+    #[cold]
     fn secrets_of_other_lists(&self) -> BTreeSet<String> {
         let mut secrets = BTreeSet::new();
         for list in self.chain.lists(|list| !std::ptr::eq(list, self)) {

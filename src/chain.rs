@@ -6,13 +6,14 @@ mod builder;
 mod check;
 mod drive;
 mod flight;
+mod list;
 mod mark;
 mod outcome;
 mod request;
+mod settings;
 mod shared;
 mod slot;
 mod sources;
-mod timeouts;
 
 use std::fmt;
 use std::pin::Pin;
@@ -27,6 +28,7 @@ pub use self::builder::ProviderChainBuilder;
 use self::check::check;
 use self::drive::drive;
 use self::flight::Sender;
+use self::list::CurrentList;
 use self::shared::{Shared, now};
 use crate::error::ConfigError;
 use crate::health::State;
@@ -66,7 +68,7 @@ use crate::report::Attempt;
 /// ```
 #[derive(Clone)]
 pub struct ProviderChain {
-    shared: Arc<Shared>,
+    current: Arc<CurrentList>,
 }
 
 impl ProviderChain {
@@ -77,14 +79,15 @@ impl ProviderChain {
 
     /// The chain's health and counts at this moment. Shown at [`Snapshot`].
     pub fn snapshot(&self) -> Snapshot {
-        let shared = &self.shared;
+        let shared = self.current.get();
         let now = now();
         let table = shared.lock();
+        let order = shared.order(&table);
         let resting = |provider| -> Vec<(Box<[u8]>, State)> {
             let resting = table.health.resting_keys(provider, now);
             resting.map(|(key, state)| (key.into(), state)).collect()
         };
-        let resting: Vec<_> = table.order.iter().map(|provider| resting(*provider)).collect();
+        let resting: Vec<_> = order.iter().map(|provider| resting(*provider)).collect();
         let provider = |provider: &usize| ProviderSnapshot {
             name: shared.entries[*provider].name.clone(),
             state: table.health.state(*provider, now),
@@ -92,7 +95,7 @@ impl ProviderChain {
             resting_keys: Vec::new(),
         };
         let mut snapshot = Snapshot {
-            providers: table.order.iter().map(provider).collect(),
+            providers: order.iter().map(provider).collect(),
             counts: table.counts,
             fallback_ratio: table.fallback_rate.ratio(now),
             passed_through: shared.observer.passed_through(),
@@ -104,6 +107,38 @@ impl ProviderChain {
             provider.resting_keys = shown.collect();
         }
         snapshot
+    }
+
+    /// Replaces the providers for requests that begin from now on, such as where a key has changed. Those in
+    /// flight keep theirs, with their keys and their order.
+    ///
+    /// The list is checked as in [`build`](ProviderChainBuilder::build), with the builder's settings; it
+    /// need not have as many providers as before, and its order is the new order. A provider with the
+    /// name and base URL of a current one keeps its health: open breaker, cooldown, counts, requests in
+    /// flight, and whether it is [isolated](Self::isolate). Everything else of it may be new, such as its
+    /// key. Any other provider begins as in a new chain.
+    ///
+    /// A key that was replaced is sent by no request that begins after this returns. It is removed from
+    /// messages as long as a request that began before may use it.
+    ///
+    /// ```
+    /// use reqwest_failover::{Provider, ProviderChain};
+    ///
+    /// let chain = ProviderChain::builder([Provider::cometapi("key-a"), Provider::openai("key-b")]).build()?;
+    /// chain.replace([Provider::openai("key-c"), Provider::cometapi("key-a")])?;
+    /// assert_eq!(chain.snapshot().providers()[0].name(), "openai");
+    /// # Ok::<(), reqwest_failover::ConfigError>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`build`](ProviderChainBuilder::build); and if these would be more than 128 providers, together
+    /// with those that they replace and with earlier ones that requests in flight still use. One that stays
+    /// counts once. The chain is as it was then.
+    pub fn replace(
+        &self,
+        providers: impl IntoIterator<Item = Provider>,
+    ) -> Result<(), ConfigError> {
+        self.current.replace(providers.into_iter().collect())
     }
 
     /// Changes the order for requests that begin from now on; those in flight keep theirs.
@@ -124,20 +159,23 @@ impl ProviderChain {
         I: IntoIterator,
         I::Item: AsRef<str>,
     {
-        let mut order = Vec::with_capacity(self.shared.entries.len());
-        for name in names {
-            let provider = self.shared.known(name.as_ref(), "set_order")?;
+        // The iterator is the user's, and asked where nothing is locked.
+        let names: Vec<_> = names.into_iter().collect();
+        let (_changing, shared) = self.current.hold();
+        let mut order = Vec::with_capacity(shared.entries.len());
+        for name in &names {
+            let provider = shared.known(name.as_ref(), "set_order")?;
             if order.contains(&provider) {
                 let twice = "is named twice; name every provider once";
                 return Err(ConfigError::new(Some(name.as_ref()), "set_order", twice));
             }
             order.push(provider);
         }
-        if order.len() < self.shared.entries.len() {
-            let missing = format!("must name every provider once: {}", self.shared.names());
+        if order.len() < shared.entries.len() {
+            let missing = format!("must name every provider once: {}", shared.names());
             return Err(ConfigError::new(None, "set_order", missing));
         }
-        self.shared.lock().change(|table| table.order = order.into());
+        shared.lock().change(|table| table.order = order.into());
         Ok(())
     }
 
@@ -158,7 +196,8 @@ impl ProviderChain {
     /// # Errors
     /// If there is no such provider; the error lists those that there are.
     pub fn isolate(&self, name: &str) -> Result<(), ConfigError> {
-        self.shared.isolate(self.shared.known(name, "isolate")?, true);
+        let (_changing, shared) = self.current.hold();
+        shared.isolate(shared.known(name, "isolate")?, true);
         Ok(())
     }
 
@@ -167,7 +206,8 @@ impl ProviderChain {
     /// # Errors
     /// If there is no such provider; the error lists those that there are.
     pub fn restore(&self, name: &str) -> Result<(), ConfigError> {
-        self.shared.isolate(self.shared.known(name, "restore")?, false);
+        let (_changing, shared) = self.current.hold();
+        shared.isolate(shared.known(name, "restore")?, false);
         Ok(())
     }
 
@@ -199,7 +239,7 @@ impl ProviderChain {
     /// # }
     /// ```
     pub async fn check(&self, client: &reqwest::Client, request: Request) -> Vec<Attempt> {
-        check(&self.shared, client, request).await
+        check(&self.current.get(), client, request).await
     }
 }
 
@@ -217,16 +257,17 @@ impl Middleware for ProviderChain {
         'next: 'answer,
         Self: 'answer,
     {
-        let Shared { addresses, scope, entries, observer, .. } = &*self.shared;
-        if !self.shared.nested && mark::is_set(extensions) {
+        let shared = self.current.get();
+        if !shared.chain.nested && mark::is_set(extensions) {
             return next.run(request, extensions);
         }
-        match addresses.find(request.url(), scope, entries.len()) {
+        match shared.addresses.find(request.url(), &shared.scope, shared.entries.ids()) {
             Some(address) => {
-                let sender = Sender::new(&self.shared, address, next, &request);
+                let sender = Sender::new(shared, address, next, &request);
                 drive(sender, Requests::new(request), extensions)
             }
             None => Box::pin(async move {
+                let Shared { addresses, scope, observer, .. } = &*shared;
                 if addresses.is_unknown_origin(request.url(), scope)
                     && let Some((base, difference)) = scope.nearest(request.url())
                 {
@@ -245,7 +286,7 @@ impl Middleware for ProviderChain {
 impl fmt::Debug for ProviderChain {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ProviderChain")
-            .field("providers", &self.shared.entries)
+            .field("providers", &self.current.get().entries.as_slice())
             .finish_non_exhaustive()
     }
 }

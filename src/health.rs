@@ -236,6 +236,18 @@ impl HealthTable {
         self.providers[provider].max_in_flight = most;
     }
 
+    /// Gives this id to another provider, of which nothing is known yet. Nothing may be in flight at the
+    /// one before it.
+    pub(crate) fn renew(&mut self, provider: usize) {
+        if provider >= self.providers.len() {
+            self.providers.resize_with(provider + 1, ProviderHealth::default);
+        }
+        self.providers[provider] = ProviderHealth::default();
+        if let Some(hedging) = &mut self.hedging {
+            hedging.renew(provider);
+        }
+    }
+
     #[inline]
     pub(crate) fn is_isolated(&self, provider: usize) -> bool {
         self.providers[provider].isolated

@@ -106,6 +106,14 @@ impl Hedging {
         }
     }
 
+    /// Forgets how long the provider of this id took: another one has it now.
+    pub(crate) fn renew(&mut self, provider: usize) {
+        if provider >= self.latencies.len() {
+            self.latencies.resize_with(provider + 1, Latencies::default);
+        }
+        self.latencies[provider] = Latencies::default();
+    }
+
     /// A request is sent.
     pub(crate) fn deposit(&mut self) {
         self.balance = (self.balance + self.deposit_per_request).min(self.most);

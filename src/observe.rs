@@ -65,11 +65,17 @@ pub(crate) type Closure = Box<dyn Fn(&Event<'_>) + Send + Sync>;
 
 /// Hands every event to every reader.
 pub(crate) struct Observer {
-    closures: Vec<Closure>,
+    closures: Arc<[Closure]>,
     #[cfg(feature = "tracing")]
     log_messages: bool,
     #[cfg(feature = "metrics")]
     meter: meter::Meter,
+    counts: Arc<ObserverCounts>,
+}
+
+/// What only the observer counts.
+#[derive(Default)]
+struct ObserverCounts {
     passed_through: AtomicU64,
     callback_panics: AtomicU64,
 }
@@ -85,16 +91,27 @@ impl Observer {
     pub(crate) fn new(
         closures: Vec<Closure>,
         log_messages: bool,
-        names: impl Iterator<Item = Arc<str>>,
+        names: impl Iterator<Item = (usize, Arc<str>)>,
     ) -> Self {
         Self {
-            closures,
+            closures: closures.into(),
             #[cfg(feature = "tracing")]
             log_messages,
             #[cfg(feature = "metrics")]
             meter: meter::Meter::new(names),
-            passed_through: AtomicU64::new(0),
-            callback_panics: AtomicU64::new(0),
+            counts: Arc::default(),
+        }
+    }
+
+    /// The same for another list of providers: each with its id and name.
+    pub(crate) fn with_providers(&self, names: impl Iterator<Item = (usize, Arc<str>)>) -> Self {
+        Self {
+            closures: self.closures.clone(),
+            #[cfg(feature = "tracing")]
+            log_messages: self.log_messages,
+            #[cfg(feature = "metrics")]
+            meter: self.meter.with_providers(names),
+            counts: self.counts.clone(),
         }
     }
 
@@ -159,18 +176,18 @@ impl Observer {
     }
 
     pub(crate) fn passed_through(&self) -> u64 {
-        self.passed_through.load(Ordering::Relaxed)
+        self.counts.passed_through.load(Ordering::Relaxed)
     }
 
     pub(crate) fn callback_panics(&self) -> u64 {
-        self.callback_panics.load(Ordering::Relaxed)
+        self.counts.callback_panics.load(Ordering::Relaxed)
     }
 
     /// Hands an event to every reader.
     #[inline(never)]
     pub(crate) fn emit(&self, event: &Event<'_>) {
         self.read(event);
-        for closure in &self.closures {
+        for closure in self.closures.iter() {
             if catch_panic(|| closure(event)).is_none() {
                 self.read(&Event::CallbackPanicked { callback: "observe" });
             }
@@ -203,8 +220,8 @@ impl Observer {
     fn read_rare(&self, event: &Event<'_>) {
         let count = |counter: &AtomicU64| counter.fetch_add(1, Ordering::Relaxed);
         match event {
-            Event::PassedThrough { .. } => _ = count(&self.passed_through),
-            Event::CallbackPanicked { .. } => _ = count(&self.callback_panics),
+            Event::PassedThrough { .. } => _ = count(&self.counts.passed_through),
+            Event::CallbackPanicked { .. } => _ = count(&self.counts.callback_panics),
             _ => {}
         }
         #[cfg(feature = "tracing")]

@@ -148,6 +148,12 @@ impl Base {
         })
     }
 
+    /// Whether both are the same but for the keys in their paths.
+    pub(crate) fn is_same_place(&self, other: &Self) -> bool {
+        let (own, others) = (self.template(), other.template());
+        own.as_ref().unwrap_or(self) == others.as_ref().unwrap_or(other)
+    }
+
     /// Puts `{key}` in place of the key, in the path of a URL that is handed out.
     pub(crate) fn clean_path(&self, url: &mut Url) {
         let Some(range) = &self.key else { return };

@@ -69,7 +69,8 @@ impl Addresses {
     }
 
     /// The address of a URL that is below a base of the scope.
-    pub(super) fn find(&self, url: &Url, scope: &Scope, providers: usize) -> Option<Arc<Address>> {
+    /// `ids`: the highest id of a provider, plus one.
+    pub(super) fn find(&self, url: &Url, scope: &Scope, ids: usize) -> Option<Arc<Address>> {
         let slot = slot(url.as_str());
         let known = self.lock()[slot].clone().filter(|address| address.caller == *url);
         if known.is_some() {
@@ -81,7 +82,7 @@ impl Addresses {
             caller: url.clone(),
             claim,
             is_refused: claim.suffix(url).is_none_or(hides_dot_segment),
-            targets: (0..providers).map(|_| OnceLock::new()).collect(),
+            targets: (0..ids).map(|_| OnceLock::new()).collect(),
         });
         if url.as_str().len() <= LONGEST {
             self.lock()[slot] = Some(address.clone());
@@ -133,7 +134,7 @@ mod tests {
     fn a_remembered_address_is_that_of_its_own_url() {
         let providers = vec![Provider::cometapi("key-a"), Provider::openai("key-b")];
         let Checked { entries, scope, strip } =
-            check(providers, Vec::new(), ChainHeaders::default()).unwrap();
+            check(providers, &[], &ChainHeaders::default()).unwrap();
         let addresses = Addresses::new();
         for _ in 0..3 {
             for path in (0..200).map(|at| format!("/v1/files/{at}")) {
@@ -153,7 +154,7 @@ mod tests {
     #[test]
     fn a_long_url_is_not_remembered() {
         let Checked { entries, scope, .. } =
-            check(vec![Provider::openai("key")], Vec::new(), ChainHeaders::default()).unwrap();
+            check(vec![Provider::openai("key")], &[], &ChainHeaders::default()).unwrap();
         let addresses = Addresses::new();
         let long = format!("https://api.openai.com/v1/{}", "x".repeat(LONGEST));
         assert!(addresses.find(&Url::parse(&long).unwrap(), &scope, entries.len()).is_some());

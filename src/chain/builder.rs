@@ -1,24 +1,24 @@
 //! The builder of a chain: every setting, and what `build()` checks.
 
 use std::fmt;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use reqwest::Request;
 
 use super::ProviderChain;
 use super::address::Addresses;
+use super::list::{CurrentList, Entries, show_entries};
 use super::mark::CountedChain;
-use super::shared::{Classify, RouteFor, Shared, Table, now};
-use super::timeouts::Timeouts;
+use super::settings::Settings;
+use super::shared::{ChainState, Classify, RouteFor, Shared, Table, now};
 use crate::error::{ConfigError, Exhausted};
-use crate::health::{Breaker, Cooldown, HealthKey, HealthTable, State};
+use crate::health::{Breaker, Cooldown, HealthKey, HealthTable};
 use crate::hedge::{Hedge, Hedging};
 use crate::inspect::Inspect;
-use crate::message::Secrets;
 use crate::observe::rate::{FallbackRate, RateLimits};
 use crate::observe::{Closure, Event, Observer, RequestCounts};
-use crate::provider::{ChainHeaders, Checked, Entry, MAX_PROVIDERS, Provider, check};
+use crate::provider::{ChainHeaders, Checked, MAX_PROVIDERS, Provider, check};
 use crate::route::Route;
 use crate::run::{Ambiguous, ChainLimits};
 use crate::verdict::{Outcome, Verdict};
@@ -306,23 +306,30 @@ impl ProviderChainBuilder {
     /// If there is no provider, two have the same name, one of them is misconfigured (see
     /// [`Provider`]), or a setting is out of its range. The error names the provider and the field.
     pub fn build(self) -> Result<ProviderChain, ConfigError> {
-        let Checked { entries, scope, strip } = check(self.providers, self.claims, self.headers)?;
-        let timeouts = Timeouts { total: self.total_timeout, attempt: self.attempt_timeout };
+        let Checked { entries, scope, strip } = check(self.providers, &self.claims, &self.headers)?;
+        let settings = Settings {
+            claims: self.claims,
+            headers: self.headers,
+            total: self.total_timeout,
+            attempt: self.attempt_timeout,
+        };
         if self.max_attempts == Some(0) {
             return Err(ConfigError::new(None, "max_attempts", "must be at least 1"));
         }
-        timeouts.check(&entries)?;
+        settings.check(&entries)?;
         let problems = [
             ("breaker", self.breaker.as_ref().and_then(Breaker::problem)),
             ("cooldown", self.cooldown.problem()),
             ("fallback_alert", self.rate_limits.problem()),
-            ("hedge", self.hedge.as_ref().and_then(|hedge| hedge.problem(timeouts.shortest()))),
+            ("hedge", self.hedge.as_ref().and_then(|hedge| hedge.problem(settings.shortest()))),
         ];
         for (field, problem) in problems {
             if let Some(problem) = problem {
                 return Err(ConfigError::new(None, field, problem));
             }
         }
+        let ids = (0..entries.len()).collect();
+        let entries = Entries::new(entries, ids);
         let limits = ChainLimits {
             max_attempts: self.max_attempts.unwrap_or(usize::MAX),
             ambiguous: self.ambiguous,
@@ -332,21 +339,16 @@ impl ProviderChainBuilder {
                 .map_or(Duration::ZERO, Inspect::longest_hold)
                 .max(self.error_body_timeout),
             total: self.total_timeout,
-            attempts: entries
-                .iter()
-                .map(|entry| entry.attempt_timeout.or(self.attempt_timeout))
-                .collect(),
-            hosts: hosts(&entries),
+            attempts: settings.attempts(&entries),
+            hosts: entries.hosts(),
         };
         let now = now();
         let health_key = self.health_key.filter(|_| self.breaker.is_some());
         let mut health = HealthTable::new(entries.len(), self.breaker, now, fastrand::u64(..));
         health.hedging = self.hedge.as_ref().map(|hedge| Hedging::new(hedge, entries.len()));
         health.cooldown = self.cooldown;
-        for (provider, entry) in entries.iter().enumerate() {
-            if let Some(most) = entry.max_in_flight {
-                health.limit_in_flight(provider, most.get() as u64);
-            }
+        for (provider, entry) in entries.iter() {
+            health.limit_in_flight(provider, entry.most_in_flight());
         }
         let table = Table {
             health,
@@ -355,18 +357,13 @@ impl ProviderChainBuilder {
             counts: RequestCounts::default(),
             begun: 0,
         };
-        let names = entries.iter().map(|entry| entry.name.clone());
+        let names = entries.iter().map(|(id, entry)| (id, entry.name.clone()));
         let observer = Observer::new(self.observe, self.log_messages, names);
-        show_entries(&entries, &observer);
-        let shared = Shared {
-            secrets: Secrets::new(entries.iter().flat_map(|entry| &entry.secrets)),
-            tokens: Mutex::new(vec![Vec::new(); entries.len()]),
+        show_entries(&entries, &Entries::new(Vec::new(), Vec::new()), &observer);
+        let chain = ChainState {
+            settings,
             table: Mutex::new(table),
-            entries,
-            scope,
-            strip,
-            addresses: Addresses::new(),
-            limits,
+            lists: Mutex::default(),
             classify: self.classify,
             route: self.route,
             _counted: CountedChain::new(),
@@ -376,32 +373,20 @@ impl ProviderChainBuilder {
             inspect: self.inspect,
             error_body_timeout: self.error_body_timeout,
             exhausted: self.exhausted,
-            observer,
         };
-        Ok(ProviderChain { shared: Arc::new(shared) })
-    }
-}
-
-/// For each entry the first one at the same host and port.
-fn hosts(entries: &[Entry]) -> Vec<u32> {
-    let host = |entry: &Entry| {
-        let url = entry.base.url();
-        (url.host_str().map(str::to_owned), url.port_or_known_default())
-    };
-    let hosts: Vec<_> = entries.iter().map(host).collect();
-    let first = |host| hosts.iter().position(|other| other == host).unwrap_or(0) as u32;
-    hosts.iter().map(first).collect()
-}
-
-/// Sets the gauges, and warns of providers whose outages will coincide.
-fn show_entries(entries: &[Entry], observer: &Observer) {
-    for (at, entry) in entries.iter().enumerate() {
-        observer.set_state_gauge(at, State::Closed);
-        let host = entry.base.host_str();
-        let twin = entries[..at].iter().find(|other| other.base.host_str() == host);
-        if let Some(twin) = twin.filter(|_| !entry.base.is_loopback()) {
-            observer.warn_of_shared_host(&twin.name, &entry.name, host);
-        }
+        let list = Shared {
+            chain: Arc::new(chain),
+            secrets: entries.secrets(),
+            tokens: Mutex::new(vec![Vec::new(); entries.len()]),
+            entries,
+            scope,
+            strip,
+            addresses: Addresses::new(),
+            limits,
+            observer,
+            last_order: OnceLock::new(),
+        };
+        Ok(ProviderChain { current: Arc::new(CurrentList::new(list)) })
     }
 }
 

@@ -28,7 +28,7 @@ pub(super) async fn check(
     request: Request,
 ) -> Vec<Attempt> {
     let Shared { addresses, scope, entries, .. } = &**shared;
-    let address = match addresses.find(request.url(), scope, entries.len()) {
+    let address = match addresses.find(request.url(), scope, entries.ids()) {
         None => return refuse(shared, "the URL is below no base URL of the chain"),
         Some(address) if address.is_refused() => {
             return refuse(shared, "the path hides a dot segment");
@@ -54,7 +54,7 @@ fn refuse(shared: &Arc<Shared>, problem: &str) -> Vec<Attempt> {
         let state = AttemptState::new(Guard::empty(shared), provider, trace, now, until);
         said(shared, &state, AttemptResult::Unsent(Unsent::new(problem)), false, &[])
     };
-    let order = shared.lock().order.clone();
+    let order = shared.order(&shared.lock()).clone();
     order.iter().map(refused).collect()
 }
 
@@ -123,9 +123,9 @@ impl CheckLayer {
         let trace = Trace::request(Some(request.method()));
         let upgrade_asked = request.headers().contains_key(UPGRADE);
         let timeout = request.timeout().copied();
-        let sender = Sender::new(shared, self.address.clone(), next, &request);
+        let sender = Sender::new(shared.clone(), self.address.clone(), next, &request);
         let mut requests = Requests::new(request);
-        let order = shared.lock().order.clone();
+        let order = shared.order(&shared.lock()).clone();
         let mut asked = Vec::with_capacity(order.len());
         for (at, &provider) in order.iter().enumerate() {
             let entry = &shared.entries[provider];

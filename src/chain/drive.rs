@@ -3,6 +3,7 @@
 
 use std::ops::ControlFlow;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::Instant;
 
@@ -11,7 +12,7 @@ use reqwest::{Body, Response};
 use reqwest_middleware::Error;
 use tokio::time::{Sleep, sleep_until, timeout_at};
 
-use super::body::{Requests, Streamed, hand_back, read_stream};
+use super::body::{Requests, Streamed, Upload, hand_back, read_stream};
 use super::flight::{AttemptState, Flight, Guard, Sender};
 use super::outcome::AttemptResult;
 use super::request::{Dropped, RequestState, Settlement};
@@ -30,12 +31,12 @@ pub(super) fn drive<'a>(
     // while it waits is kept small: below 1,032 bytes glibc has fast lists for it.
     Box::pin(async move {
         let (mut state, begun) =
-            RequestState::begin(sender.shared, &sender.address, &requests, extensions);
+            RequestState::begin(&sender.shared, &sender.address, &requests, extensions);
         let first = begun.map_err(|cause| state.fail(*cause))?;
         // What is borrowed is kept until the end.
         #[expect(clippy::redundant_pattern_matching)]
         if matches!(first, None) {
-            Box::pin(make_replayable(&mut state, &mut sender, &mut requests)).await?;
+            Box::pin(make_replayable(&mut state, &mut sender.upload, &mut requests)).await?;
         }
         let mut step = first.unwrap_or_else(|| state.next_step());
         let mut flights = Flights::new(&mut state);
@@ -87,7 +88,7 @@ impl<'s, 'a> Flights<'s, 'a> {
     fn act(
         &mut self,
         step: Step,
-        sender: &Sender<'a>,
+        sender: &'a Sender<'_>,
         requests: &mut Requests,
     ) -> ControlFlow<CallerResult, Option<Instant>> {
         match step {
@@ -109,7 +110,7 @@ impl<'s, 'a> Flights<'s, 'a> {
         until: Until,
         is_last: bool,
         is_hedge: bool,
-        sender: &Sender<'a>,
+        sender: &'a Sender<'_>,
         requests: &mut Requests,
     ) -> ControlFlow<CallerResult, Option<Instant>> {
         let provider = permit.provider;
@@ -121,7 +122,7 @@ impl<'s, 'a> Flights<'s, 'a> {
         if permit.is_probe() {
             self.state.emit_probing(&permit);
         }
-        let permit = Guard::new(sender.shared, permit);
+        let permit = Guard::new(&sender.shared, permit);
         let trace = self.state.start_attempt(provider);
         let attempt = AttemptState::new(permit, provider, trace, self.state.now, until);
         let url = || sender.target(provider).unwrap_or_else(|| sender.address.caller());
@@ -145,7 +146,7 @@ impl<'s, 'a> Flights<'s, 'a> {
     /// Waits until an attempt is over, or until then.
     fn wait(
         &mut self,
-        sender: &Sender<'a>,
+        sender: &'a Sender<'_>,
         until: Option<Instant>,
     ) -> impl Future<Output = Option<Over>> {
         let mut timer: Option<Pin<Box<Sleep>>> = None;
@@ -171,7 +172,7 @@ impl<'s, 'a> Flights<'s, 'a> {
     fn settle(
         &mut self,
         over: Option<Over>,
-        sender: &Sender<'a>,
+        sender: &'a Sender<'_>,
         requests: &mut Requests,
     ) -> ControlFlow<CallerResult, Step> {
         let Some((slot, mut result, own)) = over else {
@@ -239,7 +240,7 @@ impl<'s, 'a> Flights<'s, 'a> {
             Ok(_) => false,
             Err(error) => state.is_shown_by(error, &sender.secrets_of_caller(requests)),
         };
-        let outcome = match state.shared().exhausted {
+        let outcome = match state.shared().chain.exhausted {
             Exhausted::LastOutcome => result.into_result().filter(|result| !is_shown(result)),
             Exhausted::Error => None,
         };
@@ -297,7 +298,7 @@ impl Drop for Flights<'_, '_> {
 /// Reads a streamed body into memory, where it fits and failover is possible.
 async fn make_replayable(
     state: &mut RequestState<'_>,
-    sender: &mut Sender<'_>,
+    upload_of: &mut Option<Arc<Upload>>,
     requests: &mut Requests,
 ) -> Result<(), Error> {
     let Some(request) = requests.caller_mut() else { return Ok(()) };
@@ -314,7 +315,7 @@ async fn make_replayable(
         Ok(Ok(Streamed::Whole(bytes))) => Body::from(bytes),
         Ok(Ok(Streamed::Once(body, upload))) => {
             state.forbid_replay();
-            sender.upload = Some(upload);
+            *upload_of = Some(upload);
             body
         }
     };

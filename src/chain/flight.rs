@@ -46,7 +46,8 @@ fn send<'a>(next: Next<'a>, request: Request, mut own: Extensions) -> BoxFuture<
 
 /// What all attempts of a request have in common.
 pub(super) struct Sender<'a> {
-    pub(super) shared: &'a Arc<Shared>,
+    /// The list of providers that the request began with, for as long as it takes.
+    pub(super) shared: Arc<Shared>,
     pub(super) address: Arc<Address>,
     pub(super) next: Next<'a>,
     /// What the answer will be held against, where the chain inspects.
@@ -167,22 +168,22 @@ struct SentAs {
 
 impl<'a> Sender<'a> {
     pub(super) fn new(
-        shared: &'a Arc<Shared>,
+        shared: Arc<Shared>,
         address: Arc<Address>,
         next: Next<'a>,
         request: &Request,
     ) -> Self {
-        let asked = shared.inspect.as_ref().map(|_| Asked::of(request));
+        let asked = shared.chain.inspect.as_ref().map(|_| Asked::of(request));
         Self { shared, address, next, asked, upload: None }
     }
 
     /// Begins an attempt: makes the request the provider's own, and has it sent when it is polled.
-    pub(super) fn start(
-        &self,
-        mut state: AttemptState<'a>,
+    pub(super) fn start<'s>(
+        &'s self,
+        mut state: AttemptState<'s>,
         mut request: Request,
         own: Extensions,
-    ) -> Flight<'a> {
+    ) -> Flight<'s> {
         let mut sent = None;
         let provider = state.provider();
         let entry = self.entry(provider);
@@ -199,7 +200,7 @@ impl<'a> Sender<'a> {
                 Stage::Sent(send(self.next.clone(), request, own))
             }
             Ok(()) => Stage::Keys(
-                Box::pin(ask_for_keys(self.shared, provider, &entry.sources)),
+                Box::pin(ask_for_keys(&self.shared, provider, &entry.sources)),
                 Box::new((request, own)),
             ),
         };
@@ -213,7 +214,7 @@ impl<'a> Sender<'a> {
         provider: usize,
         request: &mut Request,
     ) -> Result<(), Unsent> {
-        let Shared { scope, strip, .. } = &**self.shared;
+        let Shared { scope, strip, .. } = &*self.shared;
         let target = self
             .target(provider)
             .ok_or_else(|| Unsent::new("the path does not fit below the provider's base URL"))?;
@@ -297,11 +298,11 @@ impl<'a> Sender<'a> {
 
     /// The URL at a provider, if there is a safe one.
     pub(super) fn target(&self, provider: usize) -> Option<&Url> {
-        let Shared { scope, strip, .. } = &**self.shared;
+        let Shared { scope, strip, .. } = &*self.shared;
         self.address.target(provider, self.entry(provider), strip, scope)
     }
 
-    fn entry(&self, provider: usize) -> &'a Entry {
+    fn entry(&self, provider: usize) -> &Entry {
         &self.shared.entries[provider]
     }
 }
@@ -310,7 +311,7 @@ impl<'a> Flight<'a> {
     /// Ready when the attempt is over, by itself or because its time was up.
     pub(super) fn poll(
         &mut self,
-        sender: &Sender<'a>,
+        sender: &'a Sender<'_>,
         deadline: &Deadline,
         context: &mut Context<'_>,
     ) -> Poll<(AttemptResult, Extensions)> {
@@ -324,7 +325,7 @@ impl<'a> Flight<'a> {
                     let Poll::Ready((result, own)) = answer else { break };
                     let mut result = sender.receive(state, self.sent.as_ref(), result);
                     if sender.entry(state.provider()).max_in_flight.is_some() {
-                        result = keep_place(sender.shared, state.permit.get_mut(), result);
+                        result = keep_place(&sender.shared, state.permit.get_mut(), result);
                     }
                     let response = match result {
                         AttemptResult::Response(response)
@@ -337,7 +338,7 @@ impl<'a> Flight<'a> {
                     // What follows is no part of the attempt's time, which ends with the headers.
                     let now = now();
                     state.answered = Some(now);
-                    let read = read(sender.shared, response, sender.asked, now, deadline.at);
+                    let read = read(&sender.shared, response, sender.asked, now, deadline.at);
                     *stage = Stage::Reading(Box::pin(read), own);
                 }
                 Stage::Reading(read, own) => {
@@ -380,7 +381,7 @@ impl<'a> Flight<'a> {
     /// Sets the keys, which are the last thing that the request waits for.
     fn use_keys(
         &mut self,
-        sender: &Sender<'a>,
+        sender: &'a Sender<'_>,
         keys: Result<Vec<FreshKey>, Unsent>,
         mut request: Request,
     ) -> Result<Request, Unsent> {
@@ -402,7 +403,7 @@ impl<'a> Flight<'a> {
     /// Ready when the attempt's time is up.
     fn poll_time(
         &mut self,
-        sender: &Sender<'a>,
+        sender: &'a Sender<'_>,
         deadline: &Deadline,
         context: &mut Context<'_>,
     ) -> Poll<(AttemptResult, Extensions)> {

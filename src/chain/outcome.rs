@@ -92,7 +92,7 @@ pub(super) async fn read(
     deadline: Instant,
 ) -> AttemptResult {
     if let (true, Some(settings), Some(asked)) =
-        (response.status().is_success(), &shared.inspect, asked)
+        (response.status().is_success(), &shared.chain.inspect, asked)
     {
         let panicked = || {
             shared.observer.emit(&Event::CallbackPanicked { callback: "inspect" });
@@ -103,7 +103,7 @@ pub(super) async fn read(
             Inspected::Failed(response, flaw) => AttemptResult::Flawed(response, flaw),
         };
     }
-    let until = after(since, shared.error_body_timeout).min(deadline);
+    let until = after(since, shared.chain.error_body_timeout).min(deadline);
     AttemptResult::Failure(Box::new(read_answer(response, until).await))
 }
 
@@ -172,7 +172,7 @@ impl AttemptResult {
         if let Some(outcome) = self.outcome(name, upgrade_asked, cause, elapsed) {
             let judge =
                 |judge: &Classify| shared.observer.catch_panic("classify", || judge(&outcome));
-            let opinion = shared.classify.as_ref().and_then(judge);
+            let opinion = shared.chain.classify.as_ref().and_then(judge);
             judgement.verdict = opinion.unwrap_or_else(|| Verdict::standard(&outcome));
             judgement.ambiguous = outcome.maybe_processed();
             judgement.unreachable = outcome.is_connect();

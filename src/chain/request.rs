@@ -112,7 +112,8 @@ impl<'a> RequestState<'a> {
         let is_read = request.is_none_or(is_replayable);
         let key = request.filter(|_| is_read).and_then(|request| Self::key(shared, request));
         let mut table = shared.lock();
-        let mut run = Run::new(table.order.clone(), &shared.limits, idempotent, timeout, started);
+        let mut run =
+            Run::new(shared.order(&table).clone(), &shared.limits, idempotent, timeout, started);
         run.set_key(key);
         if let Some(limits) = extensions.get::<Limits>() {
             run.limit(limits, timeout, started);
@@ -152,7 +153,7 @@ impl<'a> RequestState<'a> {
     /// The request's own route: the extension, else the closure's.
     fn route(shared: &Shared, request: &Request, extensions: &Extensions) -> Option<Route> {
         extensions.get::<Route>().cloned().or_else(|| {
-            let route = shared.route.as_ref()?;
+            let route = shared.chain.route.as_ref()?;
             shared.observer.catch_panic("route", || route(request)).flatten()
         })
     }
@@ -169,7 +170,7 @@ impl<'a> RequestState<'a> {
 
     /// What the request is about, as far as its providers' health depends on it.
     fn key(shared: &Shared, request: &Request) -> Option<Box<[u8]>> {
-        let key = shared.health_key.as_ref()?;
+        let key = shared.chain.health_key.as_ref()?;
         shared.observer.catch_panic("health_by", || key.of(request)).flatten()
     }
 
@@ -187,7 +188,7 @@ impl<'a> RequestState<'a> {
     /// How many bytes of a streamed body are worth keeping: none where no other provider may be asked.
     pub(super) fn replay_limit(&self) -> u64 {
         let may_fail_over = self.run.may_fail_over(&self.shared.lock().health);
-        if may_fail_over { self.shared.replay_buffer } else { 0 }
+        if may_fail_over { self.shared.chain.replay_buffer } else { 0 }
     }
 
     pub(super) fn shared(&self) -> &'a Arc<Shared> {

@@ -1,23 +1,25 @@
-//! What the requests of a chain have in common.
+//! What the requests of a chain have in common: those with the same list of providers, and all of them.
 //!
 //! The table is locked for one decision and never across an await. Events are emitted after the lock
 //! is released, so that a user's closure may ask the chain for its snapshot.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
 use http::StatusCode;
 use reqwest::Request;
 
 use super::address::Addresses;
+use super::list::Entries;
 use super::mark::CountedChain;
+use super::settings::Settings;
 use crate::error::{ConfigError, Exhausted};
 use crate::health::{Change, Changes, Concern, HealthKey, HealthSignal, HealthTable, Permit};
 use crate::inspect::{FlawKind, Inspect, StreamEnd};
 use crate::message::{self, Secrets};
 use crate::observe::rate::FallbackRate;
 use crate::observe::{Event, EventOrigin, Observer, RequestCounts};
-use crate::provider::Entry;
 use crate::readdress::{Scope, StripList};
 use crate::route::Route;
 use crate::run::ChainLimits;
@@ -26,12 +28,27 @@ use crate::verdict::{Outcome, Reason, Verdict};
 pub(super) type Classify = Box<dyn Fn(&Outcome<'_>) -> Verdict + Send + Sync>;
 pub(super) type RouteFor = Box<dyn Fn(&Request) -> Option<Route> + Send + Sync>;
 
+/// What all requests have in common that began with the same list of providers.
 pub(super) struct Shared {
-    pub(super) entries: Vec<Entry>,
+    pub(super) chain: Arc<ChainState>,
+    pub(super) entries: Entries,
     pub(super) scope: Scope,
     pub(super) strip: StripList,
     pub(super) addresses: Addresses,
     pub(super) limits: ChainLimits,
+    pub(super) observer: Observer,
+    /// Every provider's keys.
+    pub(super) secrets: Secrets,
+    /// What each provider's sources returned last, at its id: to be looked for in messages.
+    pub(super) tokens: Mutex<Vec<Vec<String>>>,
+    /// The order when another list took the place of this one.
+    pub(super) last_order: OnceLock<Arc<[usize]>>,
+}
+
+/// What all requests of a chain have in common, whatever its providers are.
+pub(super) struct ChainState {
+    /// What a list of providers is checked with.
+    pub(super) settings: Settings,
     pub(super) classify: Option<Classify>,
     pub(super) route: Option<RouteFor>,
     pub(super) _counted: CountedChain,
@@ -42,12 +59,28 @@ pub(super) struct Shared {
     pub(super) inspect: Option<Inspect>,
     pub(super) error_body_timeout: Duration,
     pub(super) exhausted: Exhausted,
-    pub(super) observer: Observer,
     pub(super) table: Mutex<Table>,
-    /// Every provider's keys.
-    pub(super) secrets: Secrets,
-    /// What each provider's sources returned last: to be looked for in messages.
-    pub(super) tokens: Mutex<Vec<Vec<String>>>,
+    /// The current list, and those before it that a request may still hold.
+    pub(super) lists: Mutex<Vec<Weak<Shared>>>,
+}
+
+impl ChainState {
+    /// The lists that are still used, without those that are not `wanted`.
+    pub(super) fn lists(&self, wanted: impl Fn(*const Shared) -> bool) -> Vec<Arc<Shared>> {
+        let lists = self.lock_lists();
+        lists.iter().filter(|list| wanted(list.as_ptr())).filter_map(Weak::upgrade).collect()
+    }
+
+    /// Adds a list, and removes those that no request holds any more.
+    pub(super) fn add_list(&self, list: &Arc<Shared>) {
+        let mut lists = self.lock_lists();
+        lists.retain(|list| list.strong_count() > 0);
+        lists.push(Arc::downgrade(list));
+    }
+
+    fn lock_lists(&self) -> MutexGuard<'_, Vec<Weak<Shared>>> {
+        self.lists.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// What moves while requests run.
@@ -78,8 +111,15 @@ impl Table {
 }
 
 impl Shared {
+    #[inline]
     pub(super) fn lock(&self) -> MutexGuard<'_, Table> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+        self.chain.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The order of the providers: the chain's, or what it was when another list took the place of this one.
+    #[inline]
+    pub(super) fn order<'t>(&'t self, table: &'t Table) -> &'t Arc<[usize]> {
+        self.last_order.get().unwrap_or(&table.order)
     }
 
     pub(super) fn lock_tokens(&self) -> MutexGuard<'_, Vec<Vec<String>>> {
@@ -137,7 +177,7 @@ impl Shared {
     }
 
     pub(super) fn find(&self, name: &str) -> Option<usize> {
-        self.entries.iter().position(|entry| *entry.name == *name)
+        self.entries.find(name)
     }
 
     pub(super) fn known(&self, name: &str, field: &'static str) -> Result<usize, ConfigError> {
@@ -146,22 +186,40 @@ impl Shared {
     }
 
     pub(super) fn names(&self) -> String {
-        self.entries.iter().map(|entry| &*entry.name).collect::<Vec<_>>().join(", ")
+        self.entries.as_slice().iter().map(|entry| &*entry.name).collect::<Vec<_>>().join(", ")
     }
 
     /// Whether anything of an answer with this status is read before its verdict.
     pub(super) fn reads(&self, status: StatusCode) -> bool {
         match status.as_u16() {
-            200..=299 => self.inspect.is_some(),
+            200..=299 => self.chain.inspect.is_some(),
             100..=199 | 304 => false,
-            _ => !self.error_body_timeout.is_zero(),
+            _ => !self.chain.error_body_timeout.is_zero(),
         }
     }
 
-    /// Every secret that the chain knows, and these.
+    /// Every secret that the chain knows, and these. The keys of other lists are known, too, as long as a
+    /// request uses one: a provider may repeat what it was sent in another request.
     pub(super) fn secrets(&self, more: &[String]) -> Secrets {
+        let others = self.secrets_of_other_lists();
         let tokens = self.lock_tokens();
-        self.secrets.and(tokens.iter().flatten().chain(more))
+        self.secrets.and(tokens.iter().flatten().chain(more).chain(&others))
+    }
+
+    #[cold]
+    fn secrets_of_other_lists(&self) -> BTreeSet<String> {
+        let mut secrets = BTreeSet::new();
+        for list in self.chain.lists(|list| !std::ptr::eq(list, self)) {
+            let keys = list.entries.as_slice().iter().flat_map(|entry| &entry.secrets);
+            secrets.extend(keys.cloned());
+            secrets.extend(list.lock_tokens().iter().flatten().cloned());
+        }
+        if !secrets.is_empty() {
+            for key in self.entries.as_slice().iter().flat_map(|entry| &entry.secrets) {
+                secrets.remove(key);
+            }
+        }
+        secrets
     }
 }
 

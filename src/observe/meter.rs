@@ -16,9 +16,10 @@ use crate::verdict::Reason;
 
 /// Writes a chain's metrics.
 pub(super) struct Meter {
-    providers: Vec<MetricKeys>,
+    /// Each provider's at its id.
+    providers: Vec<Option<Arc<MetricKeys>>>,
     /// The bits that the ratio's gauge was last set to.
-    ratio: AtomicU64,
+    ratio: Arc<AtomicU64>,
 }
 
 /// The keys of what one provider's requests count.
@@ -34,8 +35,14 @@ struct MetricKeys {
 }
 
 impl Meter {
-    pub(super) fn new(names: impl Iterator<Item = Arc<str>>) -> Self {
+    pub(super) fn new(names: impl Iterator<Item = (usize, Arc<str>)>) -> Self {
         with_recorder(describe);
+        let none = Self { providers: Vec::new(), ratio: Arc::new(AtomicU64::new(u64::MAX)) };
+        none.with_providers(names)
+    }
+
+    /// The same for another list of providers, of whom it shares those that it has already.
+    pub(super) fn with_providers(&self, names: impl Iterator<Item = (usize, Arc<str>)>) -> Self {
         let keys = |name: Arc<str>| {
             let provider = |key: &'static str| Label::new(key, shared(&name));
             let ok = Label::from_static_parts("reason", Reason::Ok.as_str());
@@ -49,7 +56,15 @@ impl Meter {
                 name,
             }
         };
-        let meter = Self { providers: names.map(keys).collect(), ratio: AtomicU64::new(u64::MAX) };
+        let mut providers = Vec::new();
+        for (id, name) in names {
+            if id >= providers.len() {
+                providers.resize_with(id + 1, || None);
+            }
+            let known = self.keys(&name).cloned();
+            providers[id] = Some(known.unwrap_or_else(|| Arc::new(keys(name))));
+        }
+        let meter = Self { providers, ratio: self.ratio.clone() };
         with_recorder(|recorder| meter.begin(recorder));
         meter
     }
@@ -60,7 +75,7 @@ impl Meter {
         for name in [EXHAUSTED, REJECTED, MAYBE_PROCESSED, NOT_REPLAYABLE, PASSED_THROUGH] {
             begin(&Key::from_static_name(name));
         }
-        for keys in &self.providers {
+        for keys in self.providers.iter().flatten() {
             begin(&keys.served);
             begin(&keys.succeeded);
             begin(&keys.broken);
@@ -71,7 +86,7 @@ impl Meter {
 
     /// Shows the state that a provider is in, if it is not shown already.
     pub(super) fn set_state_gauge(&self, provider: usize, state: State) {
-        if let Some(keys) = self.providers.get(provider) {
+        if let Some(Some(keys)) = self.providers.get(provider) {
             keys.show(state);
         }
     }
@@ -148,8 +163,8 @@ impl Meter {
     }
 
     /// The keys of a provider. Events share their names with this, so addresses tell them apart.
-    fn keys(&self, name: &str) -> Option<&MetricKeys> {
-        self.providers.iter().find(|keys| std::ptr::eq(&*keys.name, name))
+    fn keys(&self, name: &str) -> Option<&Arc<MetricKeys>> {
+        self.providers.iter().flatten().find(|keys| std::ptr::eq(&*keys.name, name))
     }
 }
 

@@ -30,8 +30,8 @@ pub(crate) const MAX_PROVIDERS: usize = 128;
 /// Checks the providers and the URLs given to `.claim(..)`, and computes what depends on all.
 pub(crate) fn check(
     providers: Vec<Provider>,
-    claims: Vec<String>,
-    headers: ChainHeaders,
+    claims: &[String],
+    headers: &ChainHeaders,
 ) -> Result<Checked, ConfigError> {
     if providers.is_empty() {
         return Err(ConfigError::new(None, "providers", "must name at least one"));

@@ -56,6 +56,11 @@ impl Entry {
         target_url(&self.base, caller, claim, &QueryRewrite { strip, set: &self.queries })
     }
 
+    /// How many requests it may have at once: without a limit, more than there can be.
+    pub(crate) fn most_in_flight(&self) -> u64 {
+        self.max_in_flight.map_or(u64::MAX, |most| most.get() as u64)
+    }
+
     /// Removes from a copy's headers what is not for this provider, and sets its own.
     pub(crate) fn apply_headers(
         &self,

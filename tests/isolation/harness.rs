@@ -25,6 +25,8 @@ pub(crate) struct Harness {
     pub(crate) keys: [String; 3],
     pub(crate) callers: String,
     answers: [Behaviour; 3],
+    /// Keys that were replaced before any request.
+    replaced: Mutex<Vec<String>>,
     /// All that the caller was given.
     said: Mutex<String>,
 }
@@ -51,13 +53,25 @@ impl Harness {
             keys: [first, second, third],
             callers,
             answers: scenario.answers,
+            replaced: Mutex::default(),
             said: Mutex::default(),
         }
     }
 
     pub(crate) fn provider(&self, at: usize) -> Provider {
+        self.provider_with(at, &self.keys[at])
+    }
+
+    /// The provider with a key that is to be replaced.
+    pub(crate) fn provider_before(&self, at: usize) -> Provider {
+        let key = canary(PLACES[at]);
+        lock(&self.replaced).push(key.clone());
+        self.provider_with(at, &key)
+    }
+
+    fn provider_with(&self, at: usize, key: &str) -> Provider {
         let provider = Provider::new(PLACES[at], self.servers[at].base_url("/v1"));
-        let provider = self.form.dress(provider, &self.keys[at], at == 2);
+        let provider = self.form.dress(provider, key, at == 2);
         match self.answers[at] {
             Behaviour::Stalls => provider.attempt_timeout(Duration::from_millis(500)),
             _ => provider,
@@ -107,7 +121,8 @@ impl Harness {
             wrong.extend(found.foreign.iter().map(|key| format!("{} was sent {key}", PLACES[at])));
         }
         let said = lock(&self.said).clone();
-        let secrets = self.keys.iter().chain([&self.callers]);
+        let replaced = lock(&self.replaced).clone();
+        let secrets = self.keys.iter().chain([&self.callers]).chain(&replaced);
         let shown = secrets.filter(|secret| holds_key(&said, secret));
         wrong.extend(shown.map(|secret| format!("{secret} is shown in {said}")));
         Row { form, scenario: scenario.name, arrived, wrong }
@@ -124,6 +139,9 @@ impl Harness {
             .filter(|other| holds_key(&raw, &self.keys[*other]))
             .map(|other| format!("the {}'s", PLACES[other]))
             .collect();
+        let is_sent = |key: &&String| holds_key(&raw, key);
+        let replaced = lock(&self.replaced).iter().filter(is_sent).count();
+        foreign.extend((0..replaced).map(|_| "a replaced one".to_owned()));
         if callers && !scenario.is_given_the_callers(self.form, at) {
             foreign.push("the caller's".to_owned());
         }

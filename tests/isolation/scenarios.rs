@@ -60,6 +60,12 @@ enum Way {
     RetriedBelow,
     Hedged,
     Dropped,
+    /// Every provider's key was replaced before.
+    Rekeyed,
+    /// The third takes the place of the others, before the request.
+    Replaced,
+    /// The same while another request waits for the first.
+    ReplacedMeanwhile,
 }
 
 pub(crate) const SCENARIOS: &[Scenario] = {
@@ -103,6 +109,9 @@ pub(crate) const SCENARIOS: &[Scenario] = {
         row("hedged while one is silent", [Stalls, Serves, Serves], Hedged, BOTH),
         row("a hedge that fails", [Stalls, Fails, Serves], Hedged, THREE),
         row("dropped by its caller", [Stalls, Serves, Serves], Dropped, FIRST),
+        row("with keys that replaced others", [Fails, SaysTheKey, Serves], Rekeyed, THREE),
+        row("the others replaced", [Serves; 3], Replaced, LAST),
+        row("replaced meanwhile", [Stalls, Serves, Serves], ReplacedMeanwhile, THREE),
     ]
 };
 
@@ -228,6 +237,34 @@ impl Scenario {
                     () = send(harness, harness.post(&client, 2, path)) => {}
                     () = first.until(|first| !first.requests().is_empty()) => {}
                 }
+            }
+            Way::Rekeyed => {
+                let old = (0..3).map(|at| harness.provider_before(at));
+                let chain = built(ProviderChain::builder(old).without_health());
+                chain.replace((0..3).map(|at| harness.provider(at))).expect("a list");
+                let http = local(harden(reqwest::Client::builder()));
+                let client = ClientBuilder::new(http).with(chain).build();
+                send(harness, harness.post(&client, 2, path)).await;
+            }
+            Way::Replaced | Way::ReplacedMeanwhile => {
+                let others = [harness.provider(0), harness.provider(1)];
+                let base = harness.servers[2].base_url("/v1");
+                let chain = built(ProviderChain::builder(others).claim(base).without_health());
+                let http = local(harden(reqwest::Client::builder()));
+                let client = ClientBuilder::new(http).with(chain.clone()).build();
+                let before = async {
+                    if self.way == Way::ReplacedMeanwhile {
+                        send(harness, harness.post(&client, 1, path)).await;
+                    }
+                };
+                let after = async {
+                    if self.way == Way::ReplacedMeanwhile {
+                        harness.servers[0].until(|first| !first.requests().is_empty()).await;
+                    }
+                    chain.replace([harness.provider(2)]).expect("a list");
+                    send(harness, harness.post(&client, 2, path)).await;
+                };
+                tokio::join!(before, after);
             }
         }
     }

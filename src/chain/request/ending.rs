@@ -182,7 +182,7 @@ impl RequestState<'_> {
             return;
         }
         let mut reasons: Vec<(Unasked, Vec<&str>)> = Vec::new();
-        for provider in table.order.iter() {
+        for provider in shared.order(table).iter() {
             let name = &*shared.entries[*provider].name;
             if report.attempts().iter().any(|attempt| attempt.provider() == name) {
                 continue;

@@ -1,18 +1,21 @@
-//! The builder's time limits, and whether they fit together.
+//! The builder's settings that hold for every list of providers, and whether they fit together.
 
 use std::time::Duration;
 
+use super::list::Entries;
 use crate::error::ConfigError;
-use crate::provider::Entry;
+use crate::provider::{ChainHeaders, Entry};
 use crate::run::ChainLimits;
 
-/// The builder's time limits.
-pub(super) struct Timeouts {
+/// The builder's settings that hold for every list of providers.
+pub(super) struct Settings {
+    pub(super) claims: Vec<String>,
+    pub(super) headers: ChainHeaders,
     pub(super) total: Duration,
     pub(super) attempt: Option<Duration>,
 }
 
-impl Timeouts {
+impl Settings {
     pub(super) fn check(&self, entries: &[Entry]) -> Result<(), ConfigError> {
         const TOO_LONG: &str = "must not be longer than the total timeout";
         let wrong = |field, problem: &str| Err(ConfigError::new(None, field, problem));
@@ -32,6 +35,11 @@ impl Timeouts {
             Some(entry) => Err(ConfigError::new(Some(&entry.name), "attempt_timeout", TOO_LONG)),
             None => Ok(()),
         }
+    }
+
+    /// The explicit limit of each provider's attempts.
+    pub(super) fn attempts(&self, entries: &Entries) -> Vec<Option<Duration>> {
+        entries.each(|entry| entry.attempt_timeout.or(self.attempt))
     }
 
     /// How long an attempt may take where nothing else is said.

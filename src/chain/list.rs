@@ -1,0 +1,255 @@
+//! A chain's list of providers, and how another one takes its place.
+//!
+//! A request holds the list that it began with until it is over, and so does whatever outlives it: a
+//! stream that is watched, an answer that counts as in flight. So a provider's id is free again once no
+//! list that has it is left, and nothing can be in flight there then.
+
+use std::collections::BTreeSet;
+use std::ops::Index;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use super::address::Addresses;
+use super::settings::Settings;
+use super::shared::{ChainState, Shared};
+use crate::error::ConfigError;
+use crate::health::State;
+use crate::message::Secrets;
+use crate::observe::Observer;
+use crate::provider::{Checked, Entry, MAX_PROVIDERS, Provider, check};
+use crate::run::ChainLimits;
+
+/// The providers of a list, each with its id: its place in the health table.
+pub(super) struct Entries {
+    list: Vec<Entry>,
+    /// The id of each.
+    ids: Vec<usize>,
+    /// The highest id, plus one.
+    end: usize,
+    /// For each id, where in the list its provider is. As large as it can be, so that no access is checked.
+    places: Box<[u8; MAX_PROVIDERS]>,
+}
+
+impl Entries {
+    /// The ids must be below 128, and no two the same.
+    pub(super) fn new(list: Vec<Entry>, ids: Vec<usize>) -> Self {
+        let end = ids.iter().max().map_or(0, |highest| highest + 1);
+        let mut places = Box::new([u8::MAX; MAX_PROVIDERS]);
+        for (place, id) in ids.iter().enumerate() {
+            places[*id] = place as u8;
+        }
+        Self { list, ids, end, places }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.list.len()
+    }
+
+    /// The highest id, plus one.
+    pub(super) fn ids(&self) -> usize {
+        self.end
+    }
+
+    /// The providers with their ids, in the order of the list.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (usize, &Entry)> {
+        self.ids.iter().copied().zip(&self.list)
+    }
+
+    pub(super) fn find(&self, name: &str) -> Option<usize> {
+        self.iter().find(|(_, entry)| *entry.name == *name).map(|(id, _)| id)
+    }
+
+    /// Whether a provider of this list has this id.
+    fn has(&self, id: usize) -> bool {
+        self.ids.contains(&id)
+    }
+
+    /// Every provider's keys.
+    pub(super) fn secrets(&self) -> Secrets {
+        Secrets::new(self.list.iter().flat_map(|entry| &entry.secrets))
+    }
+
+    pub(super) fn as_slice(&self) -> &[Entry] {
+        &self.list
+    }
+
+    /// The id of the provider with this one's name and base URL, if there is one.
+    fn find_same(&self, entry: &Entry) -> Option<usize> {
+        let is_same =
+            |other: &Entry| other.name == entry.name && other.base.is_same_place(&entry.base);
+        self.iter().find(|(_, other)| is_same(other)).map(|(id, _)| id)
+    }
+
+    /// One value for each id, and a default for those that the list does not have.
+    pub(super) fn each<T: Clone + Default>(&self, value: impl Fn(&Entry) -> T) -> Vec<T> {
+        let mut values = vec![T::default(); self.ids()];
+        for (id, entry) in self.iter() {
+            values[id] = value(entry);
+        }
+        values
+    }
+
+    /// For each id the first provider in the list at the same host and port.
+    pub(super) fn hosts(&self) -> Vec<u32> {
+        let host = |entry: &Entry| {
+            let url = entry.base.url();
+            (url.host_str().map(str::to_owned), url.port_or_known_default())
+        };
+        let hosts: Vec<_> = self.list.iter().map(host).collect();
+        let first = |entry: &Entry| {
+            let host = host(entry);
+            hosts.iter().position(|other| *other == host).unwrap_or(0) as u32
+        };
+        self.each(first)
+    }
+}
+
+impl Index<usize> for Entries {
+    type Output = Entry;
+
+    #[inline]
+    fn index(&self, id: usize) -> &Entry {
+        &self.list[usize::from(self.places[id % MAX_PROVIDERS])]
+    }
+}
+
+/// The list that requests begin with now.
+pub(super) struct CurrentList {
+    list: Mutex<Arc<Shared>>,
+    /// Held while the list, its order or who is isolated changes.
+    changing: Mutex<()>,
+}
+
+impl CurrentList {
+    pub(super) fn new(list: Shared) -> Self {
+        let list = Arc::new(list);
+        list.chain.add_list(&list);
+        Self { list: Mutex::new(list), changing: Mutex::default() }
+    }
+
+    #[inline]
+    pub(super) fn get(&self) -> Arc<Shared> {
+        self.lock().clone()
+    }
+
+    /// The list, which stays the current one as long as the guard lives.
+    pub(super) fn hold(&self) -> (MutexGuard<'_, ()>, Arc<Shared>) {
+        let changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        (changing, self.get())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Arc<Shared>> {
+        self.list.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets requests begin with these providers from now on.
+    pub(super) fn replace(&self, providers: Vec<Provider>) -> Result<(), ConfigError> {
+        let chain = self.get().chain.clone();
+        let mut checked = check_list(providers, &chain)?;
+        // What lists hold is in part the user's, and is dropped after the guard, where nothing is locked.
+        let (before, lists, replaced);
+        let (changing, current) = self.hold();
+        before = current;
+        lists = chain.lists(|_| true);
+        let ids = assign_ids(&checked.entries, &before, &lists)?;
+        for (id, entry) in ids.iter().zip(&mut checked.entries) {
+            if before.entries.has(*id) {
+                // The metrics know a provider by this.
+                entry.name = before.entries[*id].name.clone();
+            }
+        }
+        let list = Arc::new(before.next(checked, ids));
+        chain.add_list(&list);
+        before.give_way_to(&list);
+        replaced = std::mem::replace(&mut *self.lock(), list.clone());
+        drop(changing);
+        drop(replaced);
+        show_entries(&list.entries, &before.entries, &list.observer);
+        Ok(())
+    }
+}
+
+impl Shared {
+    /// The list that takes the place of this one.
+    fn next(&self, checked: Checked, ids: Vec<usize>) -> Self {
+        let Checked { entries, scope, strip } = checked;
+        let entries = Entries::new(entries, ids);
+        let mut tokens = vec![Vec::new(); entries.ids()];
+        for (id, entry) in entries.iter().filter(|(id, _)| self.entries.has(*id)) {
+            if !entry.sources.is_empty() {
+                tokens[id].clone_from(&self.lock_tokens()[id]);
+            }
+        }
+        let names = entries.iter().map(|(id, entry)| (id, entry.name.clone()));
+        Self {
+            chain: self.chain.clone(),
+            limits: ChainLimits {
+                attempts: self.chain.settings.attempts(&entries),
+                hosts: entries.hosts(),
+                ..self.limits
+            },
+            observer: self.observer.with_providers(names),
+            secrets: entries.secrets(),
+            tokens: Mutex::new(tokens),
+            addresses: Addresses::new(),
+            last_order: OnceLock::new(),
+            entries,
+            scope,
+            strip,
+        }
+    }
+
+    /// Moves the health table on to another list.
+    fn give_way_to(&self, list: &Self) {
+        self.lock().change(|table| {
+            for (id, entry) in list.entries.iter() {
+                if !self.entries.has(id) {
+                    table.health.renew(id);
+                }
+                table.health.limit_in_flight(id, entry.most_in_flight());
+            }
+            let order = std::mem::replace(&mut table.order, list.entries.ids.clone().into());
+            // Requests that have this list, and have not begun yet, keep its order.
+            _ = self.last_order.set(order);
+        });
+    }
+}
+
+/// Checks a list as `build()` does.
+fn check_list(providers: Vec<Provider>, chain: &ChainState) -> Result<Checked, ConfigError> {
+    let Settings { claims, headers, .. } = &chain.settings;
+    let checked = check(providers, claims, headers)?;
+    chain.settings.check(&checked.entries)?;
+    Ok(checked)
+}
+
+/// The ids of these providers: that of the same one in the current list, or one that no list has.
+fn assign_ids(
+    entries: &[Entry],
+    current: &Shared,
+    lists: &[Arc<Shared>],
+) -> Result<Vec<usize>, ConfigError> {
+    let used: BTreeSet<usize> = lists.iter().flat_map(|list| list.entries.ids.clone()).collect();
+    let mut free = (0..MAX_PROVIDERS).filter(|id| !used.contains(id));
+    let id = |entry| current.entries.find_same(entry).or_else(|| free.next());
+    entries.iter().map(id).collect::<Option<_>>().ok_or_else(|| {
+        let problem = format!(
+            "must be at most {MAX_PROVIDERS}, together with those that they replace and with earlier ones \
+             that requests in flight still use"
+        );
+        ConfigError::new(None, "providers", problem)
+    })
+}
+
+/// Sets the gauges of providers that were not there before, and warns of those whose outages will coincide
+/// with another's.
+pub(super) fn show_entries(entries: &Entries, before: &Entries, observer: &Observer) {
+    let list = entries.as_slice();
+    for (at, (id, entry)) in entries.iter().enumerate().filter(|(_, (id, _))| !before.has(*id)) {
+        observer.set_state_gauge(id, State::Closed);
+        let host = entry.base.host_str();
+        let twin = list[..at].iter().find(|other| other.base.host_str() == host);
+        if let Some(twin) = twin.filter(|_| !entry.base.is_loopback()) {
+            observer.warn_of_shared_host(&twin.name, &entry.name, host);
+        }
+    }
+}

@@ -1,4 +1,4 @@
-//! Health where the fault is: per model, per account, per slot of capacity. The cases of issue 16 with
+//! Health where the fault is: per model, per account, per slot of capacity. A table of cases with
 //! their numbers, in virtual time; run with `--nocapture` for the table.
 
 use std::collections::BTreeMap;

@@ -5,6 +5,7 @@ mod body;
 mod builder;
 mod check;
 mod drive;
+mod entries;
 mod flight;
 mod list;
 mod mark;

@@ -148,7 +148,7 @@ impl Base {
         })
     }
 
-    /// Whether both are the same but for the keys in their paths.
+    /// Whether both are the same, apart from the keys in their paths.
     pub(crate) fn is_same_place(&self, other: &Self) -> bool {
         let (own, others) = (self.template(), other.template());
         own.as_ref().unwrap_or(self) == others.as_ref().unwrap_or(other)

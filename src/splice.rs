@@ -156,13 +156,13 @@ pub(crate) fn for_each_entry<'t>(
 ) -> serde_json::Result<()> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let mut deserializer = serde_json::Deserializer::from_str(text);
-    deserializer.deserialize_map(Entries(each))?;
+    deserializer.deserialize_map(Members(each))?;
     deserializer.end()
 }
 
-struct Entries<F>(F);
+struct Members<F>(F);
 
-impl<'de, F: FnMut(&str, &'de RawValue)> Visitor<'de> for Entries<F> {
+impl<'de, F: FnMut(&str, &'de RawValue)> Visitor<'de> for Members<F> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

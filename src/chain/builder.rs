@@ -8,7 +8,8 @@ use reqwest::Request;
 
 use super::ProviderChain;
 use super::address::Addresses;
-use super::list::{CurrentList, Entries, show_entries};
+use super::entries::Entries;
+use super::list::{CurrentList, show_entries};
 use super::mark::CountedChain;
 use super::settings::Settings;
 use super::shared::{ChainState, Classify, RouteFor, Shared, Table, now};

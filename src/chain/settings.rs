@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::list::Entries;
+use super::entries::Entries;
 use crate::error::ConfigError;
 use crate::provider::{ChainHeaders, Entry};
 use crate::run::ChainLimits;

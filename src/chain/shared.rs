@@ -11,7 +11,7 @@ use http::StatusCode;
 use reqwest::Request;
 
 use super::address::Addresses;
-use super::list::Entries;
+use super::entries::Entries;
 use super::mark::CountedChain;
 use super::settings::Settings;
 use crate::error::{ConfigError, Exhausted};

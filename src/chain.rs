@@ -4,6 +4,7 @@ mod address;
 mod body;
 mod builder;
 mod check;
+mod clean;
 mod drive;
 mod entries;
 mod flight;

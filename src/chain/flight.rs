@@ -15,7 +15,8 @@ use tokio::time::{Sleep, sleep_until};
 
 use super::address::Address;
 use super::body::{Requests, Upload};
-use super::outcome::{AttemptResult, CameFrom, Unsent, clean_error, clean_response, read};
+use super::clean::{clean_error, clean_response};
+use super::outcome::{AttemptResult, CameFrom, Unsent, read};
 use super::shared::{Shared, now};
 use super::slot::keep_place;
 use super::sources::ask_for_keys;

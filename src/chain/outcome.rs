@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 
 use http::header::CONTENT_ENCODING;
 use http::{HeaderMap, StatusCode};
-use reqwest::{Response, ResponseBuilderExt, Url};
+use reqwest::{Response, Url};
 use reqwest_middleware::Error;
 
 use super::body::{ReadAnswer, read_answer};
+use super::clean::is_unknown;
 use super::shared::{Classify, Shared, reason_of_flaw, wall_clock};
 use crate::cause::Cause;
 use crate::error::FailoverError;
@@ -17,7 +18,7 @@ use crate::health::{Concern, after};
 use crate::inspect::{Asked, CommittedStream, Flaw, Inspected, inspect};
 use crate::message::{self, Secrets};
 use crate::observe::Event;
-use crate::provider::{BoxError, Entry};
+use crate::provider::BoxError;
 use crate::readdress::{Base, is_redirected};
 use crate::report::{Attempt, Report};
 use crate::run::{Judgement, Until};
@@ -361,11 +362,6 @@ fn is_plain(headers: &HeaderMap) -> bool {
     headers.get(CONTENT_ENCODING).is_none_or(|encoding| encoding == "identity")
 }
 
-/// What reqwest gives a response that was made without a URL.
-fn is_unknown(url: &Url) -> bool {
-    url.as_str() == "http://no.url.provided.local/"
-}
-
 fn reason_of(error: &Error) -> Reason {
     let Some(error) = find_reqwest(error) else {
         return match FailoverError::find(error) {
@@ -404,49 +400,4 @@ fn find_reqwest(error: &Error) -> Option<&reqwest::Error> {
             Error::Middleware(_) => None,
         })
     })
-}
-
-/// Removes a key from a response's URL, for providers that carry one there, and where the provider
-/// chose the URL, whatever of these secrets it shows.
-pub(super) fn clean_response(
-    response: Response,
-    entry: &Entry,
-    moved: Option<&Secrets>,
-) -> Response {
-    let is_shown = moved.is_some_and(|secrets| secrets.is_shown_in(response.url().as_str()));
-    if !(is_shown || entry.has_url_key()) || is_unknown(response.url()) {
-        return response;
-    }
-    let mut url = response.url().clone();
-    entry.clean_url(&mut url);
-    clean_moved_url(&mut url, moved);
-    let mut response = http::Response::<reqwest::Body>::from(response);
-    let marked = http::Response::builder().url(url).body(()).map(|marked| marked.into_parts().0);
-    if let Ok(marked) = marked {
-        response.extensions_mut().extend(marked.extensions);
-    }
-    response.into()
-}
-
-/// Removes a key from an error's URL, as from a response's.
-pub(super) fn clean_error(mut error: Error, entry: &Entry, moved: Option<&Secrets>) -> Error {
-    if let Some(url) = error.url_mut() {
-        if entry.has_url_key() {
-            entry.clean_url(url);
-        }
-        clean_moved_url(url, moved);
-    }
-    error
-}
-
-/// A provider may put into a redirect's URL what it was sent in a header.
-fn clean_moved_url(url: &mut Url, secrets: Option<&Secrets>) {
-    let is_shown = |url: &Url| secrets.is_some_and(|secrets| secrets.is_shown_in(url.as_str()));
-    if is_shown(url) {
-        url.set_query(None);
-        url.set_fragment(None);
-    }
-    if is_shown(url) {
-        url.set_path("");
-    }
 }

@@ -52,6 +52,7 @@
 //! | `tracing` | on | spans and log lines |
 //! | `metrics` | off | counters, gauges and histograms through the `metrics` facade |
 //! | `serde` | off | `Serialize` for [`Snapshot`], [`Report`], [`State`] |
+//! | `fleet` | off | health that many processes share: `fleet`, `share`, `synced` |
 //!
 //! It works with `reqwest` 0.13 (0.13.4 or newer) and `reqwest-middleware` 0.5, on Rust 1.88 or newer.
 //!
@@ -67,6 +68,8 @@ compile_error!("reqwest-failover needs tokio's timers, which wasm32 does not hav
 mod cause;
 mod chain;
 mod error;
+#[cfg(feature = "fleet")]
+pub mod fleet;
 #[cfg(doc)]
 pub mod guide;
 mod health;

@@ -7,6 +7,8 @@ mod check;
 mod clean;
 mod drive;
 mod entries;
+#[cfg(feature = "fleet")]
+mod fleet;
 mod flight;
 mod list;
 mod mark;
@@ -20,6 +22,8 @@ mod sources;
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
+#[cfg(feature = "fleet")]
+use std::time::Duration;
 
 use http::Extensions;
 use reqwest::{Request, Response};
@@ -102,6 +106,8 @@ impl ProviderChain {
             fallback_ratio: table.fallback_rate.ratio(now),
             passed_through: shared.observer.passed_through(),
             callback_panics: shared.observer.callback_panics(),
+            #[cfg(feature = "fleet")]
+            fleet: shared.chain.fleet.as_ref().map(|fleet| fleet.snapshot()),
         };
         drop(table);
         for (provider, resting) in snapshot.providers.iter_mut().zip(resting) {
@@ -177,7 +183,7 @@ impl ProviderChain {
             let missing = format!("must name every provider once: {}", shared.names());
             return Err(ConfigError::new(None, "set_order", missing));
         }
-        shared.lock().change(|table| table.order = order.into());
+        shared.set_order(order.into());
         Ok(())
     }
 
@@ -199,7 +205,7 @@ impl ProviderChain {
     /// If there is no such provider; the error lists those that there are.
     pub fn isolate(&self, name: &str) -> Result<(), ConfigError> {
         let (_changing, shared) = self.current.hold();
-        shared.isolate(shared.known(name, "isolate")?, true);
+        shared.isolate_here(shared.known(name, "isolate")?, true);
         Ok(())
     }
 
@@ -209,7 +215,7 @@ impl ProviderChain {
     /// If there is no such provider; the error lists those that there are.
     pub fn restore(&self, name: &str) -> Result<(), ConfigError> {
         let (_changing, shared) = self.current.hold();
-        shared.isolate(shared.known(name, "restore")?, false);
+        shared.isolate_here(shared.known(name, "restore")?, false);
         Ok(())
     }
 
@@ -243,6 +249,35 @@ impl ProviderChain {
     pub async fn check(&self, client: &reqwest::Client, request: Request) -> Vec<Attempt> {
         check(&self.current.get(), client, request).await
     }
+
+    /// Waits until what other processes say is here, and what this one says is in the store. Returns
+    /// `false` if that takes longer, and at once for a chain that does not
+    /// [`share`](ProviderChainBuilder::share).
+    ///
+    /// No request needs it. It is for a service that starts and would know of an outage before its first
+    /// request, and for an operator's command that must have reached the store.
+    ///
+    /// ```
+    /// # async fn isolate() -> Result<(), Box<dyn std::error::Error>> {
+    /// use std::time::Duration;
+    /// use reqwest_failover::fleet::MemoryStore;
+    /// use reqwest_failover::{Provider, ProviderChain};
+    ///
+    /// let providers = [Provider::cometapi("key-a"), Provider::openai("key-b")];
+    /// let chain = ProviderChain::builder(providers).share(MemoryStore::new()).build()?;
+    /// chain.isolate("cometapi")?;
+    /// if !chain.synced(Duration::from_secs(1)).await {
+    ///     eprintln!("isolated here; the others follow when the store is back");
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[cfg(feature = "fleet")]
+    pub async fn synced(&self, within: Duration) -> bool {
+        let Some(fleet) = self.current.get().chain.fleet.clone() else { return false };
+        fleet.start(&self.current);
+        fleet.synced(within).await
+    }
 }
 
 // What `#[async_trait]` would write, without a future around the one that `drive` returns.
@@ -260,6 +295,10 @@ impl Middleware for ProviderChain {
         Self: 'answer,
     {
         let shared = self.current.get();
+        #[cfg(feature = "fleet")]
+        if let Some(fleet) = &shared.chain.fleet {
+            fleet.start(&self.current);
+        }
         if !shared.chain.nested && mark::is_set(extensions) {
             return next.run(request, extensions);
         }

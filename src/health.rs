@@ -14,6 +14,8 @@ mod circuit;
 mod cooldown;
 mod key;
 mod keys;
+#[cfg_attr(not(feature = "fleet"), path = "health/no_peers.rs")]
+mod peers;
 mod permit;
 mod provider;
 mod ring;
@@ -24,6 +26,8 @@ pub use self::breaker::Breaker;
 use self::circuit::Rules;
 pub use self::cooldown::Cooldown;
 pub use self::key::HealthKey;
+#[cfg(feature = "fleet")]
+pub(crate) use self::peers::{HealthReport, Process, Received, Untold};
 pub(crate) use self::permit::Permit;
 use self::provider::ProviderHealth;
 pub(crate) use self::ring::{Ring, Ticks, after};
@@ -203,6 +207,8 @@ pub(crate) struct HealthTable {
     sequence: u64,
     random: fastrand::Rng,
     ticks: Ticks,
+    /// Whether there is something that other processes have not been told.
+    untold: bool,
     /// Only where the chain hedges.
     pub(crate) hedging: Option<Hedging>,
 }
@@ -227,6 +233,7 @@ impl HealthTable {
             providers: (0..providers).map(|_| ProviderHealth::default()).collect(),
             sequence: 0,
             random: fastrand::Rng::with_seed(seed),
+            untold: false,
             hedging: None,
         }
     }
@@ -269,7 +276,15 @@ impl HealthTable {
         lease_until: Instant,
     ) -> Permit {
         self.sequence += 1;
-        self.providers[provider].admit(provider, key, self.sequence, now, lease_until)
+        let permit = self.providers[provider].admit(provider, key, self.sequence, now, lease_until);
+        self.note(provider);
+        permit
+    }
+
+    /// Notes whether there is something to tell other processes.
+    #[inline]
+    fn note(&mut self, provider: usize) {
+        self.untold |= self.providers[provider].circuit.peers.is_untold();
     }
 
     /// A provider was passed over because it has as many requests as it may have. Whether that is to be
@@ -308,7 +323,9 @@ impl HealthTable {
         let Some(breaker) = breaker else { return Changes::default() };
         let tick = ticks.at(now);
         let mut rules = Rules { breaker, cooldown, random, tick, sequence: *sequence, now };
-        provider.record(&permit, signal, concern, &mut rules)
+        let changes = provider.record(&permit, signal, concern, &mut rules);
+        self.note(permit.provider);
+        changes
     }
 
     /// Takes a permit back whose attempt its caller gave up, after the provider was silent for so
@@ -336,6 +353,7 @@ impl HealthTable {
     /// Takes a permit back whose attempt was dropped.
     pub(crate) fn cancel(&mut self, permit: &Permit) {
         self.providers[permit.provider].take_back(permit);
+        self.note(permit.provider);
     }
 
     /// A stream has begun well. That ends what a success ends; whether the stream counts as a
@@ -345,7 +363,9 @@ impl HealthTable {
         let Some(breaker) = breaker else { return Changes::default() };
         let tick = ticks.at(now);
         let rules = Rules { breaker, cooldown, random, tick, sequence: *sequence, now };
-        providers[permit.provider].commit(permit, &rules)
+        let changes = providers[permit.provider].commit(permit, &rules);
+        self.note(permit.provider);
+        changes
     }
 
     /// The answer of a request is over that counted in the place of its [detached](Permit::detach) permit.

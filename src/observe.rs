@@ -60,6 +60,18 @@ pub(crate) enum Ending {
     NoNews,
 }
 
+/// What the task of a chain that shares its health has done.
+#[cfg(feature = "fleet")]
+#[derive(Clone, Copy)]
+#[cfg_attr(not(feature = "metrics"), expect(dead_code, reason = "only metrics read it"))]
+pub(crate) enum FleetCount {
+    /// A record was `"put"`, `"heard"` or `"ignored"`.
+    Record(&'static str),
+    /// This operation failed.
+    Error(&'static str),
+    PutTook(Duration),
+}
+
 /// The user's closure.
 pub(crate) type Closure = Box<dyn Fn(&Event<'_>) + Send + Sync>;
 
@@ -173,6 +185,13 @@ impl Observer {
     ) {
         #[cfg(feature = "tracing")]
         log::log_passed_through(origin, nearest, differs);
+    }
+
+    /// Counts something that the task of a chain that shares its health has done.
+    #[cfg(feature = "fleet")]
+    pub(crate) fn count_fleet(&self, count: FleetCount) {
+        #[cfg(feature = "metrics")]
+        meter::count_fleet(count);
     }
 
     pub(crate) fn passed_through(&self) -> u64 {

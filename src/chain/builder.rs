@@ -9,11 +9,15 @@ use reqwest::Request;
 use super::ProviderChain;
 use super::address::Addresses;
 use super::entries::Entries;
+#[cfg(feature = "fleet")]
+use super::fleet::Fleet;
 use super::list::{CurrentList, show_entries};
 use super::mark::CountedChain;
 use super::settings::Settings;
 use super::shared::{ChainState, Classify, RouteFor, Shared, Table, now};
 use crate::error::{ConfigError, Exhausted};
+#[cfg(feature = "fleet")]
+use crate::fleet::HealthStore;
 use crate::health::{Breaker, Cooldown, HealthKey, HealthTable};
 use crate::hedge::{Hedge, Hedging};
 use crate::inspect::Inspect;
@@ -69,6 +73,8 @@ pub struct ProviderChainBuilder {
     observe: Vec<Closure>,
     rate_limits: RateLimits,
     log_messages: bool,
+    #[cfg(feature = "fleet")]
+    fleet: Option<Fleet>,
 }
 
 impl ProviderChainBuilder {
@@ -95,6 +101,8 @@ impl ProviderChainBuilder {
             observe: Vec::new(),
             rate_limits: RateLimits::default(),
             log_messages: true,
+            #[cfg(feature = "fleet")]
+            fleet: None,
         }
     }
 
@@ -301,6 +309,28 @@ impl ProviderChainBuilder {
         self
     }
 
+    /// Shares the health of the providers, and what operators do, with the other chains that share the same
+    /// store: see [`fleet`](crate::fleet). Off by default. The health of
+    /// [keys](Self::health_by) stays with each process. With [`without_health`](Self::without_health) only
+    /// operators' commands are shared.
+    ///
+    /// One task on the current runtime talks to the store; it starts with the chain or, where there is no
+    /// runtime yet, with the first request, and ends with the chain.
+    ///
+    /// ```
+    /// use reqwest_failover::fleet::MemoryStore;
+    /// use reqwest_failover::{Provider, ProviderChain};
+    ///
+    /// let store = MemoryStore::new();
+    /// let chain = ProviderChain::builder([Provider::openai("key")]).share(store.clone()).build()?;
+    /// # Ok::<(), reqwest_failover::ConfigError>(())
+    /// ```
+    #[cfg(feature = "fleet")]
+    pub fn share(mut self, store: impl HealthStore) -> Self {
+        self.fleet = Some(Fleet::new(store));
+        self
+    }
+
     /// Checks everything and builds the chain.
     ///
     /// # Errors
@@ -348,8 +378,14 @@ impl ProviderChainBuilder {
         let mut health = HealthTable::new(entries.len(), self.breaker, now, fastrand::u64(..));
         health.hedging = self.hedge.as_ref().map(|hedge| Hedging::new(hedge, entries.len()));
         health.cooldown = self.cooldown;
+        #[cfg(feature = "fleet")]
+        let fleet = self.fleet.map(Arc::new);
         for (provider, entry) in entries.iter() {
             health.limit_in_flight(provider, entry.most_in_flight());
+            #[cfg(feature = "fleet")]
+            if let Some(fleet) = &fleet {
+                health.share(provider, fleet.process);
+            }
         }
         let table = Table {
             health,
@@ -374,6 +410,8 @@ impl ProviderChainBuilder {
             inspect: self.inspect,
             error_body_timeout: self.error_body_timeout,
             exhausted: self.exhausted,
+            #[cfg(feature = "fleet")]
+            fleet,
         };
         let list = Shared {
             chain: Arc::new(chain),
@@ -387,7 +425,12 @@ impl ProviderChainBuilder {
             observer,
             last_order: OnceLock::new(),
         };
-        Ok(ProviderChain { current: Arc::new(CurrentList::new(list)) })
+        let current = Arc::new(CurrentList::new(list));
+        #[cfg(feature = "fleet")]
+        if let Some(fleet) = &current.get().chain.fleet {
+            fleet.start(&current);
+        }
+        Ok(ProviderChain { current })
     }
 }
 

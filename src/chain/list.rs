@@ -109,6 +109,10 @@ impl Shared {
             for (id, entry) in list.entries.iter() {
                 if !self.entries.has(id) {
                     table.health.renew(id);
+                    #[cfg(feature = "fleet")]
+                    if let Some(fleet) = &self.chain.fleet {
+                        table.health.share(id, fleet.process);
+                    }
                 }
                 table.health.limit_in_flight(id, entry.most_in_flight());
             }
@@ -116,6 +120,16 @@ impl Shared {
             // Requests that have this list, and have not begun yet, keep its order.
             _ = self.last_order.set(order);
         });
+    }
+}
+
+/// The task of a chain that shares its health ends with the last handle to the chain.
+#[cfg(feature = "fleet")]
+impl Drop for CurrentList {
+    fn drop(&mut self) {
+        if let Some(fleet) = &self.get().chain.fleet {
+            fleet.wake();
+        }
     }
 }
 

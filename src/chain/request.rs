@@ -14,7 +14,7 @@ use reqwest::Request;
 use super::address::Address;
 use super::body::{Requests, is_replayable};
 use super::flight::AttemptState;
-use super::shared::{Shared, StreamWatch, Table, now};
+use super::shared::{Shared, StreamWatch, Table, TableGuard, now};
 use crate::error::FailureKind;
 use crate::health::{Changes, Permit, after};
 use crate::message::Secrets;

@@ -4,6 +4,7 @@
 //! is released, so that a user's closure may ask the chain for its snapshot.
 
 use std::collections::BTreeSet;
+use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -12,6 +13,8 @@ use reqwest::Request;
 
 use super::address::Addresses;
 use super::entries::Entries;
+#[cfg(feature = "fleet")]
+use super::fleet::{self, Fleet};
 use super::mark::CountedChain;
 use super::settings::Settings;
 use crate::error::{ConfigError, Exhausted};
@@ -59,6 +62,8 @@ pub(super) struct ChainState {
     pub(super) inspect: Option<Inspect>,
     pub(super) error_body_timeout: Duration,
     pub(super) exhausted: Exhausted,
+    #[cfg(feature = "fleet")]
+    pub(super) fleet: Option<Arc<Fleet>>,
     pub(super) table: Mutex<Table>,
     /// The current list, and those before it that a request may still hold.
     pub(super) lists: Mutex<Vec<Weak<Shared>>>,
@@ -80,6 +85,41 @@ impl ChainState {
 
     fn lock_lists(&self) -> MutexGuard<'_, Vec<Weak<Shared>>> {
         self.lists.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The locked table. What others are to be told of a decision wakes the task that does it.
+pub(super) struct TableGuard<'a> {
+    table: MutexGuard<'a, Table>,
+    #[cfg(feature = "fleet")]
+    chain: &'a ChainState,
+}
+
+impl Deref for TableGuard<'_> {
+    type Target = Table;
+
+    #[inline]
+    fn deref(&self) -> &Table {
+        &self.table
+    }
+}
+
+impl DerefMut for TableGuard<'_> {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut Table {
+        &mut self.table
+    }
+}
+
+#[cfg(feature = "fleet")]
+impl Drop for TableGuard<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        if self.table.health.take_untold()
+            && let Some(fleet) = &self.chain.fleet
+        {
+            fleet.wake();
+        }
     }
 }
 
@@ -112,8 +152,13 @@ impl Table {
 
 impl Shared {
     #[inline]
-    pub(super) fn lock(&self) -> MutexGuard<'_, Table> {
-        self.chain.table.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn lock(&self) -> TableGuard<'_> {
+        let table = self.chain.table.lock().unwrap_or_else(PoisonError::into_inner);
+        TableGuard {
+            table,
+            #[cfg(feature = "fleet")]
+            chain: &self.chain,
+        }
     }
 
     /// The order of the providers: the chain's, or what it was when another list took the place of this one.
@@ -124,6 +169,27 @@ impl Shared {
 
     pub(super) fn lock_tokens(&self) -> MutexGuard<'_, Vec<Vec<String>>> {
         self.tokens.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sets the order, and tells other processes.
+    pub(super) fn set_order(&self, order: Arc<[usize]>) {
+        self.lock().change(|table| table.order = order.clone());
+        #[cfg(feature = "fleet")]
+        if let Some(fleet) = &self.chain.fleet {
+            fleet.command(fleet::order(self, &order));
+            self.observer.emit(&Event::Steered { provider: None, heard: false });
+        }
+    }
+
+    /// Isolates or restores a provider, and tells other processes.
+    pub(super) fn isolate_here(&self, provider: usize, isolated: bool) {
+        self.isolate(provider, isolated);
+        #[cfg(feature = "fleet")]
+        if let Some(fleet) = &self.chain.fleet {
+            fleet.command(fleet::isolation(self, provider, isolated));
+            let provider = Some(&*self.entries[provider].name);
+            self.observer.emit(&Event::Steered { provider, heard: false });
+        }
     }
 
     pub(super) fn isolate(&self, provider: usize, isolated: bool) {
@@ -160,12 +226,17 @@ impl Shared {
         change: Change,
     ) {
         let provider = &self.entries[provider].name;
+        // What no request has changed was heard of.
+        let heard = origin.id.is_none();
         self.observer.emit(&match change {
             Change::Opened { until, breaks, cause } => {
-                Event::BreakerOpened { origin, provider, key, until, breaks, cause: cause.as_str() }
+                let cause = cause.as_str();
+                Event::BreakerOpened { origin, provider, key, until, breaks, cause, heard }
             }
             Change::Closed => Event::BreakerClosed { origin, provider, key },
-            Change::CoolingDown { until } => Event::CoolingDown { origin, provider, key, until },
+            Change::CoolingDown { until } => {
+                Event::CoolingDown { origin, provider, key, until, heard }
+            }
             Change::OnlyNotFound => return self.observer.warn_of_base_url(provider),
         });
     }

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::breaker::Breaker;
 use super::cooldown::{Cooldown, LENT_FROM};
+use super::peers::Peers;
 use super::permit::{Admitted, Ticket};
 use super::ring::{Ring, after, is_recent, nanos};
 use super::{Admission, Change, HealthSignal, Moves, OpenCause, State};
@@ -24,19 +25,21 @@ pub(super) struct Rules<'a> {
 #[derive(Debug, Default)]
 pub(super) struct Circuit {
     /// The length of the row of failures.
-    consecutive: u32,
+    pub(super) consecutive: u32,
     window: Ring<Share>,
     /// While the breaker is open: the end of the break.
-    open_until: Option<Instant>,
-    lease: Option<Lease>,
+    pub(super) open_until: Option<Instant>,
+    pub(super) lease: Option<Lease>,
     /// The number of doublings of the next break.
-    level: u32,
+    pub(super) level: u32,
     closed_at: Option<Instant>,
     /// The last permit before the breaker last opened or closed.
     moved_after: u64,
-    rest: Option<Rest>,
+    pub(super) rest: Option<Rest>,
     /// The last permit before the last cooldown began.
-    rested_after: u64,
+    pub(super) rested_after: u64,
+    /// What other processes say of it, and are told.
+    pub(super) peers: Peers,
 }
 
 /// Requests, and those of them that failed.
@@ -48,18 +51,18 @@ struct Share {
 
 /// A probe's right to be the only one. It ends by itself.
 #[derive(Clone, Copy, Debug)]
-struct Lease {
-    sequence: u64,
-    until: Instant,
+pub(super) struct Lease {
+    pub(super) sequence: u64,
+    pub(super) until: Instant,
 }
 
 /// The current or last cooldown; a success clears it.
 #[derive(Clone, Copy, Debug)]
-struct Rest {
-    until: Instant,
-    level: u32,
+pub(super) struct Rest {
+    pub(super) until: Instant,
+    pub(super) level: u32,
     /// Whether its end is lent to one request, and none has yet been answered well.
-    is_lent: bool,
+    pub(super) is_lent: bool,
 }
 
 impl Circuit {
@@ -111,6 +114,7 @@ impl Circuit {
             Admission::Available => Admitted::Regular,
             Admission::ProbeDue => {
                 self.lease = Some(Lease { sequence, until: lease_until });
+                self.peers.tell();
                 Admitted::Probe
             }
             _ if self.resting(now).is_some() => Admitted::WhileCoolingDown,
@@ -122,6 +126,7 @@ impl Circuit {
     pub(super) fn end_lease(&mut self, sequence: u64) {
         if self.holds_lease(sequence) {
             self.lease = None;
+            self.peers.tell();
         }
     }
 
@@ -152,8 +157,11 @@ impl Circuit {
         rules: &mut Rules<'_>,
     ) -> Moves {
         if signal == HealthSignal::Success && self.is_well() {
-            self.succeed(ticket, rules.tick);
+            self.succeed(ticket, rules.tick, rules.now);
             return [None, None];
+        }
+        if signal != HealthSignal::Nothing {
+            self.peers.record_own_outcome();
         }
         [self.move_breaker(ticket, signal, rules), self.move_rest(ticket, signal, rules)]
     }
@@ -170,7 +178,7 @@ impl Circuit {
         if self.open_until.is_some() {
             return Some(self.close(rules));
         }
-        self.consecutive = 0;
+        self.end_row(rules.now);
         self.count_request(rules.tick);
         ticket.commit(rules.tick);
         None
@@ -193,7 +201,7 @@ impl Circuit {
         match (self.open_until, ticket.admitted, signal) {
             (_, _, HealthSignal::Nothing) => None,
             (None, _, HealthSignal::Success) => {
-                self.succeed(ticket, rules.tick);
+                self.succeed(ticket, rules.tick, rules.now);
                 None
             }
             // Sent during a cooldown because nothing else was left; its failure does not count.
@@ -202,6 +210,12 @@ impl Circuit {
                 self.count_failure(ticket, rules.tick);
                 let row = self.lengthen_row(OpenCause::Consecutive, rules);
                 let cause = row.or_else(|| self.is_bad(rules).then_some(OpenCause::Ratio));
+                if cause == Some(OpenCause::Ratio) {
+                    // To other processes it is a whole row.
+                    self.count_own_failures(
+                        rules.breaker.consecutive.saturating_sub(self.consecutive),
+                    );
+                }
                 cause.map(|cause| self.open(cause, rules))
             }
             // Slow is not wrong: only a row of it opens the breaker, not a share.
@@ -217,6 +231,7 @@ impl Circuit {
             (None, _, HealthSignal::Cooldown(_) | HealthSignal::Neutral) => None,
             (None, _, HealthSignal::UnknownModel) => None,
             (Some(_), Admitted::Probe, HealthSignal::Failure | HealthSignal::Silent) => {
+                self.count_own_failures(1);
                 Some(self.open(OpenCause::Probe, rules))
             }
             (Some(_), Admitted::Probe, _) | (Some(_), _, HealthSignal::Success) => {
@@ -228,11 +243,11 @@ impl Circuit {
 
     /// A success where the breaker is closed.
     #[inline]
-    pub(super) fn succeed(&mut self, ticket: Ticket, tick: u64) {
+    pub(super) fn succeed(&mut self, ticket: Ticket, tick: u64, now: Instant) {
         if ticket.sequence <= self.moved_after {
             return;
         }
-        self.consecutive = 0;
+        self.end_row(now);
         if ticket.committed.is_none() {
             self.count_request(tick);
         }
@@ -240,8 +255,28 @@ impl Circuit {
 
     /// One more of the row; the cause if that opens the breaker.
     fn lengthen_row(&mut self, cause: OpenCause, rules: &Rules<'_>) -> Option<OpenCause> {
-        self.consecutive = self.consecutive.saturating_add(1);
-        (self.consecutive >= rules.breaker.consecutive).then_some(cause)
+        self.count_own_failures(1);
+        (self.row(rules) >= rules.breaker.consecutive).then_some(cause)
+    }
+
+    /// The length of the row of failures, with those that other processes have seen.
+    pub(super) fn row(&self, rules: &Rules<'_>) -> u32 {
+        let heard = self.peers.failures(rules.breaker.consecutive, rules.now);
+        self.consecutive.saturating_add(heard)
+    }
+
+    fn count_own_failures(&mut self, failures: u32) {
+        self.consecutive = self.consecutive.saturating_add(failures);
+        self.peers.count_failures(failures);
+    }
+
+    /// A success ends the row, also what others have seen of it.
+    #[inline]
+    fn end_row(&mut self, now: Instant) {
+        self.consecutive = 0;
+        if self.peers.is_unanswered() {
+            self.peers.answer(now);
+        }
     }
 
     /// Whether a cooldown that begins now follows one, without a success between.
@@ -275,17 +310,23 @@ impl Circuit {
     }
 
     #[cold]
-    fn open(&mut self, cause: OpenCause, rules: &mut Rules<'_>) -> Change {
+    pub(super) fn open(&mut self, cause: OpenCause, rules: &mut Rules<'_>) -> Change {
         if let Some(closed_at) = self.closed_at.take() {
             let healthy = rules.now.saturating_duration_since(closed_at);
             self.level = self.level.saturating_sub(whole(healthy, rules.breaker.first_break));
         }
+        if self.consecutive < rules.breaker.consecutive && cause != OpenCause::Probe {
+            // Others have seen the rest of the row, and perhaps more breaks.
+            self.level = self.level.max(self.peers.breaks(rules.now).saturating_sub(1));
+        }
         let half = rules.breaker.break_length(self.level) / 2;
-        let until = after(after(rules.now, half), half.mul_f64(rules.random.f64()));
+        let earliest = after(rules.now, half);
+        let until = after(earliest, half.mul_f64(rules.random.f64()));
         self.level = self.level.saturating_add(1);
         self.open_until = Some(until);
         self.lease = None;
         self.moved_after = rules.sequence;
+        self.peers.record_opening(earliest);
         Change::Opened { until, breaks: self.level, cause }
     }
 
@@ -293,10 +334,11 @@ impl Circuit {
     fn close(&mut self, rules: &Rules<'_>) -> Change {
         self.open_until = None;
         self.lease = None;
-        self.consecutive = 0;
         self.window = Ring::default();
         self.closed_at = Some(rules.now);
         self.moved_after = rules.sequence;
+        self.peers.record_close(rules.now);
+        self.end_row(rules.now);
         Change::Closed
     }
 
@@ -332,6 +374,7 @@ impl Circuit {
             return (until > current.until).then(|| {
                 current.until = until;
                 current.is_lent |= hint >= LENT_FROM;
+                self.peers.record_cooldown();
                 Change::CoolingDown { until }
             });
         }
@@ -339,9 +382,15 @@ impl Circuit {
         let length = hint.unwrap_or_else(|| rules.cooldown.unhinted(level));
         let until = after(rules.now, length);
         self.end_rest();
+        self.rest(until, level, length, rules);
+        self.peers.record_cooldown();
+        Some(Change::CoolingDown { until })
+    }
+
+    /// Begins a cooldown of this length.
+    pub(super) fn rest(&mut self, until: Instant, level: u32, length: Duration, rules: &Rules<'_>) {
         self.rest = Some(Rest { until, level, is_lent: length >= LENT_FROM });
         self.rested_after = rules.sequence;
-        Some(Change::CoolingDown { until })
     }
 
     /// Forgets the cooldown. Its probe is none any more.

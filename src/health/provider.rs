@@ -142,7 +142,7 @@ impl ProviderHealth {
         concern: Concern,
         rules: &mut Rules<'_>,
     ) -> Changes {
-        if signal == HealthSignal::Success && self.succeed(permit, rules.tick) {
+        if signal == HealthSignal::Success && self.succeed(permit, rules) {
             return Changes::default();
         }
         self.record_any(permit, signal, concern, rules)
@@ -151,7 +151,7 @@ impl ProviderHealth {
     /// What nearly every outcome is, without the rules that agree: a success where all is well. Whether
     /// that is so.
     #[inline]
-    fn succeed(&mut self, permit: &Permit, tick: u64) -> bool {
+    fn succeed(&mut self, permit: &Permit, rules: &Rules<'_>) -> bool {
         let Self { circuit, keys, .. } = self;
         if !circuit.is_well() {
             return false;
@@ -162,9 +162,9 @@ impl ProviderHealth {
             if !key.circuit.is_well() {
                 return false;
             }
-            key.circuit.succeed(permit.ticket(Of::Key), tick);
+            key.circuit.succeed(permit.ticket(Of::Key), rules.tick, rules.now);
         }
-        circuit.succeed(permit.ticket(Of::Provider), tick);
+        circuit.succeed(permit.ticket(Of::Provider), rules.tick, rules.now);
         true
     }
 

@@ -103,6 +103,8 @@ pub enum Event<'a> {
         /// Why it opened: `"consecutive"` failures, a `"ratio"` of failures, `"silence"` that callers gave
         /// up on, or a `"probe"` that failed.
         cause: &'static str,
+        /// Whether what other processes report has opened it, for chains that share their health.
+        heard: bool,
     },
     /// A provider's circuit breaker closed: its probe was answered, be it with a 404.
     #[non_exhaustive]
@@ -136,6 +138,8 @@ pub enum Event<'a> {
         key: Option<&'a str>,
         /// The end of the cooldown.
         until: Instant,
+        /// Whether another process was asked for it, for chains that share their health.
+        heard: bool,
     },
     /// A provider was passed over because it has as many requests in flight as it may have
     /// ([`max_in_flight`](crate::Provider::max_in_flight)). It is emitted once, and again only after the
@@ -201,6 +205,24 @@ pub enum Event<'a> {
         /// The share of the last 5 minutes' requests that it did not serve.
         ratio: f64,
     },
+    /// A chain that shares its health has read the store, for the first time or after
+    /// [`FleetLost`](Self::FleetLost).
+    FleetJoined,
+    /// The store of shared health has failed or took too long. It is emitted once, until the chain has
+    /// joined again; until then each process goes on by itself.
+    #[non_exhaustive]
+    FleetLost {
+        /// What failed, made safe as in [`Attempt::message`].
+        error: &'a str,
+    },
+    /// An operator has isolated or restored a provider or set the order, in a chain that shares its health.
+    #[non_exhaustive]
+    Steered {
+        /// The provider that was isolated or restored; `None` where the order was set.
+        provider: Option<&'a str>,
+        /// Whether it was done in another process.
+        heard: bool,
+    },
     /// A claimed request is over, also when its caller dropped it.
     #[non_exhaustive]
     Finished {
@@ -265,7 +287,10 @@ impl<'a> Event<'a> {
             | Self::FallbackRateHigh { origin, .. }
             | Self::FallbackRateNormal { origin, .. }
             | Self::Finished { origin, .. } => Some(origin),
-            Self::CallbackPanicked { .. } => None,
+            Self::CallbackPanicked { .. }
+            | Self::FleetJoined
+            | Self::FleetLost { .. }
+            | Self::Steered { .. } => None,
         }
     }
 }

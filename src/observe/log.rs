@@ -147,14 +147,15 @@ pub(super) fn log(event: &Event<'_>, messages: bool) {
                 error.message = report.attempts().last().and_then(shown)
             )
         }
-        Event::BreakerOpened { provider, key, breaks, cause, .. } => {
+        Event::BreakerOpened { provider, key, breaks, cause, heard, .. } => {
             line!(
                 WARN,
                 "circuit breaker opened",
                 gen_ai.provider.name = provider,
                 health_key = key,
                 breaks,
-                cause
+                cause,
+                heard
             )
         }
         Event::BreakerClosed { provider, key, .. } => {
@@ -168,12 +169,13 @@ pub(super) fn log(event: &Event<'_>, messages: bool) {
         Event::BreakerProbing { provider, key, .. } => {
             line!(INFO, "probing after a break", gen_ai.provider.name = provider, health_key = key);
         }
-        Event::CoolingDown { provider, key, .. } => {
+        Event::CoolingDown { provider, key, heard, .. } => {
             line!(
                 WARN,
                 "provider is cooling down",
                 gen_ai.provider.name = provider,
-                health_key = key
+                health_key = key,
+                heard
             );
         }
         Event::AtCapacity { provider, .. } => {
@@ -205,6 +207,25 @@ pub(super) fn log(event: &Event<'_>, messages: bool) {
         }
         Event::FallbackRateNormal { provider, ratio, .. } => {
             line!(INFO, "the first provider serves again", gen_ai.provider.name = provider, ratio);
+        }
+        Event::FleetJoined => line!(INFO, "health is shared with other processes", joined = true),
+        Event::FleetLost { error } => {
+            line!(
+                WARN,
+                "the store of shared health has failed: this process goes on by itself",
+                error.message = error
+            );
+        }
+        Event::Steered { provider: Some(provider), heard } => {
+            line!(
+                WARN,
+                "a provider was isolated or restored",
+                gen_ai.provider.name = provider,
+                heard
+            );
+        }
+        Event::Steered { provider: None, heard } => {
+            line!(WARN, "the order of the providers was set", heard);
         }
         Event::Finished { report, .. } => line!(
             DEBUG,

@@ -10,6 +10,8 @@ use std::time::Duration;
 use metrics::{Key, Label, Level, Metadata, Recorder, SharedString, Unit, with_recorder};
 
 use super::Event;
+#[cfg(feature = "fleet")]
+use super::FleetCount;
 use crate::health::State;
 use crate::report::{Attempt, Report};
 use crate::verdict::Reason;
@@ -141,6 +143,8 @@ impl Meter {
             Event::Exhausted { .. } => count(EXHAUSTED, Vec::new()),
             Event::Rejected { .. } => count(REJECTED, Vec::new()),
             Event::PassedThrough { .. } => count(PASSED_THROUGH, Vec::new()),
+            Event::FleetJoined => set_joined(true),
+            Event::FleetLost { .. } => set_joined(false),
             Event::StreamBroken { provider, .. } => {
                 if let Some(keys) = self.keys(provider) {
                     with_recorder(|recorder| {
@@ -215,6 +219,10 @@ const STATE: &str = "failover_provider_state";
 const RATIO: &str = "failover_fallback_ratio";
 const DURATION: &str = "failover_attempt_duration_seconds";
 const ADDED_LATENCY: &str = "failover_added_latency_seconds";
+const FLEET_JOINED: &str = "failover_fleet_joined";
+const FLEET_RECORDS: &str = "failover_fleet_records_total";
+const FLEET_ERRORS: &str = "failover_fleet_errors_total";
+const FLEET_PUT: &str = "failover_fleet_put_seconds";
 
 static METADATA: Metadata<'static> =
     Metadata::new(module_path!(), Level::INFO, Some(module_path!()));
@@ -233,6 +241,29 @@ fn level(state: State) -> u8 {
         State::Open { .. } => 3,
         State::Isolated => 4,
     }
+}
+
+#[cfg(feature = "fleet")]
+pub(super) fn count_fleet(done: FleetCount) {
+    match done {
+        FleetCount::Record(direction) => {
+            count(FLEET_RECORDS, vec![Label::from_static_parts("direction", direction)]);
+        }
+        FleetCount::Error(operation) => {
+            count(FLEET_ERRORS, vec![Label::from_static_parts("op", operation)]);
+        }
+        FleetCount::PutTook(time) => with_recorder(|recorder| {
+            let key = Key::from_static_name(FLEET_PUT);
+            recorder.register_histogram(&key, &METADATA).record(time.as_secs_f64());
+        }),
+    }
+}
+
+fn set_joined(joined: bool) {
+    with_recorder(|recorder| {
+        let key = Key::from_static_name(FLEET_JOINED);
+        recorder.register_gauge(&key, &METADATA).set(f64::from(u8::from(joined)));
+    });
 }
 
 #[cold]
@@ -263,18 +294,22 @@ fn describe(recorder: &dyn Recorder) {
         (NOT_REPLAYABLE, "Attempts whose body could be sent only once"),
         (BROKEN, "Streams that broke after their content had begun"),
         (PASSED_THROUGH, "Requests that were passed through because no base claims them"),
+        (FLEET_RECORDS, "Records that were put into the store of shared health, heard or ignored"),
+        (FLEET_ERRORS, "Calls to the store of shared health that failed, by operation"),
     ] {
         recorder.describe_counter(name.into(), Some(Unit::Count), text.into());
     }
     for (name, text) in [
         (STATE, "0 closed, 1 cooling down, 2 probing, 3 open, 4 isolated"),
         (RATIO, "Share of the last 5 minutes' requests that the first provider did not serve"),
+        (FLEET_JOINED, "1 while the store of shared health answers, else 0"),
     ] {
         recorder.describe_gauge(name.into(), Some(Unit::Count), text.into());
     }
     for (name, text) in [
         (DURATION, "From the start of an attempt to its response's headers or error"),
         (ADDED_LATENCY, "From a request's first attempt to the start of the one that served it"),
+        (FLEET_PUT, "How long a write to the store of shared health took"),
     ] {
         recorder.describe_histogram(name.into(), Some(Unit::Seconds), text.into());
     }

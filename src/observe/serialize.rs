@@ -26,7 +26,24 @@ impl Serialize for Snapshot {
         map.serialize_entry("exhausted", &self.exhausted())?;
         map.serialize_entry("passed_through", &self.passed_through())?;
         map.serialize_entry("callback_panics", &self.callback_panics())?;
+        #[cfg(feature = "fleet")]
+        if let Some(fleet) = self.fleet() {
+            map.serialize_entry("fleet", fleet)?;
+        }
         map.serialize_entry("providers", self.providers())?;
+        map.end()
+    }
+}
+
+#[cfg(feature = "fleet")]
+impl Serialize for crate::fleet::FleetSnapshot {
+    /// A map whose keys are the names of the methods, without `last_heard`.
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("is_joined", &self.is_joined())?;
+        map.serialize_entry("processes_heard", &self.processes_heard())?;
+        map.serialize_entry("ignored", &self.ignored())?;
+        map.serialize_entry("errors", &self.errors())?;
         map.end()
     }
 }

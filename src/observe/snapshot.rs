@@ -3,6 +3,8 @@
 use std::sync::Arc;
 
 use super::RequestCounts;
+#[cfg(feature = "fleet")]
+use crate::fleet::FleetSnapshot;
 use crate::health::{Counts, State};
 
 /// A chain's health and counts at one moment.
@@ -29,6 +31,8 @@ pub struct Snapshot {
     pub(crate) fallback_ratio: Option<f64>,
     pub(crate) passed_through: u64,
     pub(crate) callback_panics: u64,
+    #[cfg(feature = "fleet")]
+    pub(crate) fleet: Option<FleetSnapshot>,
 }
 
 impl Snapshot {
@@ -81,6 +85,13 @@ impl Snapshot {
     /// Requests that were passed through because their URL is below no base of the chain.
     pub fn passed_through(&self) -> u64 {
         self.passed_through
+    }
+
+    /// How the chain stands with its fleet; `None` if it does not
+    /// [`share`](crate::ProviderChainBuilder::share) its health.
+    #[cfg(feature = "fleet")]
+    pub fn fleet(&self) -> Option<&FleetSnapshot> {
+        self.fleet.as_ref()
     }
 
     /// How often one of the user's closures panicked.

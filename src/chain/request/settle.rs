@@ -1,9 +1,8 @@
 //! What becomes of a request when one of its attempts ends.
 
-use std::sync::MutexGuard;
 use std::time::{Duration, Instant};
 
-use super::{AttemptState, Dropped, RequestState, Settlement, Table};
+use super::{AttemptState, Dropped, RequestState, Settlement, TableGuard};
 use crate::chain::outcome::{AttemptResult, Circumstances};
 use crate::health::Changes;
 use crate::observe::Observer;
@@ -118,7 +117,7 @@ impl RequestState<'_> {
 
     /// Unlocks the table, and shows the provider's state.
     #[inline]
-    fn release(&self, table: MutexGuard<'_, Table>, provider: usize) {
+    fn release(&self, table: TableGuard<'_>, provider: usize) {
         let state = Observer::SHOWS_STATE.then(|| table.health.state(provider, self.now));
         drop(table);
         if let Some(state) = state {

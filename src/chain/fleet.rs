@@ -1,0 +1,454 @@
+//! A chain's part in its fleet: the task that writes to the store and reads from it.
+//!
+//! The task is the only one that waits for the store. It does what [`Member`] says, takes the table's lock for
+//! one record at a time, and holds the chain only while it works on it: once the last handle to the chain is
+//! gone, the task ends.
+
+use std::future::poll_fn;
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use tokio::runtime::Handle;
+use tokio::sync::{Notify, watch};
+use tokio::time::{sleep_until, timeout};
+
+use super::list::CurrentList;
+use super::shared::{Shared, now};
+use crate::fleet::member::{Heard, Member, Write};
+use crate::fleet::report::{Subject, provider_key, provider_name};
+use crate::fleet::{FleetSnapshot, HealthStore, HealthWatch, Record, StoreError};
+use crate::health::{Process, Received};
+use crate::message;
+use crate::observe::{Event, EventOrigin, FleetCount, catch_panic};
+
+type Spawn = dyn Fn(&Handle, Weak<CurrentList>, Arc<Fleet>) + Send + Sync;
+
+/// What a chain and its task share.
+pub(super) struct Fleet {
+    pub(super) process: Process,
+    spawn: Box<Spawn>,
+    is_started: AtomicBool,
+    wake: Notify,
+    /// What operators want of all processes, until the task takes it.
+    commands: Mutex<Vec<Subject>>,
+    /// How often it was asked to synchronise, and up to which of these it has.
+    sync_asked: AtomicU64,
+    synced: watch::Sender<u64>,
+    status: Mutex<FleetSnapshot>,
+}
+
+impl Fleet {
+    pub(super) fn new(store: impl HealthStore) -> Self {
+        let store = Arc::new(store);
+        let spawn = move |runtime: &Handle, chain, fleet: Arc<Self>| {
+            let task = Task { store: store.clone(), chain, fleet };
+            drop(runtime.spawn(task.run()));
+        };
+        Self {
+            process: Process(fastrand::u64(..)),
+            spawn: Box::new(spawn),
+            is_started: AtomicBool::new(false),
+            wake: Notify::new(),
+            commands: Mutex::default(),
+            sync_asked: AtomicU64::new(0),
+            synced: watch::Sender::new(0),
+            status: Mutex::default(),
+        }
+    }
+
+    /// Starts the task, if it does not run and there is a runtime for it.
+    #[inline]
+    pub(super) fn start(self: &Arc<Self>, chain: &Arc<CurrentList>) {
+        if !self.is_started.load(Ordering::Relaxed) {
+            self.start_task(chain);
+        }
+    }
+
+    #[cold]
+    fn start_task(self: &Arc<Self>, chain: &Arc<CurrentList>) {
+        if let Ok(runtime) = Handle::try_current()
+            && !self.is_started.swap(true, Ordering::AcqRel)
+        {
+            (self.spawn)(&runtime, Arc::downgrade(chain), self.clone());
+        }
+    }
+
+    /// There is something to do.
+    pub(super) fn wake(&self) {
+        self.wake.notify_one();
+    }
+
+    pub(super) fn command(&self, subject: Subject) {
+        self.lock_commands().push(subject);
+        self.wake();
+    }
+
+    /// Waits until the store was read, and all was written, that was to be when this was called.
+    pub(super) async fn synced(&self, within: Duration) -> bool {
+        let mut synced = self.synced.subscribe();
+        let asked = self.sync_asked.fetch_add(1, Ordering::AcqRel) + 1;
+        self.wake();
+        timeout(within, synced.wait_for(|synced| *synced >= asked)).await.is_ok()
+    }
+
+    pub(super) fn snapshot(&self) -> FleetSnapshot {
+        self.lock_status().clone()
+    }
+
+    fn lock_commands(&self) -> MutexGuard<'_, Vec<Subject>> {
+        self.commands.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lock_status(&self) -> MutexGuard<'_, FleetSnapshot> {
+        self.status.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The subject of a command to isolate or restore a provider.
+pub(super) fn isolation(list: &Shared, provider: usize, isolated: bool) -> Subject {
+    Subject::Isolated { provider: key_of(list, provider), isolated }
+}
+
+/// The subject of a command that sets this order.
+pub(super) fn order(list: &Shared, order: &[usize]) -> Subject {
+    let name = |provider: &usize| provider_name(&list.entries[*provider].name);
+    Subject::Order(order.iter().map(name).collect())
+}
+
+fn key_of(list: &Shared, provider: usize) -> String {
+    let entry = &list.entries[provider];
+    // Its `Debug` holds no key.
+    provider_key(&entry.name, &format!("{:?}", entry.base))
+}
+
+struct Task<S> {
+    store: Arc<S>,
+    chain: Weak<CurrentList>,
+    fleet: Arc<Fleet>,
+}
+
+/// Why the task stops doing what it does.
+enum Stop {
+    /// The last handle to the chain is gone.
+    ChainGone,
+    StoreFailed {
+        operation: &'static str,
+        error: String,
+    },
+}
+
+/// What ended a wait.
+enum Woken {
+    /// There may be something to write, or to synchronise.
+    Asked,
+    Due,
+    Watched(Result<(Record, Duration), Stop>),
+}
+
+impl<S: HealthStore> Task<S> {
+    async fn run(self) {
+        // A runtime that ends drops the task. The next request starts another one.
+        let _stopped = Stopped(&self.fleet);
+        let mut member = Member::new(self.fleet.process, now());
+        let mut list = Weak::new();
+        loop {
+            match self.take_part(&mut member, &mut list).await {
+                Ok(never) => match never {},
+                Err(Stop::ChainGone) => return,
+                Err(Stop::StoreFailed { operation, error }) => {
+                    let Ok(chain) = self.chain() else { return };
+                    self.report_failure(&chain.get(), operation, &error);
+                }
+            }
+            let again_at = member.fail(now());
+            while now() < again_at {
+                if self.chain().is_err() {
+                    return;
+                }
+                self.wait(again_at).await;
+            }
+        }
+    }
+
+    /// Joins the fleet, and does its part until the store fails.
+    async fn take_part(
+        &self,
+        member: &mut Member,
+        list: &mut Weak<Shared>,
+    ) -> Result<std::convert::Infallible, Stop> {
+        let mut watch = limited("watch", || self.store.watch()).await?;
+        self.read_list(member, list).await?;
+        self.report_joined(&self.chain()?.get());
+        loop {
+            let asked = self.fleet.sync_asked.load(Ordering::Acquire);
+            self.write_all(member, list).await?;
+            let write_at = member.write_at(&self.chain()?.get().lock().health, now());
+            if write_at.is_none() && *self.fleet.synced.borrow() < asked {
+                self.read_list(member, list).await?;
+                self.write_all(member, list).await?;
+                self.fleet.synced.send_replace(asked);
+            }
+            let until = write_at.map_or(member.poll_at(), |at| at.min(member.poll_at()));
+            match self.wait_for(&mut watch, until).await {
+                Woken::Asked => {}
+                Woken::Due if now() >= member.poll_at() => self.read_list(member, list).await?,
+                Woken::Due => {}
+                Woken::Watched(watched) => {
+                    let (record, ttl) = watched?;
+                    let current = self.chain()?;
+                    self.refresh_providers(member, list, &current);
+                    match member.read_watched(&record, ttl, now()) {
+                        Some(heard) => self.apply(member, &current, heard, ttl),
+                        None => self.ignore(&current.get()),
+                    }
+                }
+            }
+        }
+    }
+
+    /// Writes what is to be written now.
+    async fn write_all(&self, member: &mut Member, list: &mut Weak<Shared>) -> Result<(), Stop> {
+        loop {
+            let chain = self.chain()?;
+            self.refresh_providers(member, list, &chain);
+            for subject in std::mem::take(&mut *self.fleet.lock_commands()) {
+                self.obey(&chain, &subject, None);
+                member.command(subject);
+            }
+            let write = member.next_write(&mut chain.get().lock().health, now());
+            drop(chain);
+            let Some(Write { record, ttl }) = write else { return Ok(()) };
+            let began = now();
+            limited("put", || self.store.put(&record, ttl)).await?;
+            let took = now().saturating_duration_since(began);
+            self.count(&[FleetCount::Record("put"), FleetCount::PutTook(took)])?;
+        }
+    }
+
+    /// Reads all that the store has.
+    async fn read_list(&self, member: &mut Member, list: &mut Weak<Shared>) -> Result<(), Stop> {
+        let records = limited("list", || self.store.list()).await?;
+        let chain = self.chain()?;
+        self.refresh_providers(member, list, &chain);
+        let heard = member.read_list(&records, &chain.get().lock().health, now());
+        for (heard, ttl) in heard {
+            self.apply(member, &chain, heard, ttl);
+        }
+        self.fleet.lock_status().processes_heard = member.processes_heard(now());
+        Ok(())
+    }
+
+    fn chain(&self) -> Result<Arc<CurrentList>, Stop> {
+        self.chain.upgrade().ok_or(Stop::ChainGone)
+    }
+
+    /// Looks whether the list was replaced.
+    fn refresh_providers(
+        &self,
+        member: &mut Member,
+        list: &mut Weak<Shared>,
+        chain: &Arc<CurrentList>,
+    ) {
+        let current = chain.get();
+        if !std::ptr::eq(list.as_ptr(), &*current) {
+            *list = Arc::downgrade(&current);
+            let named = current.entries.iter().map(|(id, _)| (id, key_of(&current, id)));
+            for isolation in member.set_providers(named.collect()) {
+                self.obey(chain, &isolation, None);
+            }
+        }
+    }
+
+    fn apply(&self, member: &Member, chain: &CurrentList, heard: Heard, ttl: Duration) {
+        let list = chain.get();
+        match heard {
+            Heard::Nothing => return,
+            Heard::Unread => return self.ignore(&list),
+            Heard::Command(subject) => self.obey(chain, &subject, Some(true)),
+            Heard::Report { provider, process, report } => {
+                let now = now();
+                let mut table = list.lock();
+                let received = table.health.apply_report(provider, process, &report, ttl, now);
+                let state = table.health.state(provider, now);
+                drop(table);
+                let Received::Applied(changes) = received else { return };
+                list.observer.set_state_gauge(provider, state);
+                list.emit_changes(NO_REQUEST, provider, None, changes);
+            }
+        }
+        let mut status = self.fleet.lock_status();
+        status.last_heard = Some(now());
+        status.processes_heard = member.processes_heard(now());
+        drop(status);
+        list.observer.count_fleet(FleetCount::Record("heard"));
+    }
+
+    /// Does what an operator wants.
+    fn obey(&self, chain: &CurrentList, subject: &Subject, heard: Option<bool>) {
+        let (_changing, list) = chain.hold();
+        let provider = match subject {
+            Subject::Isolated { provider, isolated } => {
+                let find = |id: &usize| key_of(&list, *id) == *provider;
+                let Some(id) = list.entries.iter().map(|(id, _)| id).find(find) else { return };
+                if list.lock().health.is_isolated(id) == *isolated {
+                    return;
+                }
+                list.isolate(id, *isolated);
+                Some(&*list.entries[id].name)
+            }
+            Subject::Order(names) => {
+                let id = |name: &String| {
+                    let named = |(_, entry): &(usize, &_)| {
+                        let entry: &crate::provider::Entry = entry;
+                        provider_name(&entry.name) == *name
+                    };
+                    list.entries.iter().find(named).map(|(id, _)| id)
+                };
+                let wanted: Vec<usize> = names.iter().filter_map(id).collect();
+                let mut table = list.lock();
+                let order = reorder(&table.order, &wanted);
+                if *table.order == *order {
+                    return;
+                }
+                table.change(|table| table.order = order.into());
+                None
+            }
+        };
+        if let Some(heard) = heard {
+            list.observer.emit(&Event::Steered { provider, heard });
+        }
+    }
+
+    fn ignore(&self, list: &Shared) {
+        self.fleet.lock_status().ignored += 1;
+        list.observer.count_fleet(FleetCount::Record("ignored"));
+    }
+
+    fn count(&self, counts: &[FleetCount]) -> Result<(), Stop> {
+        let list = self.chain()?.get();
+        counts.iter().for_each(|count| list.observer.count_fleet(*count));
+        Ok(())
+    }
+
+    fn report_joined(&self, list: &Shared) {
+        let was_joined = std::mem::replace(&mut self.fleet.lock_status().is_joined, true);
+        if !was_joined {
+            list.observer.emit(&Event::FleetJoined);
+        }
+    }
+
+    /// Reports that the store has failed: once, until it is back.
+    fn report_failure(&self, list: &Shared, operation: &'static str, error: &str) {
+        let mut status = self.fleet.lock_status();
+        status.errors += 1;
+        let is_first = status.is_joined || status.errors == 1;
+        status.is_joined = false;
+        drop(status);
+        list.observer.count_fleet(FleetCount::Error(operation));
+        if is_first {
+            let error = format!("{operation}: {error}");
+            let error = message::make_safe(&error, true, &list.secrets(&[])).unwrap_or_default();
+            list.observer.emit(&Event::FleetLost { error: &error });
+        }
+    }
+
+    /// Waits for what comes first: a record, a wish, or that time.
+    async fn wait_for(&self, watch: &mut S::Watch, until: Instant) -> Woken {
+        let mut due = pin!(sleep_until(until.into()));
+        let mut asked = pin!(self.fleet.wake.notified());
+        let mut watched = pin!(caught("watch", || watch.next()));
+        poll_fn(|context| {
+            if due.as_mut().poll(context).is_ready() {
+                return Poll::Ready(Woken::Due);
+            }
+            if asked.as_mut().poll(context).is_ready() {
+                return Poll::Ready(Woken::Asked);
+            }
+            watched.as_mut().poll(context).map(Woken::Watched)
+        })
+        .await
+    }
+
+    /// Waits for that time, or until it is woken.
+    async fn wait(&self, until: Instant) {
+        let mut due = pin!(sleep_until(until.into()));
+        let mut asked = pin!(self.fleet.wake.notified());
+        poll_fn(|context| match due.as_mut().poll(context) {
+            Poll::Pending => asked.as_mut().poll(context),
+            ready => ready,
+        })
+        .await;
+    }
+}
+
+/// Lets the task be started again once it has stopped.
+struct Stopped<'f>(&'f Fleet);
+
+impl Drop for Stopped<'_> {
+    fn drop(&mut self) {
+        self.0.is_started.store(false, Ordering::Release);
+    }
+}
+
+/// Asks the store, which has half a second.
+async fn limited<T, F>(operation: &'static str, ask: impl FnOnce() -> F) -> Result<T, Stop>
+where
+    F: Future<Output = Result<T, StoreError>>,
+{
+    let answer = timeout(CALL_LIMIT, caught(operation, ask)).await;
+    let slow = || format!("no answer within {} ms", CALL_LIMIT.as_millis());
+    answer.unwrap_or_else(|_| Err(Stop::StoreFailed { operation, error: slow() }))
+}
+
+/// Asks the store, which is the user's and may panic.
+async fn caught<T, F>(operation: &'static str, ask: impl FnOnce() -> F) -> Result<T, Stop>
+where
+    F: Future<Output = Result<T, StoreError>>,
+{
+    let failed = |error| Stop::StoreFailed { operation, error };
+    let panicked = || failed("the store panicked".into());
+    let mut asked = pin!(catch_panic(ask).ok_or_else(panicked)?);
+    let answer = poll_fn(|context| {
+        let polled = catch_panic(|| asked.as_mut().poll(context));
+        polled.map_or(Poll::Ready(None), |poll| poll.map(Some))
+    });
+    answer.await.ok_or_else(panicked)?.map_err(|error| failed(error.to_string()))
+}
+
+/// The order with those that are named in the places that they held together; the others keep theirs.
+fn reorder(order: &[usize], wanted: &[usize]) -> Vec<usize> {
+    let mut named = wanted.iter().filter(|id| order.contains(id));
+    let mut seen = Vec::new();
+    let mut next = || {
+        let next = named.find(|id| !seen.contains(*id))?;
+        seen.push(*next);
+        Some(*next)
+    };
+    order.iter().map(|id| if wanted.contains(id) { next().unwrap_or(*id) } else { *id }).collect()
+}
+
+const NO_REQUEST: EventOrigin<'static> = EventOrigin { id: None, extensions: None };
+/// How long one call to the store may take.
+const CALL_LIMIT: Duration = Duration::from_millis(500);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_named_providers_share_the_places_that_they_held() {
+        for (order, wanted, expected) in [
+            (&[0, 1, 2][..], &[2, 1, 0][..], &[2, 1, 0][..]),
+            (&[0, 1, 2], &[2, 0], &[2, 1, 0]),
+            (&[0, 1, 2, 3], &[3, 1], &[0, 3, 2, 1]),
+            (&[0, 1], &[7, 1, 0], &[1, 0]),
+            (&[0, 1], &[], &[0, 1]),
+            (&[0, 1], &[1, 1, 0], &[1, 0]),
+        ] {
+            assert_eq!(reorder(order, wanted), expected, "{order:?} {wanted:?}");
+        }
+    }
+}

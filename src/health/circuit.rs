@@ -326,7 +326,7 @@ impl Circuit {
         self.open_until = Some(until);
         self.lease = None;
         self.moved_after = rules.sequence;
-        self.peers.record_opening(earliest);
+        self.peers.record_opening(earliest, self.consecutive > 0);
         Change::Opened { until, breaks: self.level, cause }
     }
 

@@ -31,7 +31,7 @@ impl Peers {
 
     pub(super) fn record_own_outcome(&mut self) {}
 
-    pub(super) fn record_opening(&mut self, _: Instant) {}
+    pub(super) fn record_opening(&mut self, _: Instant, _: bool) {}
 
     pub(super) fn record_close(&mut self, _: Instant) {}
 

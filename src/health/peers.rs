@@ -183,13 +183,15 @@ impl Peers {
         }
     }
 
-    /// A break has begun, half of which is over then.
-    pub(super) fn record_opening(&mut self, half_break: Instant) {
+    /// A break has begun, half of which is over then. Others are told where it is for what was seen here.
+    pub(super) fn record_opening(&mut self, half_break: Instant, was_seen: bool) {
         let Some(known) = &mut self.0 else { return };
         known.half_break = Some(half_break);
         known.closed_at = None;
         known.prober = None;
-        known.untold = Untold::State;
+        if was_seen {
+            known.untold = Untold::State;
+        }
     }
 
     pub(super) fn record_close(&mut self, now: Instant) {

@@ -76,6 +76,8 @@ struct Known {
     own: Process,
     /// That of the last own report.
     number: u64,
+    /// Whether that said something.
+    has_said: bool,
     /// How many failures were counted here.
     failed: u32,
     /// Whether a success would answer something.
@@ -278,7 +280,10 @@ impl Circuit {
         let open = self.open_until.filter(|_| self.consecutive > 0);
         let rest = self.rest.filter(|rest| known.owns_cooldown && rest.until > now);
         let answers_for = is_recent(known.answered_at, ANSWERS_COUNT_FOR);
-        if known.failed == 0 && rest.is_none() && answers_for.is_none() && !is_probing {
+        let says_something =
+            known.failed > 0 || rest.is_some() || answers_for.is_some() || is_probing;
+        // What was said is taken back with a report that says nothing.
+        if !std::mem::replace(&mut known.has_said, says_something) && !says_something {
             return None;
         }
         known.number += 1;
@@ -448,6 +453,7 @@ impl Known {
         Self {
             own,
             number: 0,
+            has_said: false,
             failed: 0,
             is_unanswered: false,
             untold: Untold::Nothing,

@@ -2,6 +2,7 @@
 //!
 //! `cargo test --release --all-features --test fleet_simulation -- --nocapture` prints the figures.
 
+mod seeds;
 mod store;
 mod world;
 

@@ -19,10 +19,8 @@ pub(crate) struct Server {
     /// Counts restarts, which end every watch.
     restarts: watch::Sender<u64>,
     links: Mutex<Vec<Link>>,
-    /// How many records were put.
-    pub(crate) puts: Mutex<u64>,
-    /// Everything that was ever put.
-    pub(crate) seen: Mutex<Vec<Record>>,
+    /// Everything that was ever put, and by which process.
+    seen: Mutex<Vec<(usize, Record)>>,
     random: Mutex<fastrand::Rng>,
 }
 
@@ -58,7 +56,6 @@ impl Server {
             store: Mutex::default(),
             restarts: watch::Sender::new(0),
             links: Mutex::new(vec![link; processes]),
-            puts: Mutex::default(),
             seen: Mutex::default(),
             random: Mutex::new(fastrand::Rng::with_seed(seed)),
         })
@@ -78,19 +75,26 @@ impl Server {
 
     /// It starts anew, without records. Every watch ends.
     pub(crate) fn restart(&self) {
-        self.empty();
+        *lock(&self.store) = MemoryStore::new();
         self.restarts.send_modify(|restarts| *restarts += 1);
     }
 
-    /// It loses its records. Watches go on with what is put from now on.
-    pub(crate) fn empty(&self) {
-        let store = MemoryStore::new();
-        *lock(&self.store) = store;
-        self.restarts.send_modify(|restarts| *restarts += 1);
+    /// It loses its records, and says nothing of it.
+    pub(crate) async fn empty(&self) {
+        let store = self.store();
+        for (record, _) in store.list().await.unwrap() {
+            // A watch sees that, as where a server is told to delete them all.
+            store.put(&record, Duration::ZERO).await.unwrap();
+        }
     }
 
     pub(crate) fn store(&self) -> MemoryStore {
         lock(&self.store).clone()
+    }
+
+    /// Everything that was ever put, and by which process.
+    pub(crate) fn seen(&self) -> Vec<(usize, Record)> {
+        lock(&self.seen).clone()
     }
 
     fn reach(&self, process: usize) -> Link {
@@ -120,8 +124,7 @@ impl HealthStore for FaultyStore {
 
     async fn put(&self, record: &Record, ttl: Duration) -> Result<(), StoreError> {
         self.server.call(self.process).await?;
-        *lock(&self.server.puts) += 1;
-        lock(&self.server.seen).push(record.clone());
+        lock(&self.server.seen).push((self.process, record.clone()));
         self.server.store().put(record, ttl).await?;
         match self.server.reach(self.process).is_deaf {
             true => Err("connection reset".into()),

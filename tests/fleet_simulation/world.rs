@@ -30,6 +30,8 @@ pub(crate) type Behaviour = Box<dyn Fn(usize, Duration, &mut fastrand::Rng) -> R
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Asked {
     pub(crate) process: usize,
+    /// A process that was started again has another one.
+    pub(crate) chain: u64,
     pub(crate) sent: Duration,
     pub(crate) reply: Reply,
 }
@@ -39,12 +41,16 @@ pub(crate) struct World {
     behaviour: Behaviour,
     /// How long an answer takes on average.
     attempt: Duration,
-    random: Mutex<fastrand::Rng>,
+    /// Each process has its own, so that nothing but its own calls changes what it draws.
+    random: Vec<Mutex<fastrand::Rng>>,
     asked: Mutex<Vec<Asked>>,
     /// Calls, calls that the second provider served, calls that failed. For each process.
     calls: Vec<[AtomicU64; 3]>,
     /// When each process's breaker or cooldown moved.
     moves: Mutex<Vec<Move>>,
+    /// Of this, and of how many chains there were before it, each chain is drawn.
+    seed: u64,
+    chains: AtomicU64,
 }
 
 /// A process's circuit has moved.
@@ -84,10 +90,14 @@ impl World {
             began: Instant::now(),
             behaviour,
             attempt,
-            random: Mutex::new(fastrand::Rng::with_seed(seed)),
+            random: (0..processes as u64)
+                .map(|process| Mutex::new(fastrand::Rng::with_seed(seed ^ process << 32)))
+                .collect(),
             asked: Mutex::default(),
             calls: (0..processes).map(|_| Default::default()).collect(),
             moves: Mutex::default(),
+            seed,
+            chains: AtomicU64::new(0),
         })
     }
 
@@ -106,18 +116,22 @@ impl World {
         server: Option<&Arc<Server>>,
         settings: impl FnOnce(ProviderChainBuilder) -> ProviderChainBuilder,
     ) -> Pod {
+        let chains = self.chains.fetch_add(1, Ordering::Relaxed);
         let world = self.clone();
         let providers = ["first", "second"]
             .map(|name| Provider::new(name, format!("https://{name}.test/v1")).bearer_auth(name));
         let chain = ProviderChain::builder(providers)
             .claim("https://caller.test/v1")
             .observe(move |event| world.note(number, event));
+        let drawn = self.seed << 20 | chains << 1;
+        fastrand::seed(drawn);
         let chain = match server {
             Some(server) => chain.share(server.connect(number)),
             None => chain,
         };
+        fastrand::seed(drawn + 1);
         let chain = settings(chain).build().unwrap();
-        let terminal = Terminal { world: self.clone(), process: number };
+        let terminal = Terminal { world: self.clone(), process: number, chain: chains };
         let client = reqwest::Client::builder().no_proxy().build().unwrap();
         let client = ClientBuilder::new(client).with(chain.clone()).with(terminal).build();
         Pod { chain, client, world: self.clone(), number }
@@ -158,13 +172,9 @@ impl World {
         sum
     }
 
-    pub(crate) fn random(&self) -> f64 {
-        lock(&self.random).f64()
-    }
-
     /// A random time of this average.
-    pub(crate) fn exponential(&self, average: Duration) -> Duration {
-        average.mul_f64(-(1.0 - self.random()).ln())
+    fn exponential(&self, process: usize, average: Duration) -> Duration {
+        average.mul_f64(-(1.0 - lock(&self.random[process]).f64()).ln())
     }
 }
 
@@ -190,7 +200,8 @@ impl Pod {
     pub(crate) async fn keep_calling(self, a_second: f64, until: Duration) {
         let mut calls = tokio::task::JoinSet::new();
         loop {
-            sleep(self.world.exponential(Duration::from_secs_f64(1.0 / a_second))).await;
+            let pause = Duration::from_secs_f64(1.0 / a_second);
+            sleep(self.world.exponential(self.number, pause)).await;
             while calls.try_join_next().is_some() {}
             if self.world.now() >= until {
                 break;
@@ -205,6 +216,7 @@ impl Pod {
 struct Terminal {
     world: Arc<World>,
     process: usize,
+    chain: u64,
 }
 
 #[async_trait]
@@ -217,11 +229,17 @@ impl Middleware for Terminal {
     ) -> reqwest_middleware::Result<Response> {
         let world = &self.world;
         let sent = world.now();
-        sleep(world.exponential(world.attempt)).await;
+        sleep(world.exponential(self.process, world.attempt)).await;
         let reply = match request.url().host_str() {
             Some("first.test") => {
-                let reply = (world.behaviour)(self.process, sent, &mut lock(&world.random));
-                lock(&world.asked).push(Asked { process: self.process, sent, reply });
+                let reply =
+                    (world.behaviour)(self.process, sent, &mut lock(&world.random[self.process]));
+                lock(&world.asked).push(Asked {
+                    process: self.process,
+                    chain: self.chain,
+                    sent,
+                    reply,
+                });
                 reply
             }
             _ => Reply::Served,

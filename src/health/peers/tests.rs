@@ -641,6 +641,7 @@ fn a_report_counts_as_long_as_what_it_says() {
     fleet.limit(0, 100);
     assert_eq!(counts_for(&mut fleet), secs(100));
     fleet.pass(100.0);
+    assert_eq!(counts_for(&mut fleet), secs(10), "the cooldown is over");
     assert_eq!(fleet.tables[0].own_report(PROVIDER, fleet.now), None);
     let mut fleet = Fleet::new(2);
     fleet.hear(0, 1, &some(1, 1));
@@ -649,7 +650,22 @@ fn a_report_counts_as_long_as_what_it_says() {
     fleet.pass(299.0);
     assert_eq!(counts_for(&mut fleet), secs(10));
     fleet.pass(1.0);
+    assert_eq!(counts_for(&mut fleet), secs(10), "the answers are over");
     assert_eq!(fleet.tables[0].own_report(PROVIDER, fleet.now), None);
+}
+
+#[test]
+fn a_probe_that_ends_a_cooldown_is_taken_back() {
+    let mut fleet = Fleet::new(3);
+    fleet.hear(0, 2, &HealthReport { cooldown: Some((secs(5), 0)), ..some(1, 0) });
+    fleet.hear(1, 2, &HealthReport { cooldown: Some((secs(5), 0)), ..some(1, 0) });
+    fleet.pass(6.0);
+    let probe = fleet.admit(0);
+    fleet.tell_all();
+    assert_eq!(fleet.state(1), State::Probing);
+    fleet.end(0, probe, HealthSignal::Success);
+    fleet.tell_all();
+    assert_eq!(fleet.admission(1), Admission::ProbeDue);
 }
 
 #[test]

@@ -273,3 +273,6 @@ const COMMANDS_REFRESHED_AT: Duration = Duration::from_secs(6 * 24 * 60 * 60);
 /// No more commands are kept: as many providers as a chain may have, several times over.
 const MOST_COMMANDS: usize = 1_000;
 const MOST_OTHERS: usize = 1_000;
+
+#[cfg(test)]
+mod tests;

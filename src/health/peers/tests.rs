@@ -1,3 +1,5 @@
+#![expect(clippy::disallowed_methods, reason = "virtual time has to begin somewhere")]
+
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;
@@ -587,7 +589,7 @@ fn a_chain_that_does_not_share_hears_and_says_nothing() {
 #[test]
 fn what_others_should_know_is_noted_when_it_happens() {
     let mut fleet = Fleet::new(1);
-    let mut noted = |fleet: &mut Fleet, untold| {
+    let noted = |fleet: &mut Fleet, untold| {
         assert_eq!(fleet.tables[0].untold(PROVIDER), untold);
         assert_eq!(fleet.tables[0].take_untold(), untold != Untold::Nothing);
         _ = fleet.tables[0].own_report(PROVIDER, fleet.now);

@@ -184,6 +184,8 @@ impl ProviderChain {
             return Err(ConfigError::new(None, "set_order", missing));
         }
         shared.set_order(order.into());
+        #[cfg(feature = "fleet")]
+        fleet::tell_of_order(&shared, _changing);
         Ok(())
     }
 
@@ -204,9 +206,7 @@ impl ProviderChain {
     /// # Errors
     /// If there is no such provider; the error lists those that there are.
     pub fn isolate(&self, name: &str) -> Result<(), ConfigError> {
-        let (_changing, shared) = self.current.hold();
-        shared.isolate_here(shared.known(name, "isolate")?, true);
-        Ok(())
+        self.set_isolated(name, "isolate", true)
     }
 
     /// Undoes [`isolate`](Self::isolate): the provider stands as its health has it.
@@ -214,8 +214,20 @@ impl ProviderChain {
     /// # Errors
     /// If there is no such provider; the error lists those that there are.
     pub fn restore(&self, name: &str) -> Result<(), ConfigError> {
+        self.set_isolated(name, "restore", false)
+    }
+
+    fn set_isolated(
+        &self,
+        name: &str,
+        field: &'static str,
+        isolated: bool,
+    ) -> Result<(), ConfigError> {
         let (_changing, shared) = self.current.hold();
-        shared.isolate_here(shared.known(name, "restore")?, false);
+        let provider = shared.known(name, field)?;
+        shared.isolate(provider, isolated);
+        #[cfg(feature = "fleet")]
+        fleet::tell_of_isolation(&shared, provider, isolated, _changing);
         Ok(())
     }
 

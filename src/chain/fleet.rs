@@ -107,21 +107,43 @@ impl Fleet {
     }
 }
 
-/// The subject of a command to isolate or restore a provider.
-pub(super) fn isolation(list: &Shared, provider: usize, isolated: bool) -> Subject {
-    Subject::Isolated { provider: key_of(list, provider), isolated }
+/// An operator of this process has isolated or restored a provider: all processes are to do so.
+pub(super) fn tell_of_isolation(
+    list: &Shared,
+    provider: usize,
+    isolated: bool,
+    changing: MutexGuard<'_, ()>,
+) {
+    let Some(fleet) = &list.chain.fleet else { return };
+    fleet.command(Subject::Isolated { provider: key_of(list, provider), isolated });
+    // The user's closures may change the chain.
+    drop(changing);
+    let provider = Some(&*list.entries[provider].name);
+    list.observer.emit(&Event::Steered { provider, heard: false });
 }
 
-/// The subject of a command that sets this order.
-pub(super) fn order(list: &Shared, order: &[usize]) -> Subject {
+/// An operator of this process has set the order: all processes are to do so.
+pub(super) fn tell_of_order(list: &Shared, changing: MutexGuard<'_, ()>) {
+    let Some(fleet) = &list.chain.fleet else { return };
+    let order = list.lock().order.clone();
     let name = |provider: &usize| provider_name(&list.entries[*provider].name);
-    Subject::Order(order.iter().map(name).collect())
+    fleet.command(Subject::Order(order.iter().map(name).collect()));
+    drop(changing);
+    list.observer.emit(&Event::Steered { provider: None, heard: false });
 }
 
 fn key_of(list: &Shared, provider: usize) -> String {
     let entry = &list.entries[provider];
     // Its `Debug` holds no key.
     provider_key(&entry.name, &format!("{:?}", entry.base))
+}
+
+/// The providers of these names, which are as records have them.
+fn ids(list: &Shared, names: &[String]) -> Vec<usize> {
+    let known = list.entries.iter().map(|(id, entry)| (id, provider_name(&entry.name)));
+    let known: Vec<_> = known.collect();
+    let id = |name: &String| known.iter().find(|(_, known)| known == name).map(|(id, _)| *id);
+    names.iter().filter_map(id).collect()
 }
 
 struct Task<S> {
@@ -215,7 +237,8 @@ impl<S: HealthStore> Task<S> {
             let chain = self.chain()?;
             self.refresh_providers(member, list, &chain);
             for subject in std::mem::take(&mut *self.fleet.lock_commands()) {
-                self.obey(&chain, &subject, None);
+                // An older one may have been heard since it was given.
+                self.obey(&chain, &subject, false);
                 member.command(subject);
             }
             let write = member.next_write(&mut chain.get().lock().health, now());
@@ -257,7 +280,7 @@ impl<S: HealthStore> Task<S> {
             *list = Arc::downgrade(&current);
             let named = current.entries.iter().map(|(id, _)| (id, key_of(&current, id)));
             for isolation in member.set_providers(named.collect()) {
-                self.obey(chain, &isolation, None);
+                self.obey(chain, &isolation, true);
             }
         }
     }
@@ -267,7 +290,7 @@ impl<S: HealthStore> Task<S> {
         match heard {
             Heard::Nothing => return,
             Heard::Unread => return self.ignore(&list),
-            Heard::Command(subject) => self.obey(chain, &subject, Some(true)),
+            Heard::Command(subject) => self.obey(chain, &subject, true),
             Heard::Report { provider, process, report } => {
                 let now = now();
                 let mut table = list.lock();
@@ -286,40 +309,31 @@ impl<S: HealthStore> Task<S> {
         list.observer.count_fleet(FleetCount::Record("heard"));
     }
 
-    /// Does what an operator wants.
-    fn obey(&self, chain: &CurrentList, subject: &Subject, heard: Option<bool>) {
-        let (_changing, list) = chain.hold();
+    /// Does what an operator wants, if it is not so already.
+    fn obey(&self, chain: &CurrentList, subject: &Subject, heard: bool) {
+        let (changing, list) = chain.hold();
         let provider = match subject {
             Subject::Isolated { provider, isolated } => {
-                let find = |id: &usize| key_of(&list, *id) == *provider;
-                let Some(id) = list.entries.iter().map(|(id, _)| id).find(find) else { return };
-                if list.lock().health.is_isolated(id) == *isolated {
+                let is_meant = |id: &usize| key_of(&list, *id) == *provider;
+                let known = list.entries.iter().map(|(id, _)| id).find(is_meant);
+                let Some(id) = known.filter(|id| list.is_isolated(*id) != *isolated) else {
                     return;
-                }
+                };
                 list.isolate(id, *isolated);
                 Some(&*list.entries[id].name)
             }
             Subject::Order(names) => {
-                let id = |name: &String| {
-                    let named = |(_, entry): &(usize, &_)| {
-                        let entry: &crate::provider::Entry = entry;
-                        provider_name(&entry.name) == *name
-                    };
-                    list.entries.iter().find(named).map(|(id, _)| id)
-                };
-                let wanted: Vec<usize> = names.iter().filter_map(id).collect();
-                let mut table = list.lock();
-                let order = reorder(&table.order, &wanted);
-                if *table.order == *order {
+                let order = reorder(&list.lock().order, &ids(&list, names));
+                if *list.lock().order == *order {
                     return;
                 }
-                table.change(|table| table.order = order.into());
+                list.set_order(order.into());
                 None
             }
         };
-        if let Some(heard) = heard {
-            list.observer.emit(&Event::Steered { provider, heard });
-        }
+        // The user's closures may change the chain.
+        drop(changing);
+        list.observer.emit(&Event::Steered { provider, heard });
     }
 
     fn ignore(&self, list: &Shared) {

@@ -14,7 +14,7 @@ use reqwest::Request;
 use super::address::Addresses;
 use super::entries::Entries;
 #[cfg(feature = "fleet")]
-use super::fleet::{self, Fleet};
+use super::fleet::Fleet;
 use super::mark::CountedChain;
 use super::settings::Settings;
 use crate::error::{ConfigError, Exhausted};
@@ -171,25 +171,13 @@ impl Shared {
         self.tokens.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sets the order, and tells other processes.
-    pub(super) fn set_order(&self, order: Arc<[usize]>) {
-        self.lock().change(|table| table.order = order.clone());
-        #[cfg(feature = "fleet")]
-        if let Some(fleet) = &self.chain.fleet {
-            fleet.command(fleet::order(self, &order));
-            self.observer.emit(&Event::Steered { provider: None, heard: false });
-        }
+    #[cfg(feature = "fleet")]
+    pub(super) fn is_isolated(&self, provider: usize) -> bool {
+        self.lock().health.is_isolated(provider)
     }
 
-    /// Isolates or restores a provider, and tells other processes.
-    pub(super) fn isolate_here(&self, provider: usize, isolated: bool) {
-        self.isolate(provider, isolated);
-        #[cfg(feature = "fleet")]
-        if let Some(fleet) = &self.chain.fleet {
-            fleet.command(fleet::isolation(self, provider, isolated));
-            let provider = Some(&*self.entries[provider].name);
-            self.observer.emit(&Event::Steered { provider, heard: false });
-        }
+    pub(super) fn set_order(&self, order: Arc<[usize]>) {
+        self.lock().change(|table| table.order = order);
     }
 
     pub(super) fn isolate(&self, provider: usize, isolated: bool) {

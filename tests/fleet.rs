@@ -12,9 +12,6 @@ use reqwest_failover::fleet::{
 use reqwest_failover::{Event, Provider, ProviderChain, ProviderChainBuilder, State};
 use reqwest_failover_testing::terminal::{Harness, Script, lock, ms, now, provider, secs};
 
-const PROVIDERS: [(&str, fn() -> Script); 2] =
-    [("first", || Script::status(200)), ("second", || Script::status(200))];
-
 fn pod(store: impl HealthStore) -> Harness {
     pod_with(store, |chain| chain)
 }
@@ -23,7 +20,7 @@ fn pod_with(
     store: impl HealthStore,
     settings: impl FnOnce(ProviderChainBuilder) -> ProviderChainBuilder,
 ) -> Harness {
-    let scripts = PROVIDERS.map(|(name, script)| (name, script()));
+    let scripts = ["first", "second"].map(|name| (name, Script::status(200)));
     Harness::with(scripts, |chain| settings(chain.share(store)))
 }
 

@@ -28,6 +28,9 @@ const MEASURED: [(Row, f64); 8] = [
 const SLACK: f64 = 0.03;
 /// What health keys may cost more than the defaults, for a body of 1 KiB.
 const MOST_FOR_KEYS: f64 = 1_500.0;
+/// What shared health may cost more than the defaults, where nothing fails.
+#[cfg(feature = "fleet")]
+const MOST_FOR_SHARING: f64 = 30.0;
 
 fn main() {
     let arguments: Vec<String> = std::env::args().collect();
@@ -47,6 +50,9 @@ fn main() {
 
 /// What valgrind watches: `requests` requests through `row`.
 fn run(row: Row, body: usize, requests: u64) {
+    // The task of shared health is started, and has nothing to do.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    let _entered = runtime.enter();
     block_on(async {
         let bench = Bench::new(row, body).await;
         for _ in 0..requests {
@@ -57,14 +63,14 @@ fn run(row: Row, body: usize, requests: u64) {
 
 /// Prints every row, and returns what each costs more than the no-op layer.
 fn table() -> Vec<(Row, f64)> {
-    let figures = Row::ALL.map(|row| (row, instructions(row, BODY)));
+    let figures: Vec<_> = Row::ALL.iter().map(|row| (*row, instructions(*row, BODY))).collect();
     let of = |wanted| figures.iter().find(|(row, _)| *row == wanted).unwrap().1;
     let [noop, retry, chain] = [Row::Noop, Row::Retry, Row::Chain].map(of);
     println!(
         "{:<26} {:>12} {:>10} {:>8} {:>10} {:>10}",
         "per request", "instructions", "over no-op", "/ no-op", "/ retry", "/ chain"
     );
-    for (row, count) in figures {
+    for &(row, count) in &figures {
         println!(
             "{:<26} {count:>12.0} {:>+10.0} {:>8.2} {:>10.2} {:>10.2}",
             row.name(),
@@ -79,11 +85,11 @@ fn table() -> Vec<(Row, f64)> {
         let over = instructions(Row::Ours, body) - instructions(Row::Noop, body);
         println!("{:<39} {over:>+10.0}", format!("defaults, {} KiB body", body / 1024));
     }
-    let over = figures.map(|(row, count)| match row {
+    let over = |&(row, count): &(Row, f64)| match row {
         Row::Waits => (row, waits(&figures)),
         _ => (row, count - noop),
-    });
-    over.into()
+    };
+    figures.iter().map(over).collect()
 }
 
 /// What a request that is waited for costs more than one through a no-op layer that waits, too.
@@ -104,6 +110,11 @@ fn check(over: &[(Row, f64)]) {
     let of = |wanted| over.iter().find(|(row, _)| *row == wanted).unwrap().1;
     let keys = of(Row::ByModel) - of(Row::Ours);
     assert!(keys <= MOST_FOR_KEYS, "health keys cost {keys:+.0}, {MOST_FOR_KEYS:+.0} are allowed");
+    #[cfg(feature = "fleet")]
+    {
+        let shared = of(Row::Shared) - of(Row::Ours);
+        assert!(shared <= MOST_FOR_SHARING, "shared health costs {shared:+.0}");
+    }
     println!("no row costs more than {:.0} % over what was measured", SLACK * 100.0);
 }
 

@@ -81,6 +81,12 @@ fn no_row_allocates_more_than_its_budget() {
     }
 }
 
+#[cfg(feature = "fleet")]
+#[test]
+fn shared_health_allocates_nothing_more() {
+    assert_eq!(cost(Row::Shared, BODY), cost(Row::Ours, BODY));
+}
+
 #[test]
 fn a_larger_body_costs_nothing_more() {
     let over = |body| cost(Row::Ours, body).over(cost(Row::Noop, body));

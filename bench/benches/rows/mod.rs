@@ -28,6 +28,9 @@ pub(crate) enum Row {
     Options,
     /// The same with health by model.
     ByModel,
+    /// `Ours`, with health that is shared.
+    #[cfg(feature = "fleet")]
+    Shared,
     /// The first provider answers 503 and the second 200; no breaker.
     FailoverOnce,
     /// The first provider's breaker is open.
@@ -44,7 +47,7 @@ pub(crate) enum Row {
 }
 
 impl Row {
-    pub(crate) const ALL: [Self; 14] = [
+    pub(crate) const ALL: &[Self] = &[
         Self::Bare,
         Self::Noop,
         Self::Retry,
@@ -52,6 +55,8 @@ impl Row {
         Self::Ours,
         Self::Options,
         Self::ByModel,
+        #[cfg(feature = "fleet")]
+        Self::Shared,
         Self::FailoverOnce,
         Self::BreakerOpen,
         Self::OneUsable,
@@ -70,6 +75,8 @@ impl Row {
             Self::Ours => "failover: defaults",
             Self::Options => "failover: every option",
             Self::ByModel => "failover: by model",
+            #[cfg(feature = "fleet")]
+            Self::Shared => "failover: shared health",
             Self::FailoverOnce => "failover: one failover",
             Self::BreakerOpen => "failover: breaker open",
             Self::OneUsable => "failover: one usable",
@@ -81,7 +88,7 @@ impl Row {
     }
 
     pub(crate) fn of_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|row| row.name() == name)
+        Self::ALL.iter().copied().find(|row| row.name() == name)
     }
 }
 
@@ -173,6 +180,8 @@ fn chain(row: Row) -> ProviderChain {
             .observe(|_| {})
             .build(),
         Row::ByModel => builder.health_by(HealthKey::model()).build(),
+        #[cfg(feature = "fleet")]
+        Row::Shared => builder.share(reqwest_failover::fleet::MemoryStore::new()).build(),
         Row::FailoverOnce => builder.without_health().build(),
         Row::BreakerOpen => {
             let long = Duration::from_secs(1_000_000);

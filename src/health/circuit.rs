@@ -322,7 +322,7 @@ impl Circuit {
         let half = rules.breaker.break_length(self.level) / 2;
         let earliest = after(rules.now, half);
         let until = after(earliest, half.mul_f64(rules.random.f64()));
-        self.level = self.level.saturating_add(1);
+        self.level = (self.level + 1).min(MOST_BREAKS);
         self.open_until = Some(until);
         self.lease = None;
         self.moved_after = rules.sequence;
@@ -408,6 +408,9 @@ impl Circuit {
         }
     }
 }
+
+/// No more breaks count toward the length of the next, which does not grow any more by then.
+pub(super) const MOST_BREAKS: u32 = 64;
 
 /// How many times `part` fits into `length`.
 fn whole(length: Duration, part: Duration) -> u32 {

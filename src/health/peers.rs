@@ -18,7 +18,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::circuit::{Circuit, Lease, Rules};
+use super::circuit::{Circuit, Lease, MOST_BREAKS, Rules};
 use super::ring::after;
 use super::{Change, Changes, HealthTable, Moves, OpenCause, UNMOVED};
 
@@ -335,8 +335,8 @@ impl Circuit {
                 self.end_break(now);
                 None
             }
-            Some(_) => self.reopen_as_heard(report, rules),
-            None => None,
+            Some(_) if rose => self.reopen_as_heard(report, rules),
+            _ => None,
         };
         let rested =
             report.cooldown.and_then(|(left, level)| self.rest_as_heard(left, level, rules));
@@ -408,8 +408,9 @@ impl Circuit {
     fn reopen_as_heard(&mut self, report: &HealthReport, rules: &mut Rules<'_>) -> Option<Change> {
         let half_break = self.peers.0.as_ref()?.half_break?;
         let (_, breaks) = report.open?;
-        let is_longer = breaks.min(MOST_BREAKS) > self.level;
-        if !is_longer || self.has_own_probe(rules.now) || rules.now < half_break {
+        // That one's break is not the one that this circuit is in.
+        let is_next = breaks > self.level || self.level == MOST_BREAKS;
+        if !is_next || self.has_own_probe(rules.now) || rules.now < half_break {
             return None;
         }
         Some(self.open(OpenCause::Probe, rules))
@@ -515,9 +516,8 @@ const LEASE: Duration = Duration::from_secs(3);
 /// by default.
 const LONGEST_WAIT: Duration = Duration::from_secs(120);
 const LONGEST_HEARD_COOLDOWN: Duration = Duration::from_secs(300);
-/// Doublings that are taken from a report.
+/// The most doublings of a cooldown that are taken from a report.
 const MOST_COOLDOWNS: u32 = 6;
-const MOST_BREAKS: u32 = 32;
 /// For so long a provider is left alone on the word of others.
 const TRUST: Duration = Duration::from_secs(60 * 60);
 const JITTER: Duration = Duration::from_secs(1);

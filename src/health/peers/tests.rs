@@ -408,7 +408,10 @@ fn no_report_lengthens_a_break_in_its_first_half_or_twice() {
     let mut fleet = Fleet::new(2);
     fleet.fail(0, 5);
     let until = fleet.open_until(0);
-    let longer = |number| HealthReport { open: Some((secs(300), 30)), ..some(number, 9) };
+    let longer = |number: u32| HealthReport {
+        open: Some((secs(300), 30)),
+        ..some(number.into(), 9 + number)
+    };
     fleet.pass(14.9);
     fleet.hear(0, 1, &longer(1));
     assert_eq!(fleet.open_until(0), until);
@@ -419,6 +422,36 @@ fn no_report_lengthens_a_break_in_its_first_half_or_twice() {
     fleet.pass(1.0);
     fleet.hear(0, 1, &longer(3));
     assert_eq!(fleet.open_until(0), second);
+}
+
+#[test]
+fn a_report_without_another_failure_lengthens_no_break() {
+    let mut fleet = Fleet::new(2);
+    let open = HealthReport { open: Some((secs(20), 30)), ..some(1, 9) };
+    fleet.hear(0, 1, &open);
+    fleet.fail(0, 5);
+    let until = fleet.open_until(0);
+    fleet.pass(20.0);
+    if fleet.now < until {
+        fleet.hear(0, 1, &HealthReport { number: 2, ..open });
+        assert_eq!(fleet.open_until(0), until);
+    }
+}
+
+#[test]
+fn a_probe_that_fails_elsewhere_opens_again_however_many_there_were() {
+    let mut fleet = Fleet::new(2);
+    fleet.fail(0, 5);
+    for _ in 0..100 {
+        fleet.pass_break(0);
+        fleet.fail(0, 1);
+    }
+    let breaks = fleet.report(0).open.map(|(_, breaks)| breaks);
+    assert_eq!(breaks, Some(MOST_BREAKS), "it does not grow for ever");
+    fleet.pass(290.0);
+    let until = fleet.open_until(0);
+    fleet.hear(0, 1, &HealthReport { open: Some((secs(300), MOST_BREAKS)), ..some(1, 9) });
+    assert!(fleet.open_until(0) > until);
 }
 
 #[test]

@@ -15,8 +15,9 @@ use reqwest::{Body, Request, Response, Url};
 use tokio::time::timeout_at;
 
 use super::mark;
-use super::shared::now;
+use super::shared::{Shared, now};
 use crate::inspect::{Arrival, Head, PrefixedBody};
+use crate::message::Secrets;
 use crate::readdress::{KeptHeaders, StripList};
 use crate::route::Route;
 use crate::run::Limits;
@@ -125,14 +126,16 @@ impl Requests {
         Some((request, own))
     }
 
-    /// The secrets that the caller put on the request, whose URL is this. No provider was given them,
-    /// unless it forwards them, but a layer below may have seen them elsewhere.
-    pub(super) fn secrets(&self, strip: &StripList, url: &Url) -> Vec<String> {
-        match &self.source {
-            Source::Caller(request) => strip.secrets_of(request.headers(), url),
-            Source::Kept(kept) => strip.secrets_of(&kept.headers, url),
-            Source::Sent(headers) => strip.secrets_of(headers, url),
-        }
+    /// The chain's secrets, and those that the caller put on the request, whose URL is this. No provider
+    /// was given them, unless it forwards them, but a layer below may have seen them elsewhere.
+    pub(super) fn secrets(&self, shared: &Shared, url: &Url) -> Secrets {
+        let Shared { strip, secrets, last_caller, .. } = shared;
+        let of_headers = match &self.source {
+            Source::Caller(request) => last_caller.and_of(request.headers(), strip, secrets),
+            Source::Kept(kept) => last_caller.and_of(&kept.headers, strip, secrets),
+            Source::Sent(headers) => last_caller.and_of(headers, strip, secrets),
+        };
+        of_headers.and(strip.secrets_of_url(url))
     }
 }
 

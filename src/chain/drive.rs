@@ -18,6 +18,7 @@ use super::outcome::AttemptResult;
 use super::request::{Dropped, RequestState, Settlement};
 use crate::error::{Exhausted, FailureKind};
 use crate::health::Permit;
+use crate::message::Secrets;
 use crate::observe::Ending;
 use crate::run::{Settled, Step, Until};
 
@@ -225,7 +226,7 @@ impl<'s, 'a> Flights<'s, 'a> {
         let Some(kept) = self.kept.take() else { return self.exhaust(sender, requests) };
         let Ended { provider, started, result, own } = *kept;
         self.state.serve_kept(provider, started);
-        serve(self.state, result, own, None, Vec::new)
+        serve(self.state, result, own, None, Secrets::default)
     }
 
     /// Hands on what the last provider left, or an error that holds what each of them left.
@@ -330,11 +331,11 @@ fn serve(
     result: AttemptResult,
     own: Extensions,
     permit: Option<Permit>,
-    of_caller: impl FnOnce() -> Vec<String>,
+    of_caller: impl FnOnce() -> Secrets,
 ) -> CallerResult {
     let result = match (result, permit) {
         (AttemptResult::Stream(stream), Some(permit)) => {
-            let watch = state.watch(permit, of_caller());
+            let watch = state.watch(permit, &of_caller());
             Some(Ok(stream.watched(Box::new(move |end| watch.end(end)))))
         }
         (result, _) => result.into_result(),

@@ -22,6 +22,7 @@ use super::slot::keep_place;
 use super::sources::ask_for_keys;
 use crate::health::{Permit, after};
 use crate::inspect::Asked;
+use crate::message::Secrets;
 use crate::observe::Trace;
 use crate::provider::{Entry, FreshKey};
 use crate::readdress::still_inside;
@@ -292,9 +293,9 @@ impl<'a> Sender<'a> {
         }
     }
 
-    /// The secrets that the caller put on the request.
-    pub(super) fn secrets_of_caller(&self, requests: &Requests) -> Vec<String> {
-        requests.secrets(&self.shared.strip, self.address.caller())
+    /// The chain's secrets, and those that the caller put on the request.
+    pub(super) fn secrets_of_caller(&self, requests: &Requests) -> Secrets {
+        requests.secrets(&self.shared, self.address.caller())
     }
 
     /// The URL at a provider, if there is a safe one.

@@ -227,21 +227,20 @@ impl<'a> RequestState<'a> {
     }
 
     /// What is needed of the request when its stream ends.
-    pub(super) fn watch(&self, permit: Permit, of_caller: Vec<String>) -> StreamWatch {
-        let of_attempts = self.secrets.iter().flat_map(|secrets| secrets.iter().cloned());
+    pub(super) fn watch(&self, permit: Permit, of_caller: &Secrets) -> StreamWatch {
         StreamWatch {
             shared: self.shared.clone(),
             id: self.id(),
             key: self.run.key().map(Box::from),
-            secrets: of_caller.into_iter().chain(of_attempts).collect(),
+            secrets: of_caller.and(self.secrets.as_deref().into_iter().flatten()),
             permit,
         }
     }
 
-    /// Every secret that a message about this request may not show.
-    fn secrets(&self, of_caller: &[String]) -> Secrets {
+    /// Every secret that a message about this request may not show: these, and those of its attempts.
+    fn secrets(&self, of_caller: &Secrets) -> Secrets {
         let of_attempts = self.secrets.as_deref().map_or(&[][..], Vec::as_slice);
-        self.shared.secrets(of_attempts).and(of_caller)
+        self.shared.and_secrets(of_caller, of_attempts)
     }
 }
 

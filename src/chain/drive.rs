@@ -31,9 +31,9 @@ pub(super) fn drive<'a>(
     // An `async fn` would hold twice what it is given, and `#[async_trait]` once more. What is kept
     // while it waits is kept small: below 1,032 bytes glibc has fast lists for it.
     Box::pin(async move {
-        let (mut state, begun) =
-            RequestState::begin(&sender.shared, &sender.address, &requests, extensions);
-        let first = begun.map_err(|cause| state.fail(*cause))?;
+        let mut state = RequestState::new(&sender.shared, &requests, extensions);
+        let begun = state.begin(&sender.address, &requests);
+        let first = begun.map_err(|cause| state.fail(cause))?;
         // What is borrowed is kept until the end.
         #[expect(clippy::redundant_pattern_matching)]
         if matches!(first, None) {

@@ -94,6 +94,7 @@ impl Requests {
     /// The request of the next attempt, as its caller made it, and its extensions, which are a copy of the
     /// caller's. A copy of the request is made with `url`, which is the provider's in the end: a URL takes
     /// long to copy twice.
+    #[inline]
     pub(super) fn next<'u>(
         &mut self,
         url: impl FnOnce() -> &'u Url,
@@ -119,9 +120,11 @@ impl Requests {
             Source::Sent(_) => return None,
         };
         let mut own = extensions.clone();
-        // Both are for this chain: a route has names that another one does not know.
-        own.remove::<Route>();
-        own.remove::<Limits>();
+        if !own.is_empty() {
+            // Both are for this chain: a route has names that another one does not know.
+            own.remove::<Route>();
+            own.remove::<Limits>();
+        }
         mark::set(&mut own);
         Some((request, own))
     }

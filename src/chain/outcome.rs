@@ -120,6 +120,7 @@ impl AttemptResult {
     }
 
     /// What the provider left to hand on as it is, if anything.
+    #[inline]
     pub(super) fn into_result(self) -> Option<Result<Response, Error>> {
         match self {
             Self::Response(response) | Self::Flawed(response, _) => Some(Ok(response)),

@@ -1,7 +1,8 @@
 //! Bodies on their way out and on their way in: what is needed to send a request twice, and what is
 //! read of an answer that failed.
 
-use std::pin::Pin;
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
@@ -343,6 +344,21 @@ pub(super) struct ReadAnswer {
 }
 
 impl ReadAnswer {
+    /// Reads the body until then. Returns whether that was all of it.
+    async fn read(&mut self, until: Instant) -> bool {
+        const LARGEST: usize = 64 * 1024;
+        // A body that is always ready would otherwise be read beyond its time.
+        while self.read.len() <= LARGEST && now() < until {
+            match self.body.hold().await {
+                Arrival::Data(data) => self.read.extend_from_slice(&data),
+                Arrival::Trailers => {}
+                Arrival::Failure => return false,
+                Arrival::End => return true,
+            }
+        }
+        false
+    }
+
     pub(super) fn into_response(self) -> Response {
         self.head.with(self.body.into_body())
     }
@@ -350,25 +366,25 @@ impl ReadAnswer {
 
 /// Reads the body of a failed answer until then, at most 64 KiB, so that it can be looked at and so
 /// that its connection returns to the pool.
-pub(super) async fn read_answer(response: Response, until: Instant) -> ReadAnswer {
-    const LARGEST: usize = 64 * 1024;
+pub(super) fn read_answer(
+    response: Response,
+    until: Instant,
+) -> impl Future<Output = Box<ReadAnswer>> + Send {
     let (head, body) = Head::cut_off(response);
-    let mut body = PrefixedBody::of(body);
-    let mut read = Vec::new();
-    let reading = async {
-        // A body that is always ready would otherwise be read beyond its time.
-        while read.len() <= LARGEST && now() < until {
-            match body.hold().await {
-                Arrival::Data(data) => read.extend_from_slice(&data),
-                Arrival::Trailers => {}
-                Arrival::Failure => return false,
-                Arrival::End => return true,
+    let body = PrefixedBody::of(body);
+    let mut answer = Box::new(ReadAnswer { head, body, read: Vec::new(), complete: false });
+    async move {
+        let complete = {
+            let mut read = pin!(answer.read(until));
+            // Mostly all of it is there already, and no timer is needed.
+            match poll_fn(|context| Poll::Ready(read.as_mut().poll(context))).await {
+                Poll::Ready(complete) => complete,
+                Poll::Pending => timeout_at(until.into(), read).await.unwrap_or(false),
             }
-        }
-        false
-    };
-    let complete = timeout_at(until.into(), reading).await.unwrap_or(false);
-    ReadAnswer { head, body, read, complete }
+        };
+        answer.complete = complete;
+        answer
+    }
 }
 
 #[cfg(test)]

@@ -341,7 +341,7 @@ impl<'a> Flight<'a> {
                     let now = now();
                     state.answered = Some(now);
                     let read = read(&sender.shared, response, sender.asked, now, deadline.at);
-                    *stage = Stage::Reading(Box::pin(read), own);
+                    *stage = Stage::Reading(read, own);
                 }
                 Stage::Reading(read, own) => {
                     let read = state.trace.within(|| read.as_mut().poll(context));

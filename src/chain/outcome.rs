@@ -2,6 +2,7 @@
 //! report.
 
 use std::error::Error as StdError;
+use std::pin::Pin;
 use std::time::{Duration, Instant};
 
 use http::header::CONTENT_ENCODING;
@@ -85,27 +86,31 @@ impl Circumstances {
 
 /// Reads as much of an answer as its verdict needs: the body of a failed one, and that of a
 /// successful one where the chain inspects.
-pub(super) async fn read(
-    shared: &Shared,
+pub(super) fn read<'a>(
+    shared: &'a Shared,
     response: Response,
     asked: Option<Asked>,
     since: Instant,
     deadline: Instant,
-) -> AttemptResult {
+) -> Pin<Box<dyn Future<Output = AttemptResult> + Send + 'a>> {
+    // Two futures, since one would always have the size of the larger one.
     if let (true, Some(settings), Some(asked)) =
         (response.status().is_success(), &shared.chain.inspect, asked)
     {
-        let panicked = || {
-            shared.observer.emit(&Event::CallbackPanicked { callback: "inspect" });
-        };
-        return match inspect(response, asked, settings, since, deadline, &panicked).await {
-            Inspected::Pass(response) => AttemptResult::Response(response),
-            Inspected::Stream(stream) => AttemptResult::Stream(stream),
-            Inspected::Failed(response, flaw) => AttemptResult::Flawed(response, flaw),
-        };
+        return Box::pin(async move {
+            let panicked = || {
+                shared.observer.emit(&Event::CallbackPanicked { callback: "inspect" });
+            };
+            match inspect(response, asked, settings, since, deadline, &panicked).await {
+                Inspected::Pass(response) => AttemptResult::Response(response),
+                Inspected::Stream(stream) => AttemptResult::Stream(stream),
+                Inspected::Failed(response, flaw) => AttemptResult::Flawed(response, flaw),
+            }
+        });
     }
     let until = after(since, shared.chain.error_body_timeout).min(deadline);
-    AttemptResult::Failure(Box::new(read_answer(response, until).await))
+    let read = read_answer(response, until);
+    Box::pin(async move { AttemptResult::Failure(read.await) })
 }
 
 impl AttemptResult {

@@ -123,7 +123,8 @@ impl<'a> RequestState<'a> {
             served_sent: None,
             secrets: None,
             is_replayable: true,
-            upgrade_asked: request.is_some_and(|request| request.headers().contains_key(UPGRADE)),
+            upgrade_asked: request
+                .is_some_and(|request| request.headers().keys().any(|name| *name == UPGRADE)),
             counted: None,
             timeout: timeout.map(nanos),
             is_finished: false,
@@ -150,7 +151,10 @@ impl<'a> RequestState<'a> {
         if let Some(route) = route? {
             self.apply(&route)?;
         }
-        Ok(is_read.then(|| self.run.step(&shared.limits, &mut table.health, self.now)))
+        if !is_read {
+            return Ok(None);
+        }
+        Ok(Some(self.run.step(&shared.limits, &mut table.health, self.now)))
     }
 
     /// The request's own route: the extension, else the closure's.

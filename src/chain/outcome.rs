@@ -153,7 +153,6 @@ impl AttemptResult {
         };
         let name = &shared.entries[provider].name;
         let cause = self.safe_cause(&secrets);
-        let cause = cause.as_ref();
         let status = self.status();
         let mut judgement = Judgement {
             verdict: Verdict::FailOver(Fault::None),
@@ -176,7 +175,7 @@ impl AttemptResult {
             maybe_processed: false,
             is_replayable,
         };
-        if let Some(outcome) = self.outcome(name, upgrade_asked, cause, elapsed) {
+        if let Some(outcome) = self.outcome(name, upgrade_asked, cause.as_ref(), elapsed) {
             let judge =
                 |judge: &Classify| shared.observer.catch_panic("classify", || judge(&outcome));
             let opinion = shared.chain.classify.as_ref().and_then(judge);
@@ -199,10 +198,10 @@ impl AttemptResult {
         judgement.ambiguous |= self.is_processed_elsewhere();
         attempt.maybe_processed = judgement.ambiguous && judgement.verdict != Verdict::Accept;
         if status.is_none() || attempt.reason != Reason::Ok {
-            let said = cause.and_then(|cause| cause.message.clone());
-            attempt.code = cause.and_then(|cause| cause.code.clone());
+            let Cause { code, message, .. } = cause.unwrap_or_default();
+            attempt.code = code;
             attempt.message =
-                said.or_else(|| self.message(shared, &shared.entries[provider].base, &secrets));
+                message.or_else(|| self.message(shared, &shared.entries[provider].base, &secrets));
         }
         (judgement, attempt)
     }

@@ -333,15 +333,16 @@ fn serve(
     permit: Option<Permit>,
     of_caller: impl FnOnce() -> Secrets,
 ) -> CallerResult {
-    let result = match (result, permit) {
+    let mut response = match (result, permit) {
         (AttemptResult::Stream(stream), Some(permit)) => {
             let watch = state.watch(permit, &of_caller());
-            Some(Ok(stream.watched(Box::new(move |end| watch.end(end)))))
+            stream.watched(Box::new(move |end| watch.end(end)))
         }
-        (result, _) => result.into_result(),
-    };
-    let Some(Ok(mut response)) = result else {
-        return Err(state.fail(FailureKind::NothingAccepted));
+        (AttemptResult::Response(response), _) => response,
+        (result, _) => match result.into_result() {
+            Some(Ok(response)) => response,
+            _ => return Err(state.fail(FailureKind::NothingAccepted)),
+        },
     };
     hand_back(state.extensions, own);
     let report = state.finish(Ending::Served);

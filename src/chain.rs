@@ -3,6 +3,7 @@
 mod address;
 mod body;
 mod builder;
+mod caller;
 mod check;
 mod clean;
 mod drive;

@@ -117,6 +117,10 @@ impl Report {
         }
     }
 
+    pub(crate) fn set_id(&mut self, id: u64) {
+        self.id = id;
+    }
+
     /// Adds an attempt.
     #[inline]
     pub(crate) fn push(&mut self, attempt: Attempt) {

@@ -149,6 +149,11 @@ impl Run {
         self.hedge_at
     }
 
+    /// Sets the chain's order.
+    pub(crate) fn set_order(&mut self, order: Arc<[usize]>) {
+        self.order = order;
+    }
+
     /// Takes another order than the chain's.
     pub(crate) fn reorder<E>(
         &mut self,

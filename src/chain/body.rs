@@ -1,7 +1,8 @@
 //! Bodies on their way out and on their way in: what is needed to send a request twice, and what is
 //! read of an answer that failed.
 
-use std::pin::Pin;
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
@@ -15,8 +16,9 @@ use reqwest::{Body, Request, Response, Url};
 use tokio::time::timeout_at;
 
 use super::mark;
-use super::shared::now;
+use super::shared::{Shared, now};
 use crate::inspect::{Arrival, Head, PrefixedBody};
+use crate::message::Secrets;
 use crate::readdress::{KeptHeaders, StripList};
 use crate::route::Route;
 use crate::run::Limits;
@@ -93,6 +95,7 @@ impl Requests {
     /// The request of the next attempt, as its caller made it, and its extensions, which are a copy of the
     /// caller's. A copy of the request is made with `url`, which is the provider's in the end: a URL takes
     /// long to copy twice.
+    #[inline]
     pub(super) fn next<'u>(
         &mut self,
         url: impl FnOnce() -> &'u Url,
@@ -118,21 +121,25 @@ impl Requests {
             Source::Sent(_) => return None,
         };
         let mut own = extensions.clone();
-        // Both are for this chain: a route has names that another one does not know.
-        own.remove::<Route>();
-        own.remove::<Limits>();
+        if !own.is_empty() {
+            // Both are for this chain: a route has names that another one does not know.
+            own.remove::<Route>();
+            own.remove::<Limits>();
+        }
         mark::set(&mut own);
         Some((request, own))
     }
 
-    /// The secrets that the caller put on the request, whose URL is this. No provider was given them,
-    /// unless it forwards them, but a layer below may have seen them elsewhere.
-    pub(super) fn secrets(&self, strip: &StripList, url: &Url) -> Vec<String> {
-        match &self.source {
-            Source::Caller(request) => strip.secrets_of(request.headers(), url),
-            Source::Kept(kept) => strip.secrets_of(&kept.headers, url),
-            Source::Sent(headers) => strip.secrets_of(headers, url),
-        }
+    /// The chain's secrets, and those that the caller put on the request, whose URL is this. No provider
+    /// was given them, unless it forwards them, but a layer below may have seen them elsewhere.
+    pub(super) fn secrets(&self, shared: &Shared, url: &Url) -> Secrets {
+        let Shared { strip, secrets, last_caller, .. } = shared;
+        let of_headers = match &self.source {
+            Source::Caller(request) => last_caller.and_of(request.headers(), strip, secrets),
+            Source::Kept(kept) => last_caller.and_of(&kept.headers, strip, secrets),
+            Source::Sent(headers) => last_caller.and_of(headers, strip, secrets),
+        };
+        of_headers.and(strip.secrets_of_url(url))
     }
 }
 
@@ -337,6 +344,21 @@ pub(super) struct ReadAnswer {
 }
 
 impl ReadAnswer {
+    /// Reads the body until then. Returns whether that was all of it.
+    async fn read(&mut self, until: Instant) -> bool {
+        const LARGEST: usize = 64 * 1024;
+        // A body that is always ready would otherwise be read beyond its time.
+        while self.read.len() <= LARGEST && now() < until {
+            match self.body.hold().await {
+                Arrival::Data(data) => self.read.extend_from_slice(&data),
+                Arrival::Trailers => {}
+                Arrival::Failure => return false,
+                Arrival::End => return true,
+            }
+        }
+        false
+    }
+
     pub(super) fn into_response(self) -> Response {
         self.head.with(self.body.into_body())
     }
@@ -344,25 +366,25 @@ impl ReadAnswer {
 
 /// Reads the body of a failed answer until then, at most 64 KiB, so that it can be looked at and so
 /// that its connection returns to the pool.
-pub(super) async fn read_answer(response: Response, until: Instant) -> ReadAnswer {
-    const LARGEST: usize = 64 * 1024;
+pub(super) fn read_answer(
+    response: Response,
+    until: Instant,
+) -> impl Future<Output = Box<ReadAnswer>> + Send {
     let (head, body) = Head::cut_off(response);
-    let mut body = PrefixedBody::of(body);
-    let mut read = Vec::new();
-    let reading = async {
-        // A body that is always ready would otherwise be read beyond its time.
-        while read.len() <= LARGEST && now() < until {
-            match body.hold().await {
-                Arrival::Data(data) => read.extend_from_slice(&data),
-                Arrival::Trailers => {}
-                Arrival::Failure => return false,
-                Arrival::End => return true,
+    let body = PrefixedBody::of(body);
+    let mut answer = Box::new(ReadAnswer { head, body, read: Vec::new(), complete: false });
+    async move {
+        let complete = {
+            let mut read = pin!(answer.read(until));
+            // Mostly all of it is there already, and no timer is needed.
+            match poll_fn(|context| Poll::Ready(read.as_mut().poll(context))).await {
+                Poll::Ready(complete) => complete,
+                Poll::Pending => timeout_at(until.into(), read).await.unwrap_or(false),
             }
-        }
-        false
-    };
-    let complete = timeout_at(until.into(), reading).await.unwrap_or(false);
-    ReadAnswer { head, body, read, complete }
+        };
+        answer.complete = complete;
+        answer
+    }
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use reqwest::Request;
 
 use super::ProviderChain;
 use super::address::Addresses;
+use super::caller::LastCaller;
 use super::entries::Entries;
 #[cfg(feature = "fleet")]
 use super::fleet::Fleet;
@@ -416,6 +417,7 @@ impl ProviderChainBuilder {
         let list = Shared {
             chain: Arc::new(chain),
             secrets: entries.secrets(),
+            last_caller: LastCaller::default(),
             tokens: Mutex::new(vec![Vec::new(); entries.len()]),
             entries,
             scope,

@@ -18,6 +18,7 @@ use super::body::{Requests, is_replayable};
 use super::flight::{AttemptState, Guard, Sender};
 use super::outcome::{AttemptResult, Circumstances, Unsent};
 use super::shared::{Shared, now};
+use crate::message::Secrets;
 use crate::observe::Trace;
 use crate::report::Attempt;
 
@@ -52,7 +53,7 @@ fn refuse(shared: &Arc<Shared>, problem: &str) -> Vec<Attempt> {
         let (_, until) = shared.limits.alone(provider, None, now);
         let trace = Trace::request(None);
         let state = AttemptState::new(Guard::empty(shared), provider, trace, now, until);
-        said(shared, &state, AttemptResult::Unsent(Unsent::new(problem)), false, &[])
+        said(shared, &state, AttemptResult::Unsent(Unsent::new(problem)), false, &shared.secrets)
     };
     let order = shared.order(&shared.lock()).clone();
     order.iter().map(refused).collect()
@@ -64,7 +65,7 @@ fn said(
     state: &AttemptState<'_>,
     mut result: AttemptResult,
     upgrade_asked: bool,
-    of_caller: &[String],
+    of_caller: &Secrets,
 ) -> Attempt {
     let now = now();
     let circumstances = Circumstances {
@@ -77,7 +78,7 @@ fn said(
         quiet_since: None,
         now,
     };
-    let secrets = || shared.secrets(&state.secrets).and(of_caller);
+    let secrets = || shared.and_secrets(of_caller, &state.secrets);
     let (_, attempt) = result.judge(shared, &circumstances, secrets);
     state.trace.record_outcome(&attempt);
     attempt

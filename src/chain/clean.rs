@@ -8,6 +8,7 @@ use crate::provider::Entry;
 
 /// Removes a key from a response's URL, for providers that carry one there, and where the provider
 /// chose the URL, whatever of these secrets it shows.
+#[inline]
 pub(super) fn clean_response(
     response: Response,
     entry: &Entry,

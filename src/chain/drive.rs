@@ -18,6 +18,7 @@ use super::outcome::AttemptResult;
 use super::request::{Dropped, RequestState, Settlement};
 use crate::error::{Exhausted, FailureKind};
 use crate::health::Permit;
+use crate::message::Secrets;
 use crate::observe::Ending;
 use crate::run::{Settled, Step, Until};
 
@@ -30,9 +31,9 @@ pub(super) fn drive<'a>(
     // An `async fn` would hold twice what it is given, and `#[async_trait]` once more. What is kept
     // while it waits is kept small: below 1,032 bytes glibc has fast lists for it.
     Box::pin(async move {
-        let (mut state, begun) =
-            RequestState::begin(&sender.shared, &sender.address, &requests, extensions);
-        let first = begun.map_err(|cause| state.fail(*cause))?;
+        let mut state = RequestState::new(&sender.shared, &requests, extensions);
+        let begun = state.begin(&sender.address, &requests);
+        let first = begun.map_err(|cause| state.fail(cause))?;
         // What is borrowed is kept until the end.
         #[expect(clippy::redundant_pattern_matching)]
         if matches!(first, None) {
@@ -225,7 +226,7 @@ impl<'s, 'a> Flights<'s, 'a> {
         let Some(kept) = self.kept.take() else { return self.exhaust(sender, requests) };
         let Ended { provider, started, result, own } = *kept;
         self.state.serve_kept(provider, started);
-        serve(self.state, result, own, None, Vec::new)
+        serve(self.state, result, own, None, Secrets::default)
     }
 
     /// Hands on what the last provider left, or an error that holds what each of them left.
@@ -330,17 +331,18 @@ fn serve(
     result: AttemptResult,
     own: Extensions,
     permit: Option<Permit>,
-    of_caller: impl FnOnce() -> Vec<String>,
+    of_caller: impl FnOnce() -> Secrets,
 ) -> CallerResult {
-    let result = match (result, permit) {
+    let mut response = match (result, permit) {
         (AttemptResult::Stream(stream), Some(permit)) => {
-            let watch = state.watch(permit, of_caller());
-            Some(Ok(stream.watched(Box::new(move |end| watch.end(end)))))
+            let watch = state.watch(permit, &of_caller());
+            stream.watched(Box::new(move |end| watch.end(end)))
         }
-        (result, _) => result.into_result(),
-    };
-    let Some(Ok(mut response)) = result else {
-        return Err(state.fail(FailureKind::NothingAccepted));
+        (AttemptResult::Response(response), _) => response,
+        (result, _) => match result.into_result() {
+            Some(Ok(response)) => response,
+            _ => return Err(state.fail(FailureKind::NothingAccepted)),
+        },
     };
     hand_back(state.extensions, own);
     let report = state.finish(Ending::Served);

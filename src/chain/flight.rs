@@ -22,6 +22,7 @@ use super::slot::keep_place;
 use super::sources::ask_for_keys;
 use crate::health::{Permit, after};
 use crate::inspect::Asked;
+use crate::message::Secrets;
 use crate::observe::Trace;
 use crate::provider::{Entry, FreshKey};
 use crate::readdress::still_inside;
@@ -275,6 +276,9 @@ impl<'a> Sender<'a> {
                     CameFrom::of(asked, sent.may_move, &response, &entry.base)
                 });
                 let moved = match from {
+                    CameFrom::Asked if !entry.has_url_key() => {
+                        return AttemptResult::Response(response);
+                    }
                     CameFrom::Asked => None,
                     CameFrom::Moved => Some(secrets()),
                     CameFrom::Elsewhere => return AttemptResult::Redirected(response.status()),
@@ -292,9 +296,9 @@ impl<'a> Sender<'a> {
         }
     }
 
-    /// The secrets that the caller put on the request.
-    pub(super) fn secrets_of_caller(&self, requests: &Requests) -> Vec<String> {
-        requests.secrets(&self.shared.strip, self.address.caller())
+    /// The chain's secrets, and those that the caller put on the request.
+    pub(super) fn secrets_of_caller(&self, requests: &Requests) -> Secrets {
+        requests.secrets(&self.shared, self.address.caller())
     }
 
     /// The URL at a provider, if there is a safe one.
@@ -340,7 +344,7 @@ impl<'a> Flight<'a> {
                     let now = now();
                     state.answered = Some(now);
                     let read = read(&sender.shared, response, sender.asked, now, deadline.at);
-                    *stage = Stage::Reading(Box::pin(read), own);
+                    *stage = Stage::Reading(read, own);
                 }
                 Stage::Reading(read, own) => {
                     let read = state.trace.within(|| read.as_mut().poll(context));

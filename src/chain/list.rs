@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::address::Addresses;
+use super::caller::LastCaller;
 use super::entries::Entries;
 use super::settings::Settings;
 use super::shared::{ChainState, Shared};
@@ -94,6 +95,7 @@ impl Shared {
             },
             observer: self.observer.with_providers(names),
             secrets: entries.secrets(),
+            last_caller: LastCaller::default(),
             tokens: Mutex::new(tokens),
             addresses: Addresses::new(),
             last_order: OnceLock::new(),

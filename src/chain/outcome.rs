@@ -2,6 +2,7 @@
 //! report.
 
 use std::error::Error as StdError;
+use std::pin::Pin;
 use std::time::{Duration, Instant};
 
 use http::header::CONTENT_ENCODING;
@@ -85,27 +86,31 @@ impl Circumstances {
 
 /// Reads as much of an answer as its verdict needs: the body of a failed one, and that of a
 /// successful one where the chain inspects.
-pub(super) async fn read(
-    shared: &Shared,
+pub(super) fn read<'a>(
+    shared: &'a Shared,
     response: Response,
     asked: Option<Asked>,
     since: Instant,
     deadline: Instant,
-) -> AttemptResult {
+) -> Pin<Box<dyn Future<Output = AttemptResult> + Send + 'a>> {
+    // Two futures, since one would always have the size of the larger one.
     if let (true, Some(settings), Some(asked)) =
         (response.status().is_success(), &shared.chain.inspect, asked)
     {
-        let panicked = || {
-            shared.observer.emit(&Event::CallbackPanicked { callback: "inspect" });
-        };
-        return match inspect(response, asked, settings, since, deadline, &panicked).await {
-            Inspected::Pass(response) => AttemptResult::Response(response),
-            Inspected::Stream(stream) => AttemptResult::Stream(stream),
-            Inspected::Failed(response, flaw) => AttemptResult::Flawed(response, flaw),
-        };
+        return Box::pin(async move {
+            let panicked = || {
+                shared.observer.emit(&Event::CallbackPanicked { callback: "inspect" });
+            };
+            match inspect(response, asked, settings, since, deadline, &panicked).await {
+                Inspected::Pass(response) => AttemptResult::Response(response),
+                Inspected::Stream(stream) => AttemptResult::Stream(stream),
+                Inspected::Failed(response, flaw) => AttemptResult::Flawed(response, flaw),
+            }
+        });
     }
     let until = after(since, shared.chain.error_body_timeout).min(deadline);
-    AttemptResult::Failure(Box::new(read_answer(response, until).await))
+    let read = read_answer(response, until);
+    Box::pin(async move { AttemptResult::Failure(read.await) })
 }
 
 impl AttemptResult {
@@ -120,6 +125,7 @@ impl AttemptResult {
     }
 
     /// What the provider left to hand on as it is, if anything.
+    #[inline]
     pub(super) fn into_result(self) -> Option<Result<Response, Error>> {
         match self {
             Self::Response(response) | Self::Flawed(response, _) => Some(Ok(response)),
@@ -147,7 +153,6 @@ impl AttemptResult {
         };
         let name = &shared.entries[provider].name;
         let cause = self.safe_cause(&secrets);
-        let cause = cause.as_ref();
         let status = self.status();
         let mut judgement = Judgement {
             verdict: Verdict::FailOver(Fault::None),
@@ -170,7 +175,7 @@ impl AttemptResult {
             maybe_processed: false,
             is_replayable,
         };
-        if let Some(outcome) = self.outcome(name, upgrade_asked, cause, elapsed) {
+        if let Some(outcome) = self.outcome(name, upgrade_asked, cause.as_ref(), elapsed) {
             let judge =
                 |judge: &Classify| shared.observer.catch_panic("classify", || judge(&outcome));
             let opinion = shared.chain.classify.as_ref().and_then(judge);
@@ -193,10 +198,10 @@ impl AttemptResult {
         judgement.ambiguous |= self.is_processed_elsewhere();
         attempt.maybe_processed = judgement.ambiguous && judgement.verdict != Verdict::Accept;
         if status.is_none() || attempt.reason != Reason::Ok {
-            let said = cause.and_then(|cause| cause.message.clone());
-            attempt.code = cause.and_then(|cause| cause.code.clone());
+            let Cause { code, message, .. } = cause.unwrap_or_default();
+            attempt.code = code;
             attempt.message =
-                said.or_else(|| self.message(shared, &shared.entries[provider].base, &secrets));
+                message.or_else(|| self.message(shared, &shared.entries[provider].base, &secrets));
         }
         (judgement, attempt)
     }

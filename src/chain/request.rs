@@ -57,7 +57,7 @@ pub(super) struct RequestState<'a> {
 
 /// How a request begins: with its first step; with none if its body is a stream, which is read first; or
 /// refused.
-type Begun = Result<Option<Step>, Box<FailureKind>>;
+type Begun = Result<Option<Step>, FailureKind>;
 
 /// Why an attempt in flight is dropped.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -91,13 +91,12 @@ struct Counted {
 }
 
 impl<'a> RequestState<'a> {
-    /// Begins a request, and takes its first step where nothing has to be read for it: one lock.
-    pub(super) fn begin(
+    /// A request that has not [begun](Self::begin).
+    pub(super) fn new(
         shared: &'a Arc<Shared>,
-        address: &Address,
         requests: &Requests,
         extensions: &'a mut Extensions,
-    ) -> (Self, Begun) {
+    ) -> Self {
         let request = requests.caller();
         let started = now();
         let trace = Trace::request(request.map(Request::method));
@@ -105,27 +104,15 @@ impl<'a> RequestState<'a> {
         let idempotent = shared.limits.ambiguous == Ambiguous::FailOver
             || request.is_some_and(|request| is_idempotent(request.method()))
             || extensions.get::<Replay>().is_some();
-        let route = match address.is_refused() {
-            true => Err(FailureKind::PathRefused),
-            false => Ok(request.and_then(|request| Self::route(shared, request, extensions))),
-        };
-        let is_read = request.is_none_or(is_replayable);
-        let key = request.filter(|_| is_read).and_then(|request| Self::key(shared, request));
-        let mut table = shared.lock();
-        let mut run =
-            Run::new(shared.order(&table).clone(), &shared.limits, idempotent, timeout, started);
-        run.set_key(key);
+        let mut run = Run::new(Arc::default(), &shared.limits, idempotent, timeout, started);
         if let Some(limits) = extensions.get::<Limits>() {
             run.limit(limits, timeout, started);
         }
-        table.begun += 1;
-        let id = table.begun;
-        trace.record_id(id);
-        let mut state = Self {
+        Self {
             shared,
             extensions,
             run,
-            report: Report::new(id),
+            report: Report::new(0),
             is_watched: shared.observer.is_watched(&trace),
             trace,
             started,
@@ -136,18 +123,38 @@ impl<'a> RequestState<'a> {
             served_sent: None,
             secrets: None,
             is_replayable: true,
-            upgrade_asked: request.is_some_and(|request| request.headers().contains_key(UPGRADE)),
+            upgrade_asked: request
+                .is_some_and(|request| request.headers().keys().any(|name| *name == UPGRADE)),
             counted: None,
             timeout: timeout.map(nanos),
             is_finished: false,
+        }
+    }
+
+    /// Begins the request, and takes its first step where nothing has to be read for it: one lock.
+    pub(super) fn begin(&mut self, address: &Address, requests: &Requests) -> Begun {
+        let shared = self.shared;
+        let request = requests.caller();
+        let route = match address.is_refused() {
+            true => Err(FailureKind::PathRefused),
+            false => Ok(request.and_then(|request| Self::route(shared, request, self.extensions))),
         };
-        let applied = route.and_then(|route| route.map_or(Ok(()), |route| state.apply(&route)));
-        let begun = match applied {
-            Err(cause) => Err(Box::new(cause)),
-            Ok(()) if !is_read => Ok(None),
-            Ok(()) => Ok(Some(state.run.step(&shared.limits, &mut table.health, started))),
-        };
-        (state, begun)
+        let is_read = request.is_none_or(is_replayable);
+        if let Some(request) = request.filter(|_| is_read) {
+            self.take_key(request);
+        }
+        let mut table = shared.lock();
+        self.run.set_order(shared.order(&table).clone());
+        table.begun += 1;
+        self.report.set_id(table.begun);
+        self.trace.record_id(table.begun);
+        if let Some(route) = route? {
+            self.apply(&route)?;
+        }
+        if !is_read {
+            return Ok(None);
+        }
+        Ok(Some(self.run.step(&shared.limits, &mut table.health, self.now)))
     }
 
     /// The request's own route: the extension, else the closure's.
@@ -227,21 +234,20 @@ impl<'a> RequestState<'a> {
     }
 
     /// What is needed of the request when its stream ends.
-    pub(super) fn watch(&self, permit: Permit, of_caller: Vec<String>) -> StreamWatch {
-        let of_attempts = self.secrets.iter().flat_map(|secrets| secrets.iter().cloned());
+    pub(super) fn watch(&self, permit: Permit, of_caller: &Secrets) -> StreamWatch {
         StreamWatch {
             shared: self.shared.clone(),
             id: self.id(),
             key: self.run.key().map(Box::from),
-            secrets: of_caller.into_iter().chain(of_attempts).collect(),
+            secrets: of_caller.and(self.secrets.as_deref().into_iter().flatten()),
             permit,
         }
     }
 
-    /// Every secret that a message about this request may not show.
-    fn secrets(&self, of_caller: &[String]) -> Secrets {
+    /// Every secret that a message about this request may not show: these, and those of its attempts.
+    fn secrets(&self, of_caller: &Secrets) -> Secrets {
         let of_attempts = self.secrets.as_deref().map_or(&[][..], Vec::as_slice);
-        self.shared.secrets(of_attempts).and(of_caller)
+        self.shared.and_secrets(of_caller, of_attempts)
     }
 }
 

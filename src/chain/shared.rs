@@ -12,6 +12,7 @@ use http::StatusCode;
 use reqwest::Request;
 
 use super::address::Addresses;
+use super::caller::LastCaller;
 use super::entries::Entries;
 #[cfg(feature = "fleet")]
 use super::fleet::Fleet;
@@ -42,6 +43,7 @@ pub(super) struct Shared {
     pub(super) observer: Observer,
     /// Every provider's keys.
     pub(super) secrets: Secrets,
+    pub(super) last_caller: LastCaller,
     /// What each provider's sources returned last, at its id: to be looked for in messages.
     pub(super) tokens: Mutex<Vec<Vec<String>>>,
     /// The order when another list took the place of this one.
@@ -257,12 +259,18 @@ impl Shared {
         }
     }
 
-    /// Every secret that the chain knows, and these. The keys of other lists are known, too, as long as a
-    /// request uses one: a provider may repeat what it was sent in another request.
+    /// Every secret that the chain knows, and these.
     pub(super) fn secrets(&self, more: &[String]) -> Secrets {
+        self.and_secrets(&self.secrets, more)
+    }
+
+    /// A set that holds every provider's keys, with what else the chain knows, and these. The keys of other
+    /// lists are known, too, as long as a request uses one: a provider may repeat what it was sent in
+    /// another request.
+    pub(super) fn and_secrets(&self, known: &Secrets, more: &[String]) -> Secrets {
         let others = self.secrets_of_other_lists();
         let tokens = self.lock_tokens();
-        self.secrets.and(tokens.iter().flatten().chain(more).chain(&others))
+        known.and(tokens.iter().flatten().chain(more).chain(&others))
     }
 
     #[cold]
@@ -288,7 +296,8 @@ pub(super) struct StreamWatch {
     /// Its request's.
     pub(super) id: u64,
     pub(super) key: Option<Box<[u8]>>,
-    pub(super) secrets: Vec<String>,
+    /// The chain's, its caller's, and those of its attempts.
+    pub(super) secrets: Secrets,
     pub(super) permit: Permit,
 }
 
@@ -324,7 +333,7 @@ impl StreamWatch {
         shared.observer.set_state_gauge(provider, state);
         let origin = EventOrigin { id: Some(id), extensions: None };
         if let Some((reason, message)) = broken {
-            let message = message::make_safe(message, true, &shared.secrets(&secrets));
+            let message = message::make_safe(message, true, &shared.and_secrets(&secrets, &[]));
             let (provider, message) = (&*shared.entries[provider].name, message.as_deref());
             shared.observer.emit(&Event::StreamBroken { origin, provider, reason, message });
         }

@@ -37,11 +37,18 @@ impl Layer {
 impl Secrets {
     /// Those that many texts will be searched for.
     pub(crate) fn new(values: impl IntoIterator<Item = impl AsRef<str>>) -> Self {
-        let secrets = Self::default().and(values);
-        if let Some(layer) = &secrets.0 {
-            layer.index();
+        Self::default().and(values).for_many()
+    }
+
+    /// The same secrets where many texts will be searched for them: one pass over each finds them all.
+    pub(crate) fn for_many(&self) -> Self {
+        let values: Vec<_> = self.layers().flat_map(|layer| &layer.values.0).cloned().collect();
+        if values.is_empty() {
+            return Self::default();
         }
-        secrets
+        let values = Values::of(values);
+        let index = Index::new(&values).into();
+        Self(Some(Arc::new(Layer { values, index, before: Self::default() })))
     }
 
     /// These secrets, and more of them.
@@ -157,6 +164,10 @@ impl Values {
             secrets.extend(Decoded::of(value).map(|decoded| decoded.bytes));
             secrets.push(value.as_bytes().to_vec());
         }
+        Self::of(secrets)
+    }
+
+    fn of(mut secrets: Vec<Vec<u8>>) -> Self {
         secrets.retain(|secret| !secret.is_empty());
         secrets.sort_unstable();
         secrets.dedup();

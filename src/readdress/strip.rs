@@ -92,10 +92,16 @@ impl StripList {
     /// What a message about a request may not show: the parts of every value that carries a key, by
     /// its name or because it is marked sensitive. For the caller's own request, and for one that
     /// `map_request` has seen.
-    pub(crate) fn secrets_of<'h>(
+    pub(crate) fn secrets_of(&self, headers: &HeaderMap, url: &Url) -> Vec<String> {
+        let mut secrets = self.secrets_of_headers(headers);
+        secrets.extend(self.secrets_of_url(url));
+        secrets
+    }
+
+    /// Those of the headers.
+    pub(crate) fn secrets_of_headers<'h>(
         &self,
         headers: impl IntoIterator<Item = (&'h HeaderName, &'h HeaderValue)>,
-        url: &Url,
     ) -> Vec<String> {
         let mut secrets = Vec::new();
         for (name, value) in
@@ -109,6 +115,13 @@ impl StripList {
                 secrets.extend(secrets_in(value_text));
             }
         }
+        secrets.retain(is_told_apart);
+        secrets
+    }
+
+    /// Those of the URL.
+    pub(crate) fn secrets_of_url(&self, url: &Url) -> Vec<String> {
+        let mut secrets = Vec::new();
         for (name, value) in url.query_pairs() {
             if self.holds_query(name.as_bytes()) {
                 secrets.extend(secrets_in(&value));
@@ -119,10 +132,15 @@ impl StripList {
             let password = decoded(url.password().unwrap_or_default());
             secrets.extend(secrets_in_pair(&decoded(url.username()), &password));
         }
-        // What is shorter stands in every message.
-        secrets.retain(|secret| secret.len() >= 4);
+        secrets.retain(is_told_apart);
         secrets
     }
+}
+
+/// What is shorter stands in every message.
+#[expect(clippy::ptr_arg, reason = "it is what `retain` gives")]
+fn is_told_apart(secret: &String) -> bool {
+    secret.len() >= 4
 }
 
 /// What a provider does to the caller's headers.
@@ -207,6 +225,19 @@ impl KeptHeaders {
     ) -> Self {
         let secret = headers.into_iter().filter(|(name, value)| strip.carries_secret(name, value));
         Self(secret.map(|(name, value)| (name.clone(), value.clone())).collect())
+    }
+
+    /// Whether these are the headers that may carry a secret, of the same values and marks.
+    pub(crate) fn are_secret_ones_of<'h>(
+        &self,
+        headers: impl IntoIterator<Item = (&'h HeaderName, &'h HeaderValue)>,
+        strip: &StripList,
+    ) -> bool {
+        let secret = headers.into_iter().filter(|(name, value)| strip.carries_secret(name, value));
+        let marked = |(name, value): (_, &'h HeaderValue)| (name, value, value.is_sensitive());
+        secret
+            .map(marked)
+            .eq(self.0.iter().map(|(name, value)| (name, value, value.is_sensitive())))
     }
 
     pub(crate) fn into_map(self) -> HeaderMap {
@@ -390,7 +421,9 @@ mod tests {
 
         let strip = StripList::new([], ["own".to_owned()]);
         let mut found = strip.secrets_of(&headers, &url);
-        assert_eq!(strip.secrets_of(&KeptHeaders::of(&headers), &url), found);
+        let kept =
+            [strip.secrets_of_headers(&KeptHeaders::of(&headers)), strip.secrets_of_url(&url)];
+        assert_eq!(kept.concat(), found);
         found.sort();
 
         let mut expected = [

@@ -8,7 +8,7 @@ use reqwest_middleware::Error;
 use super::{AttemptState, Counted, RequestState, Table};
 use crate::error::{FailoverError, FailureKind};
 use crate::health::{Changes, Permit, State};
-use crate::message;
+use crate::message::{self, Secrets};
 use crate::observe::rate::Crossing;
 use crate::observe::{Ending, Event, EventOrigin};
 use crate::report::{Attempt, Report};
@@ -91,7 +91,7 @@ impl RequestState<'_> {
 
     /// Whether an error shows a secret. The URL of a transport error was cleaned; the rest of it may hold
     /// what the provider said, as HTTP/2 has it say when it closes a connection.
-    pub(in crate::chain) fn is_shown_by(&self, error: &Error, of_caller: &[String]) -> bool {
+    pub(in crate::chain) fn is_shown_by(&self, error: &Error, of_caller: &Secrets) -> bool {
         let may_show: Option<&(dyn StdError + 'static)> = match error {
             Error::Reqwest(error) => error.source(),
             Error::Middleware(_) => Some(error),

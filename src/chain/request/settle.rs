@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use super::{AttemptState, Dropped, RequestState, Settlement, TableGuard};
 use crate::chain::outcome::{AttemptResult, Circumstances};
 use crate::health::Changes;
+use crate::message::Secrets;
 use crate::observe::Observer;
 use crate::report::Attempt;
 use crate::run::{Settled, Step};
@@ -18,7 +19,7 @@ impl RequestState<'_> {
         &mut self,
         attempt: &mut AttemptState<'_>,
         result: &mut AttemptResult,
-        of_caller: impl Fn() -> Vec<String>,
+        of_caller: impl Fn() -> Secrets,
     ) -> Settlement {
         let shared = self.shared;
         let now = self.refresh_now();

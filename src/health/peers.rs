@@ -340,9 +340,8 @@ impl Circuit {
         };
         let rested =
             report.cooldown.and_then(|(left, level)| self.rest_as_heard(left, level, rules));
-        let is_shut = self.open_until.is_some() || self.rest.is_some();
         let known = self.peers.0.as_deref_mut()?;
-        if (opened.is_some() || rested.is_some() || known.prober.is_some()) && is_shut {
+        if opened.is_some() || rested.is_some() || known.prober.is_some() {
             known.on_trust_since.get_or_insert(now);
         }
         Some([opened, rested])

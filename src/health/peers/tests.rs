@@ -238,6 +238,56 @@ fn only_the_first_success_is_told() {
 }
 
 #[test]
+fn a_success_answers_only_what_was_not_answered() {
+    let mut fleet = Fleet::new(4);
+    fleet.fail(0, 1);
+    fleet.tell_all();
+    fleet.succeed(1);
+    fleet.tell_all();
+    fleet.fail(2, 1);
+    fleet.tell_all();
+    fleet.succeed(3);
+    assert_eq!(fleet.report(3).answers, [(id(2), 1)]);
+}
+
+#[test]
+fn a_success_answers_ones_own_failures_whatever_was_heard_since() {
+    let mut fleet = Fleet::new(2);
+    fleet.fail(0, 1);
+    fleet.tell_all();
+    fleet.hear(0, 1, &HealthReport { served: 3, ..some(1, 3) });
+    fleet.succeed(0);
+    assert_eq!(fleet.tables[0].untold(PROVIDER), Untold::Counts);
+    let report = fleet.report(0);
+    assert_eq!((report.failed, report.served), (1, 1));
+}
+
+#[test]
+fn a_report_opens_only_with_another_failure() {
+    let mut fleet = Fleet::new(2);
+    fleet.hear(0, 1, &some(1, 3));
+    fleet.pass(11.0);
+    fleet.fail(0, 2);
+    fleet.hear(0, 1, &some(2, 3));
+    assert!(fleet.is_closed(0), "it says again what had run out");
+    fleet.hear(0, 1, &some(3, 4));
+    assert!(!fleet.is_closed(0));
+}
+
+#[test]
+fn a_break_and_a_cooldown_that_are_over_are_not_told() {
+    let mut fleet = Fleet::new(2);
+    fleet.hear(0, 1, &HealthReport { open: Some((secs(4), 4)), ..some(1, 3) });
+    fleet.pass(4.0);
+    fleet.fail(0, 2);
+    assert_eq!(fleet.report(0).open.map(|(_, breaks)| breaks), Some(1));
+    let mut fleet = Fleet::new(1);
+    fleet.limit(0, 4);
+    fleet.pass(4.0);
+    assert_eq!(fleet.report(0).cooldown, None);
+}
+
+#[test]
 fn what_has_run_out_counts_no_more() {
     let mut fleet = Fleet::new(3);
     fleet.fail(0, 2);

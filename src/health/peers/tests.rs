@@ -283,6 +283,7 @@ fn a_break_and_a_cooldown_that_are_over_are_not_told() {
     assert_eq!(fleet.report(0).open.map(|(_, breaks)| breaks), Some(1));
     let mut fleet = Fleet::new(1);
     fleet.limit(0, 4);
+    assert_eq!(fleet.report(0).cooldown, Some((secs(4), 0)));
     fleet.pass(4.0);
     assert_eq!(fleet.report(0).cooldown, None);
 }

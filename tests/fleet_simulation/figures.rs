@@ -78,6 +78,7 @@ fn kept_away(world: &World, processes: std::ops::Range<usize>) -> f64 {
 }
 
 #[test]
+#[cfg_attr(debug_assertions, ignore = "takes minutes without --release")]
 fn an_outage_is_found_out_once() {
     println!("wasted attempts of an outage (middle/most of 20)   alone   pushed   polled");
     for (name, fleet, most) in [
@@ -112,6 +113,7 @@ fn an_outage_is_found_out_once() {
 }
 
 #[test]
+#[cfg_attr(debug_assertions, ignore = "takes minutes without --release")]
 fn a_rate_limit_is_found_out_once() {
     let limited = || -> Behaviour {
         Box::new(|_, at, _| match at < secs(120.0) {
@@ -129,6 +131,7 @@ fn a_rate_limit_is_found_out_once() {
 }
 
 #[test]
+#[cfg_attr(debug_assertions, ignore = "takes minutes without --release")]
 fn a_break_has_one_probe() {
     let mut fleet = Fleet::of_eight(80.0, 1_500.0);
     fleet.breaker = Breaker::default().breaks(secs(1.0), secs(4.0));
@@ -143,6 +146,7 @@ fn a_break_has_one_probe() {
 }
 
 #[test]
+#[cfg_attr(debug_assertions, ignore = "takes minutes without --release")]
 fn an_hour_of_outage_wastes_little() {
     let fleet = Fleet::of_eight(80.0, 3_600.0);
     let [alone, together] = [Sharing::Alone, Sharing::Pushed]
@@ -166,7 +170,8 @@ fn all_come_back_together() {
 }
 
 #[test]
-fn one_bad_process_moves_no_other() {
+#[cfg_attr(debug_assertions, ignore = "takes minutes without --release")]
+fn one_bad_pod_moves_no_other() {
     println!("one process of eight is bad, 1 % noise, an hour: kept from the first provider");
     for a_second in [10.0, 1.0, 0.1] {
         let behaviour = || -> Behaviour {
@@ -184,7 +189,8 @@ fn one_bad_process_moves_no_other() {
 }
 
 #[test]
-fn a_little_noise_opens_no_breaker() {
+#[cfg_attr(debug_assertions, ignore = "takes minutes without --release")]
+fn noise_opens_no_breaker() {
     println!("noise, 80 calls a second, 30 minutes: kept from the first provider");
     // With more of it, breakers open alone as well, and all of them together.
     for (noise, most) in [(0.01, 0.0), (0.05, 0.02), (0.1, 100.0)] {

@@ -38,7 +38,7 @@ mod memory;
 pub(crate) mod report;
 
 use std::error::Error;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 pub use self::check::check;
 pub use self::memory::{MemoryStore, MemoryWatch};
@@ -89,55 +89,6 @@ impl Record {
     /// What the store keeps: at most 1 KiB of printable ASCII.
     pub fn body(&self) -> &str {
         &self.body
-    }
-}
-
-/// How a chain stands with its fleet, as [`Snapshot::fleet`](crate::Snapshot::fleet) returns it.
-///
-/// ```
-/// # use reqwest_failover::{Provider, ProviderChain, fleet::MemoryStore};
-/// # let chain = ProviderChain::builder([Provider::openai("key")]).share(MemoryStore::new()).build()?;
-/// if let Some(fleet) = chain.snapshot().fleet() {
-///     println!("joined: {}, others heard: {}", fleet.is_joined(), fleet.processes_heard());
-///     println!("errors: {}, ignored: {}", fleet.errors(), fleet.ignored());
-///     println!("last heard {:?} ago", fleet.last_heard().map(|heard| heard.elapsed()));
-/// }
-/// # Ok::<(), reqwest_failover::ConfigError>(())
-/// ```
-#[derive(Clone, Debug, Default)]
-pub struct FleetSnapshot {
-    pub(crate) is_joined: bool,
-    pub(crate) processes_heard: usize,
-    pub(crate) ignored: u64,
-    pub(crate) errors: u64,
-    pub(crate) last_heard: Option<Instant>,
-}
-
-impl FleetSnapshot {
-    /// Whether the store answers: it was read, and nothing has failed since.
-    pub fn is_joined(&self) -> bool {
-        self.is_joined
-    }
-
-    /// How many other processes have reported something that still counts. Where nothing fails, none do.
-    pub fn processes_heard(&self) -> usize {
-        self.processes_heard
-    }
-
-    /// Records that were left out: they are in a format that this version does not read, or there were more
-    /// than 200 between two reads of the store.
-    pub fn ignored(&self) -> u64 {
-        self.ignored
-    }
-
-    /// Calls to the store that failed or took longer than 500 ms.
-    pub fn errors(&self) -> u64 {
-        self.errors
-    }
-
-    /// When a report or a command of another process was last taken in.
-    pub fn last_heard(&self) -> Option<Instant> {
-        self.last_heard
     }
 }
 

@@ -90,6 +90,8 @@ pub use error::{ConfigError, Exhausted, FailoverError};
 pub use health::{Breaker, Cooldown, HealthKey, State};
 pub use hedge::Hedge;
 pub use inspect::{Answer, Flaw, Inspect};
+#[cfg(feature = "fleet")]
+pub use observe::FleetSnapshot;
 pub use observe::{Event, EventOrigin, ProviderSnapshot, Snapshot};
 pub use provider::Provider;
 pub use report::{Attempt, Report};

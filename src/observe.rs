@@ -24,6 +24,8 @@ use http::Method;
 use reqwest::Url;
 
 pub use self::event::{Event, EventOrigin};
+#[cfg(feature = "fleet")]
+pub use self::snapshot::FleetSnapshot;
 pub use self::snapshot::{ProviderSnapshot, Snapshot};
 use crate::health::State;
 use crate::report::{Attempt, Report};

@@ -1,5 +1,5 @@
 //! The guide to observability and the dashboard name metrics that are there, and all of them.
-#![cfg(feature = "metrics")]
+#![cfg(all(feature = "metrics", feature = "fleet"))]
 
 mod readings;
 
@@ -12,6 +12,7 @@ use http::Extensions;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder};
 use metrics_util::debugging::DebuggingRecorder;
 use reqwest::{Body, Request, Response};
+use reqwest_failover::fleet::{HealthStore, MemoryStore, MemoryWatch, Record, StoreError};
 use reqwest_failover::{Hedge, Provider, ProviderChain, ProviderChainBuilder, Reason};
 use reqwest_middleware::{ClientBuilder, Middleware, Next, Result};
 use serde_json::Value;
@@ -53,6 +54,7 @@ async fn everything() {
     };
     let hedged = client(chain().hedge(Hedge::after(Duration::from_secs(1)).max_extra(1.0)), 3);
     hedged.get("https://openai.test/v1/files").send().await.expect("the second one's answer");
+    share(chain).await;
     let client = client(chain(), 0);
     let url = "https://openai.test/v1/files";
     client.get(url).send().await.expect("what the last provider answered");
@@ -62,6 +64,39 @@ async fn everything() {
     }
     let stream = futures_util::stream::iter([Ok::<_, std::io::Error>("{}")]);
     client.post(url).body(Body::wrap_stream(stream)).send().await.expect("an answer");
+}
+
+/// Has everything happen that is counted of shared health.
+async fn share(chain: impl Fn() -> ProviderChainBuilder) {
+    let store = MemoryStore::new();
+    let [one, other] = [0, 1].map(|_| chain().share(store.clone()).build().unwrap());
+    let garbage = Record::new("garbage", "").unwrap();
+    store.put(&garbage, Duration::from_secs(1)).await.unwrap();
+    one.isolate("openai").unwrap();
+    for chain in [&one, &other] {
+        assert!(chain.synced(Duration::from_secs(5)).await);
+    }
+    let broken = chain().share(Broken).build().unwrap();
+    assert!(!broken.synced(Duration::from_secs(5)).await);
+}
+
+/// A store that is not there.
+struct Broken;
+
+impl HealthStore for Broken {
+    type Watch = MemoryWatch;
+
+    async fn put(&self, _: &Record, _: Duration) -> std::result::Result<(), StoreError> {
+        Err("refused".into())
+    }
+
+    async fn list(&self) -> std::result::Result<Vec<(Record, Duration)>, StoreError> {
+        Err("refused".into())
+    }
+
+    async fn watch(&self) -> std::result::Result<MemoryWatch, StoreError> {
+        Err("refused".into())
+    }
 }
 
 fn run<T>(recorder: &impl metrics::Recorder, then: impl FnOnce() -> T) -> T {
@@ -102,7 +137,7 @@ fn every_metric_is_in_the_guide_with_its_kind_unit_and_labels() {
         let names = rest.split(',').filter_map(|label| Some(label.split_once('=')?.0));
         labels.entry(name).or_default().extend(names.map(|name| format!("`{name}`")));
     }
-    assert_eq!(readings.described.len(), 14, "{:#?}", readings.described);
+    assert_eq!(readings.described.len(), 18, "{:#?}", readings.described);
     for (name, (kind, unit, text)) in &readings.described {
         assert!(!text.is_empty(), "{name} has no description");
         let begins = format!("| `{name}` |");
@@ -243,7 +278,8 @@ fn the_guide_lists_every_event() {
     let events = events.split("\n}\n").next().unwrap();
     let variants: BTreeSet<_> = events
         .lines()
-        .filter_map(|line| line.strip_prefix("    ")?.strip_suffix(" {"))
+        .filter_map(|line| line.strip_prefix("    ")?.strip_suffix(['{', ',']))
+        .map(str::trim_end)
         .filter(|name| name.chars().all(|c| c.is_ascii_alphabetic()))
         .collect();
     assert!(variants.contains("Rejected") && variants.len() > 10, "{variants:?}");

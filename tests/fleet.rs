@@ -7,9 +7,11 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use reqwest_failover::fleet::{
-    self, FleetSnapshot, HealthStore, HealthWatch, MemoryStore, MemoryWatch, Record, StoreError,
+    self, HealthStore, HealthWatch, MemoryStore, MemoryWatch, Record, StoreError,
 };
-use reqwest_failover::{Event, Provider, ProviderChain, ProviderChainBuilder, State};
+use reqwest_failover::{
+    Event, FleetSnapshot, Provider, ProviderChain, ProviderChainBuilder, State,
+};
 use reqwest_failover_testing::terminal::{Harness, Script, lock, ms, now, provider, secs};
 
 fn pod(store: impl HealthStore) -> Harness {
@@ -31,7 +33,7 @@ async fn synced(pods: &[&Harness]) {
 }
 
 fn fleet_of(pod: &Harness) -> FleetSnapshot {
-    pod.chain.snapshot().fleet().expect("it shares").clone()
+    pod.chain.snapshot().fleet().expect("it shares")
 }
 
 fn names(pod: &Harness) -> Vec<String> {

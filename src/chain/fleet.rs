@@ -19,10 +19,10 @@ use super::list::CurrentList;
 use super::shared::{Shared, now};
 use crate::fleet::member::{Heard, Member, Write};
 use crate::fleet::report::{Subject, provider_key, provider_name};
-use crate::fleet::{FleetSnapshot, HealthStore, HealthWatch, Record, StoreError};
+use crate::fleet::{HealthStore, HealthWatch, Record, StoreError};
 use crate::health::{Process, Received};
 use crate::message;
-use crate::observe::{Event, EventOrigin, FleetCount, catch_panic};
+use crate::observe::{Event, EventOrigin, FleetCount, FleetSnapshot, catch_panic};
 
 type Spawn = dyn Fn(&Handle, Weak<CurrentList>, Arc<Fleet>) + Send + Sync;
 
@@ -95,7 +95,7 @@ impl Fleet {
     }
 
     pub(super) fn snapshot(&self) -> FleetSnapshot {
-        self.lock_status().clone()
+        *self.lock_status()
     }
 
     fn lock_commands(&self) -> MutexGuard<'_, Vec<Subject>> {

@@ -208,7 +208,7 @@ pub(super) fn log(event: &Event<'_>, messages: bool) {
         Event::FallbackRateNormal { provider, ratio, .. } => {
             line!(INFO, "the first provider serves again", gen_ai.provider.name = provider, ratio);
         }
-        Event::FleetJoined => line!(INFO, "health is shared with other processes", joined = true),
+        Event::FleetJoined => line!(INFO, "health is shared with other processes",),
         Event::FleetLost { error } => {
             line!(
                 WARN,

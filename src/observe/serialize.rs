@@ -28,7 +28,7 @@ impl Serialize for Snapshot {
         map.serialize_entry("callback_panics", &self.callback_panics())?;
         #[cfg(feature = "fleet")]
         if let Some(fleet) = self.fleet() {
-            map.serialize_entry("fleet", fleet)?;
+            map.serialize_entry("fleet", &fleet)?;
         }
         map.serialize_entry("providers", self.providers())?;
         map.end()
@@ -36,7 +36,7 @@ impl Serialize for Snapshot {
 }
 
 #[cfg(feature = "fleet")]
-impl Serialize for crate::fleet::FleetSnapshot {
+impl Serialize for super::FleetSnapshot {
     /// A map whose keys are the names of the methods, without `last_heard`.
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(None)?;

@@ -1,10 +1,10 @@
 //! A chain's health and counts at one moment.
 
 use std::sync::Arc;
+#[cfg(feature = "fleet")]
+use std::time::Instant;
 
 use super::RequestCounts;
-#[cfg(feature = "fleet")]
-use crate::fleet::FleetSnapshot;
 use crate::health::{Counts, State};
 
 /// A chain's health and counts at one moment.
@@ -87,16 +87,67 @@ impl Snapshot {
         self.passed_through
     }
 
-    /// How the chain stands with its fleet; `None` if it does not
-    /// [`share`](crate::ProviderChainBuilder::share) its health.
+    /// How the chain stands with the others that share its health; `None` if it does not
+    /// [`share`](crate::ProviderChainBuilder::share) it.
     #[cfg(feature = "fleet")]
-    pub fn fleet(&self) -> Option<&FleetSnapshot> {
-        self.fleet.as_ref()
+    pub fn fleet(&self) -> Option<FleetSnapshot> {
+        self.fleet
     }
 
     /// How often one of the user's closures panicked.
     pub fn callback_panics(&self) -> u64 {
         self.callback_panics
+    }
+}
+
+/// How a chain stands with the others that share its health, as [`Snapshot::fleet`] returns it.
+///
+/// ```
+/// # use reqwest_failover::{Provider, ProviderChain, fleet::MemoryStore};
+/// # let chain = ProviderChain::builder([Provider::openai("key")]).share(MemoryStore::new()).build()?;
+/// if let Some(fleet) = chain.snapshot().fleet() {
+///     println!("joined: {}, others heard: {}", fleet.is_joined(), fleet.processes_heard());
+///     println!("errors: {}, ignored: {}", fleet.errors(), fleet.ignored());
+///     println!("last heard {:?} ago", fleet.last_heard().map(|heard| heard.elapsed()));
+/// }
+/// # Ok::<(), reqwest_failover::ConfigError>(())
+/// ```
+#[cfg(feature = "fleet")]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct FleetSnapshot {
+    pub(crate) is_joined: bool,
+    pub(crate) processes_heard: usize,
+    pub(crate) ignored: u64,
+    pub(crate) errors: u64,
+    pub(crate) last_heard: Option<Instant>,
+}
+
+#[cfg(feature = "fleet")]
+impl FleetSnapshot {
+    /// Whether the store answers: it was read, and nothing has failed since.
+    pub fn is_joined(&self) -> bool {
+        self.is_joined
+    }
+
+    /// How many other processes have reported something that still counts. Where nothing fails, none do.
+    pub fn processes_heard(&self) -> usize {
+        self.processes_heard
+    }
+
+    /// Records that were left out: they are in a format that this version does not read, or there were more
+    /// than 200 between two reads of the store.
+    pub fn ignored(&self) -> u64 {
+        self.ignored
+    }
+
+    /// Calls to the store that failed or took longer than 500 ms.
+    pub fn errors(&self) -> u64 {
+        self.errors
+    }
+
+    /// When a report or a command of another process was last taken in.
+    pub fn last_heard(&self) -> Option<Instant> {
+        self.last_heard
     }
 }
 

@@ -338,7 +338,7 @@ pub(super) struct ReadAnswer {
     pub(super) head: Head,
     body: PrefixedBody,
     /// What was read.
-    pub(super) read: Vec<u8>,
+    pub(super) read: Bytes,
     /// Whether that is the body to its end.
     pub(super) complete: bool,
 }
@@ -348,9 +348,10 @@ impl ReadAnswer {
     async fn read(&mut self, until: Instant) -> bool {
         const LARGEST: usize = 64 * 1024;
         // A body that is always ready would otherwise be read beyond its time.
-        while self.read.len() <= LARGEST && now() < until {
+        let mut length = 0;
+        while length <= LARGEST && now() < until {
             match self.body.hold().await {
-                Arrival::Data(data) => self.read.extend_from_slice(&data),
+                Arrival::Data(data) => length += data.len(),
                 Arrival::Trailers => {}
                 Arrival::Failure => return false,
                 Arrival::End => return true,
@@ -372,7 +373,7 @@ pub(super) fn read_answer(
 ) -> impl Future<Output = Box<ReadAnswer>> + Send {
     let (head, body) = Head::cut_off(response);
     let body = PrefixedBody::of(body);
-    let mut answer = Box::new(ReadAnswer { head, body, read: Vec::new(), complete: false });
+    let mut answer = Box::new(ReadAnswer { head, body, read: Bytes::new(), complete: false });
     async move {
         let complete = {
             let mut read = pin!(answer.read(until));
@@ -383,6 +384,7 @@ pub(super) fn read_answer(
             }
         };
         answer.complete = complete;
+        answer.read = concat(&answer.body);
         answer
     }
 }

@@ -32,14 +32,14 @@ pub(super) fn drive<'a>(
     // while it waits is kept small: below 1,032 bytes glibc has fast lists for it.
     Box::pin(async move {
         let mut state = RequestState::new(&sender.shared, &requests, extensions);
-        let begun = state.begin(&sender.address, &requests);
-        let first = begun.map_err(|cause| state.fail(cause))?;
-        // What is borrowed is kept until the end.
-        #[expect(clippy::redundant_pattern_matching)]
-        if matches!(first, None) {
-            Box::pin(make_replayable(&mut state, &mut sender.upload, &mut requests)).await?;
-        }
-        let mut step = first.unwrap_or_else(|| state.next_step());
+        let mut step = match state.begin(&sender.address, &requests) {
+            Ok(Some(step)) => step,
+            Ok(None) => {
+                Box::pin(make_replayable(&mut state, &mut sender.upload, &mut requests)).await?;
+                state.next_step()
+            }
+            Err(cause) => return Err(state.fail(cause)),
+        };
         let mut flights = Flights::new(&mut state);
         loop {
             let until = match flights.act(step, &sender, &mut requests) {

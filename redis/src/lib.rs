@@ -282,7 +282,8 @@ impl Drop for Call<'_> {
 
 fn with_protocol(client: &Client, protocol: ProtocolVersion) -> Result<Client, RedisError> {
     let info = client.get_connection_info();
-    let settings = info.redis_settings().clone().set_protocol(protocol);
+    // To say the library's name takes another right.
+    let settings = info.redis_settings().clone().set_protocol(protocol).set_skip_set_lib_name();
     Client::open(info.clone().set_redis_settings(settings))
 }
 
@@ -317,7 +318,10 @@ fn parse(text: &[u8]) -> Option<(Record, Duration)> {
     Some((Record::new(key, body)?, Duration::from_millis(ttl.parse().ok()?)))
 }
 
+/// Of the record's key, its time to live in milliseconds and its body. Where a thousand records are there,
+/// another one is published and not kept.
 const PUT: &str = include_str!("put.lua");
+/// Returns the records as [`parse`] reads them, and removes what has expired or is none.
 const LIST: &str = include_str!("list.lua");
 const NO_PERMISSION: ErrorKind = ErrorKind::Server(ServerErrorKind::NoPerm);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);

@@ -1,4 +1,3 @@
--- KEYS[1]: the hash. Returns of each record the key, the ms that are left and the body; removes what has expired
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
 local all, out = redis.call('HGETALL', KEYS[1]), {}

@@ -1,4 +1,3 @@
--- KEYS[1]: the hash, which is also the channel's name; ARGV: the record's key, its time to live in ms, its body
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
 local ttl = tonumber(ARGV[2])

@@ -216,3 +216,185 @@ async fn probes() {
     assert!(breaks >= 200, "{breaks} breaks");
     assert!(each <= 1.02, "{each}");
 }
+
+/// In each process one chain shares its health and another does not, and both call in turn: what the machine
+/// does to one it does to the other.
+#[tokio::test(flavor = "multi_thread")]
+async fn store_faults() {
+    let _alone = ALONE.lock().await;
+    let mut server = server!();
+    let proxy = Proxy::start(server.addr()).await;
+    let mut fleet = Fleet::start(PROCESSES);
+    let takes = Duration::from_millis(50);
+    let (first, second) = (StandIn::start(takes).await, StandIn::start(takes).await);
+    let bases = bases(&[&first, &second]);
+    let url = proxy.url();
+    let breaks = [Duration::from_secs(2), Duration::from_secs(4)];
+    let mut chain = Chain { namespace: "faults", store: Some(&url), bases: &bases, breaks };
+    fleet.chain("shared", &chain).await;
+    chain.store = None;
+    fleet.chain("alone", &chain).await;
+
+    println!("\n                    calls  failed   p99 ms: shared   alone");
+    let (mut shared, mut alone) = (Vec::new(), Vec::new());
+    let mut failed = 0;
+    for fault in ["none", "killed", "stopped", "slow", "black hole", "reset", "emptied"] {
+        fleet.go("shared", 2.0 * RATE).await;
+        fleet.go("alone", 2.0 * RATE).await;
+        sleep(Duration::from_millis(500)).await;
+        match fault {
+            "killed" => server.kill(),
+            "stopped" => server.pause(),
+            "slow" => proxy.set(Mode::Delay(Duration::from_millis(300))),
+            "black hole" => proxy.set(Mode::BlackHole),
+            "reset" => proxy.set(Mode::Reset),
+            "emptied" => {
+                let client = redis::Client::open(server.url()).unwrap();
+                redis::cmd("FLUSHALL").exec(&mut client.get_connection().unwrap()).unwrap();
+            }
+            _ => {}
+        }
+        sleep(Duration::from_secs(4)).await;
+        match fault {
+            "killed" => server.restart(),
+            "stopped" => server.resume(),
+            _ => proxy.set(Mode::Pass),
+        }
+        sleep(Duration::from_millis(500)).await;
+        let (with, without) = (fleet.halt("shared").await, fleet.halt("alone").await);
+        println!(
+            "  {fault:<16} {:>6} {:>7}          {:>7.1} {:>7.1}",
+            with.took.len(),
+            with.failed,
+            millis(quantile(&with.took, 0.99)),
+            millis(quantile(&without.took, 0.99)),
+        );
+        failed += with.failed + without.failed;
+        shared.extend(with.took);
+        alone.extend(without.took);
+    }
+    let [p99, p99_alone] = [&shared, &alone].map(|took| millis(quantile(took, 0.99)));
+    let change = (p99 / p99_alone - 1.0) * 100.0;
+    println!(
+        "  all {:>19} {failed:>7}          {p99:>7.1} {p99_alone:>7.1}   {change:+.1} %",
+        shared.len()
+    );
+
+    // Redis goes away in the middle of an outage, while one process may probe for all.
+    let began = first.turn(Kind::Status(500));
+    fleet.go("shared", RATE).await;
+    fleet.until_all("shared", "opened", "p0", began, Duration::from_secs(2)).await;
+    sleep(Duration::from_secs(3)).await;
+    server.kill();
+    sleep(Duration::from_secs(1)).await;
+    let back = first.turn(Kind::Well);
+    // The longest break, and 3 s for which a probe of another process may be waited for.
+    let within = breaks[1] + Duration::from_secs(4);
+    let closed = fleet.until_all("shared", "closed", "p0", back, within).await;
+    let last = closed.iter().max().unwrap() - back;
+    println!(
+        "  the provider is back while Redis is gone: all ask it within {:.1} s",
+        millis(last) / 1000.0
+    );
+    failed += fleet.halt("shared").await.failed;
+
+    assert_eq!(failed, 0, "a store that fails fails no call");
+    assert!(change <= 5.0, "{change:+.1} %");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reconverge() {
+    let _alone = ALONE.lock().await;
+    let mut server = server!();
+    let mut fleet = Fleet::start(PROCESSES);
+    let mut providers = Vec::new();
+    for _ in 0..3 {
+        providers.push(StandIn::start(TAKES).await);
+    }
+    let bases = bases(&providers.iter().collect::<Vec<_>>());
+    let url = server.url();
+    let chain = Chain { namespace: "again", store: Some(&url), bases: &bases, breaks: BREAKS };
+    fleet.chain("a", &chain).await;
+
+    let began = micros();
+    assert_eq!(fleet.one(0, "isolate a p0").await, "true");
+    assert_eq!(fleet.one(1, "order a p2 p1 p0").await, "true");
+    // The two that gave an order emit it as well.
+    fleet.until_all("a", "steered", "p0", began, Duration::from_secs(2)).await;
+    fleet.until_all("a", "steered", "-", began, Duration::from_secs(2)).await;
+
+    println!();
+    for fault in ["killed and restarted empty", "stopped and resumed"] {
+        let down = micros();
+        if fault.starts_with("killed") {
+            server.kill()
+        } else {
+            server.pause()
+        }
+        fleet.until_all("a", "lost", "-", down, Duration::from_secs(3)).await;
+        sleep(Duration::from_secs(4)).await;
+        let back = micros();
+        if fault.starts_with("killed") {
+            server.restart()
+        } else {
+            server.resume()
+        }
+        let joined = fleet.until_all("a", "joined", "-", back, Duration::from_secs(6)).await;
+        let after: Vec<u64> = joined.iter().map(|at| at - back).collect();
+        let [half, last] = [0.5, 1.0].map(|share| millis(quantile(&after, share)) / 1000.0);
+        println!("  {fault}: joined again after p50 {half:.1} s, the last one after {last:.1} s");
+        assert!(last <= 3.0, "{last} s");
+
+        // What operators want is in the store again, and holds for one that starts now.
+        sleep(Duration::from_secs(1)).await;
+        fleet.add();
+        fleet.chain("b", &chain).await;
+        let newest = fleet.len() - 1;
+        assert_eq!(fleet.one(newest, "state b").await, "p2:Closed,p1:Closed,p0:Isolated true");
+        for provider in &providers {
+            provider.turn(Kind::Well);
+        }
+        let began = micros();
+        fleet.one(newest, "go b 50").await;
+        sleep(Duration::from_millis(300)).await;
+        fleet.one(newest, "halt b").await;
+        let received: Vec<usize> = providers.iter().map(|of| of.received(began).len()).collect();
+        assert!(received[..2] == [0, 0] && received[2] > 0, "the order is lost: {received:?}");
+        for state in fleet.all("state b").await {
+            assert_eq!(state, "p2:Closed,p1:Closed,p0:Isolated true");
+        }
+        fleet.chain("a", &chain).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn recovery() {
+    let _alone = ALONE.lock().await;
+    let server = server!();
+    let mut fleet = Fleet::start(PROCESSES);
+    let (first, second) = (StandIn::start(TAKES).await, StandIn::start(TAKES).await);
+    let bases = bases(&[&first, &second]);
+    let breaks = [Duration::from_secs(2), Duration::from_secs(8)];
+    let url = server.url();
+    println!("\n  after an outage of 6 s          first closed   all closed after that");
+    for store in [None, Some(&*url), Some(&*url), Some(&*url)] {
+        first.turn(Kind::Well);
+        let namespace = format!("{:016x}", fastrand::u64(..));
+        let chain = Chain { namespace: &namespace, store, bases: &bases, breaks };
+        fleet.chain("a", &chain).await;
+        fleet.go("a", RATE).await;
+        sleep(Duration::from_millis(400)).await;
+        first.turn(Kind::Status(500));
+        sleep(Duration::from_secs(6)).await;
+        let back = first.turn(Kind::Well);
+        let closed = fleet.until_all("a", "closed", "p0", back, Duration::from_secs(12)).await;
+        assert_eq!(fleet.halt("a").await.failed, 0);
+        let (earliest, last) = (closed.iter().min().unwrap(), closed.iter().max().unwrap());
+        let [waited, spread] = [earliest - back, last - earliest].map(|us| millis(us) / 1000.0);
+        let name = if store.is_some() { "shared" } else { "alone" };
+        println!("  {name:<32} {waited:>8.2} s {spread:>18.2} s");
+        if store.is_some() {
+            assert!(spread <= 1.0 + TAKES.as_secs_f64(), "{spread} s");
+        }
+    }
+}

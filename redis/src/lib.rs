@@ -243,11 +243,13 @@ impl fmt::Debug for RedisHealth {
     }
 }
 
+type Connecting = Pin<Box<dyn Future<Output = Result<Connection, RedisError>> + Send>>;
+
 #[derive(Default)]
 struct Link {
     connection: Option<Connection>,
     /// It goes on with the next call where the one that began it was dropped, as a chain does after 500 ms.
-    connecting: Option<Pin<Box<dyn Future<Output = Result<Connection, RedisError>> + Send>>>,
+    connecting: Option<Connecting>,
 }
 
 #[derive(Clone)]

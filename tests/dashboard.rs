@@ -1,5 +1,5 @@
 //! The guide to observability and the dashboard name metrics that are there, and all of them.
-#![cfg(feature = "metrics")]
+#![cfg(all(feature = "metrics", feature = "fleet"))]
 
 mod readings;
 
@@ -12,6 +12,7 @@ use http::Extensions;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder};
 use metrics_util::debugging::DebuggingRecorder;
 use reqwest::{Body, Request, Response};
+use reqwest_failover::fleet::{HealthStore, MemoryStore, MemoryWatch, Record, StoreError};
 use reqwest_failover::{Hedge, Provider, ProviderChain, ProviderChainBuilder, Reason};
 use reqwest_middleware::{ClientBuilder, Middleware, Next, Result};
 use serde_json::Value;
@@ -62,6 +63,39 @@ async fn everything() {
     }
     let stream = futures_util::stream::iter([Ok::<_, std::io::Error>("{}")]);
     client.post(url).body(Body::wrap_stream(stream)).send().await.expect("an answer");
+    shared_health(chain).await;
+}
+
+/// One chain tells another about an operator's command, there is a record that neither reads, and a third
+/// one's store is down.
+async fn shared_health(chain: impl Fn() -> ProviderChainBuilder) {
+    let store = MemoryStore::new();
+    let unread = Record::new("of/another/version", "2").unwrap();
+    store.put(&unread, Duration::from_secs(60)).await.unwrap();
+    let [one, other] = [(); 2].map(|()| chain().share(store.clone()).build().unwrap());
+    assert!(other.synced(Duration::from_secs(1)).await);
+    one.isolate("cometapi").unwrap();
+    assert!(one.synced(Duration::from_secs(1)).await && other.synced(Duration::from_secs(1)).await);
+    let lost = chain().share(Down).build().unwrap();
+    assert!(!lost.synced(Duration::from_secs(1)).await);
+}
+
+struct Down;
+
+impl HealthStore for Down {
+    type Watch = MemoryWatch;
+
+    async fn put(&self, _: &Record, _: Duration) -> std::result::Result<(), StoreError> {
+        Err("it is down".into())
+    }
+
+    async fn list(&self) -> std::result::Result<Vec<(Record, Duration)>, StoreError> {
+        Err("it is down".into())
+    }
+
+    async fn watch(&self) -> std::result::Result<MemoryWatch, StoreError> {
+        Err("it is down".into())
+    }
 }
 
 fn run<T>(recorder: &impl metrics::Recorder, then: impl FnOnce() -> T) -> T {
@@ -102,7 +136,7 @@ fn every_metric_is_in_the_guide_with_its_kind_unit_and_labels() {
         let names = rest.split(',').filter_map(|label| Some(label.split_once('=')?.0));
         labels.entry(name).or_default().extend(names.map(|name| format!("`{name}`")));
     }
-    assert_eq!(readings.described.len(), 14, "{:#?}", readings.described);
+    assert_eq!(readings.described.len(), 18, "{:#?}", readings.described);
     for (name, (kind, unit, text)) in &readings.described {
         assert!(!text.is_empty(), "{name} has no description");
         let begins = format!("| `{name}` |");
@@ -243,7 +277,8 @@ fn the_guide_lists_every_event() {
     let events = events.split("\n}\n").next().unwrap();
     let variants: BTreeSet<_> = events
         .lines()
-        .filter_map(|line| line.strip_prefix("    ")?.strip_suffix(" {"))
+        .filter_map(|line| line.strip_prefix("    ")?.strip_suffix([',', '{']))
+        .map(str::trim_end)
         .filter(|name| name.chars().all(|c| c.is_ascii_alphabetic()))
         .collect();
     assert!(variants.contains("Rejected") && variants.len() > 10, "{variants:?}");

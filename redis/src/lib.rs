@@ -331,3 +331,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 const LONGEST_TTL: u64 = 1000 * 366 * 24 * 60 * 60 * 1000;
 /// A watch that is further behind loses the oldest records.
 const MOST_BEHIND: usize = 256;
+
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/fleet.md")]
+struct Guide;

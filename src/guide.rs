@@ -25,6 +25,9 @@ guide!(streams, "../docs/streams.md");
 guide!(recipes, "../docs/recipes.md");
 guide!(observability, "../docs/observability.md");
 guide!(runtime, "../docs/runtime.md");
+// Its snippet needs a Redis store, so it is a doctest of the package `redis`.
+#[cfg(not(doctest))]
+guide!(fleet, "../docs/fleet.md");
 guide!(choosing, "../docs/choosing.md");
 guide!(performance, "../docs/performance.md");
 guide!(testing, "../docs/testing.md");

@@ -54,7 +54,6 @@ async fn everything() {
     };
     let hedged = client(chain().hedge(Hedge::after(Duration::from_secs(1)).max_extra(1.0)), 3);
     hedged.get("https://openai.test/v1/files").send().await.expect("the second one's answer");
-    share(chain).await;
     let client = client(chain(), 0);
     let url = "https://openai.test/v1/files";
     client.get(url).send().await.expect("what the last provider answered");
@@ -64,38 +63,38 @@ async fn everything() {
     }
     let stream = futures_util::stream::iter([Ok::<_, std::io::Error>("{}")]);
     client.post(url).body(Body::wrap_stream(stream)).send().await.expect("an answer");
+    shared_health(chain).await;
 }
 
-/// Has everything happen that is counted of shared health.
-async fn share(chain: impl Fn() -> ProviderChainBuilder) {
+/// One chain tells another about an operator's command, there is a record that neither reads, and a third
+/// one's store is down.
+async fn shared_health(chain: impl Fn() -> ProviderChainBuilder) {
     let store = MemoryStore::new();
-    let [one, other] = [0, 1].map(|_| chain().share(store.clone()).build().unwrap());
-    let garbage = Record::new("garbage", "").unwrap();
-    store.put(&garbage, Duration::from_secs(1)).await.unwrap();
-    one.isolate("openai").unwrap();
-    for chain in [&one, &other] {
-        assert!(chain.synced(Duration::from_secs(5)).await);
-    }
-    let broken = chain().share(Broken).build().unwrap();
-    assert!(!broken.synced(Duration::from_secs(5)).await);
+    let unread = Record::new("of/another/version", "2").unwrap();
+    store.put(&unread, Duration::from_secs(60)).await.unwrap();
+    let [one, other] = [(); 2].map(|()| chain().share(store.clone()).build().unwrap());
+    assert!(other.synced(Duration::from_secs(1)).await);
+    one.isolate("cometapi").unwrap();
+    assert!(one.synced(Duration::from_secs(1)).await && other.synced(Duration::from_secs(1)).await);
+    let lost = chain().share(Down).build().unwrap();
+    assert!(!lost.synced(Duration::from_secs(1)).await);
 }
 
-/// A store that is not there.
-struct Broken;
+struct Down;
 
-impl HealthStore for Broken {
+impl HealthStore for Down {
     type Watch = MemoryWatch;
 
     async fn put(&self, _: &Record, _: Duration) -> std::result::Result<(), StoreError> {
-        Err("refused".into())
+        Err("it is down".into())
     }
 
     async fn list(&self) -> std::result::Result<Vec<(Record, Duration)>, StoreError> {
-        Err("refused".into())
+        Err("it is down".into())
     }
 
     async fn watch(&self) -> std::result::Result<MemoryWatch, StoreError> {
-        Err("refused".into())
+        Err("it is down".into())
     }
 }
 
@@ -278,7 +277,7 @@ fn the_guide_lists_every_event() {
     let events = events.split("\n}\n").next().unwrap();
     let variants: BTreeSet<_> = events
         .lines()
-        .filter_map(|line| line.strip_prefix("    ")?.strip_suffix(['{', ',']))
+        .filter_map(|line| line.strip_prefix("    ")?.strip_suffix([',', '{']))
         .map(str::trim_end)
         .filter(|name| name.chars().all(|c| c.is_ascii_alphabetic()))
         .collect();

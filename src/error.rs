@@ -184,7 +184,7 @@ pub(crate) enum FailureKind {
     #[error("no provider served the request")]
     Exhausted,
     #[error("no provider may be asked: each is isolated or left out by the route")]
-    NobodyToAsk,
+    NoProviderToAsk,
     #[error("the request's total timeout passed")]
     NoTime,
     #[error("the request's own body failed")]

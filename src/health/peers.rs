@@ -3,7 +3,7 @@
 //! Processes that share their health behave like one that carries all their traffic. The rules:
 //!
 //! - **The row of failures is counted over all processes.** No other process counts for more than half of
-//!   what opens a breaker, so that one with a broken network opens nobody's but its own. A success
+//!   what opens a breaker, so that one with a broken network opens only its own. A success
 //!   anywhere ends the row everywhere: a process reports which failures of others it has answered.
 //! - **A process reports only what it has seen itself.** What it has heard is not passed on.
 //! - **Each draws its own jitter.** The first whose break ends probes, and says so; the others wait for

@@ -114,7 +114,7 @@ impl RequestState<'_> {
     /// Ends a request for which no provider was asked.
     pub(in crate::chain) fn fail_unasked(&mut self) -> Error {
         let is_late = self.now >= self.run.deadline().at;
-        self.fail(if is_late { FailureKind::NoTime } else { FailureKind::NobodyToAsk })
+        self.fail(if is_late { FailureKind::NoTime } else { FailureKind::NoProviderToAsk })
     }
 
     /// How a request ends that no provider served.

@@ -434,6 +434,17 @@ fn a_probe_of_ones_own_is_not_stopped_by_one_elsewhere() {
 }
 
 #[test]
+fn a_probe_of_ones_own_whose_lease_is_over_gives_way_to_one_elsewhere() {
+    let mut fleet = Fleet::new(2);
+    fleet.fail(0, 5);
+    fleet.pass_break(0);
+    let _probe = fleet.admit(0);
+    fleet.pass(60.0);
+    fleet.hear(0, 1, &HealthReport { is_probing: true, ..some(1, 1) });
+    assert_eq!(fleet.admission(0), Admission::Unavailable(fleet.now + secs(3)));
+}
+
+#[test]
 fn a_probe_that_fails_elsewhere_opens_again() {
     let mut fleet = Fleet::new(3);
     fleet.open_all();

@@ -71,6 +71,8 @@ enum Mode {
     #[default]
     Up,
     Fails(&'static str),
+    /// As a replica, or a server that is full.
+    ReadOnly,
     Silent,
     Panics,
     PanicsWhenPolled,
@@ -83,7 +85,7 @@ impl Scripted {
 
     async fn call(mode: Mode) -> Result<(), StoreError> {
         match mode {
-            Mode::Up => Ok(()),
+            Mode::Up | Mode::ReadOnly => Ok(()),
             Mode::Fails(error) => Err(error.into()),
             Mode::Silent => pending().await,
             Mode::Panics | Mode::PanicsWhenPolled => panic!("scripted"),
@@ -110,6 +112,9 @@ impl HealthStore for Scripted {
         let mode = self.enter();
         async move {
             Self::call(mode).await?;
+            if mode == Mode::ReadOnly {
+                return Err("it is a replica".into());
+            }
             self.store.put(record, ttl).await
         }
     }
@@ -314,6 +319,35 @@ async fn a_store_that_fails_is_told_of_once_and_changes_no_request() {
         notes,
         ["joined", "lost", "joined", "lost", "joined", "lost", "joined", "lost", "joined"]
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_can_only_be_read_is_told_of_once_and_read_all_the_same() {
+    let store = Scripted::default();
+    let (notes, note) = notes();
+    let pod = pod_with(store.clone(), |chain| chain.observe(note));
+    let other = self::pod(store.store.clone());
+    synced(&[&pod, &other]).await;
+    lock(&notes).clear();
+    store.set(Mode::ReadOnly);
+    pod.chain.isolate("second").unwrap();
+    tokio::time::sleep(secs(10)).await;
+    let calls = store.calls.load(Ordering::Relaxed);
+    tokio::time::sleep(secs(60)).await;
+    let calls = store.calls.load(Ordering::Relaxed) - calls;
+    // Three calls a try, and a try each second on the average.
+    assert!((90..300).contains(&calls), "{calls} calls in a minute");
+    let lost: Vec<_> =
+        lock(&notes).iter().filter(|note| !note.starts_with("steered")).cloned().collect();
+    assert_eq!(lost, ["lost: put: it is a replica"]);
+    other.chain.isolate("first").unwrap();
+    tokio::time::sleep(secs(3)).await;
+    assert_eq!(pod.state("first"), State::Isolated, "what others put is heard");
+    store.set(Mode::Up);
+    assert!(pod.chain.synced(secs(3)).await);
+    assert_eq!(lock(&notes).last().unwrap(), "joined");
+    synced(&[&other]).await;
+    assert_eq!(other.state("second"), State::Isolated);
 }
 
 #[tokio::test(start_paused = true)]

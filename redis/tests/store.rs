@@ -549,6 +549,7 @@ async fn a_node_of_a_cluster_refuses() {
         sleep(Duration::from_millis(100)).await;
     }
     quoted(&error, "Moved: ");
+    store(&other).list().await.expect("the node that has the key works");
     for config in [config, other_config] {
         _ = std::fs::remove_file(std::env::temp_dir().join(config));
     }

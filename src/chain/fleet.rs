@@ -203,6 +203,9 @@ impl<S: HealthStore> Task<S> {
     ) -> Result<std::convert::Infallible, Stop> {
         let mut watch = limited("watch", || self.store.watch()).await?;
         self.read_list(member, list).await?;
+        // A store that can be read and not written has failed, too.
+        self.write_all(member, list).await?;
+        member.succeed();
         self.report_joined(&self.chain()?.get());
         loop {
             let asked = self.fleet.sync_asked.load(Ordering::Acquire);

@@ -149,7 +149,6 @@ impl Member {
         health: &HealthTable,
         now: Instant,
     ) -> Vec<(Heard, Duration)> {
-        self.failures = 0;
         self.watched_left = MOST_WATCHED;
         self.poll_at = after(now, POLL.mul_f64(0.9 + 0.2 * self.random.f64()));
         self.written.retain(|_, until| *until > now);
@@ -187,6 +186,11 @@ impl Member {
         self.failures = self.failures.saturating_add(1);
         self.again.extend(self.providers.iter().map(|(id, _)| id));
         after(now, longest.mul_f64(self.random.f64()))
+    }
+
+    /// The store was read and written.
+    pub(crate) fn succeed(&mut self) {
+        self.failures = 0;
     }
 
     pub(crate) fn poll_at(&self) -> Instant {

@@ -547,6 +547,22 @@ fn a_close_elsewhere_ends_the_break_and_does_not_close() {
 }
 
 #[test]
+fn a_close_elsewhere_ends_the_wait_for_a_third_ones_probe_and_no_probe_of_ones_own() {
+    let closed = |number| HealthReport { has_closed: true, ..some(number, 1) };
+    let mut fleet = Fleet::new(3);
+    fleet.fail(0, 5);
+    fleet.pass_break(0);
+    fleet.hear(0, 1, &HealthReport { is_probing: true, ..some(1, 1) });
+    fleet.hear(0, 2, &closed(1));
+    assert_eq!(fleet.admission(0), Admission::ProbeDue);
+    let probe = fleet.admit(0);
+    fleet.hear(0, 1, &closed(2));
+    assert_eq!(fleet.state(0), State::Probing);
+    fleet.end(0, probe, HealthSignal::Success);
+    assert!(fleet.is_closed(0));
+}
+
+#[test]
 fn a_close_is_heard_once() {
     let mut fleet = Fleet::new(2);
     fleet.fail(0, 5);

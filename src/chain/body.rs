@@ -344,8 +344,28 @@ pub(super) struct ReadAnswer {
 }
 
 impl ReadAnswer {
-    /// Reads the body until then. Returns whether that was all of it.
-    async fn read(&mut self, until: Instant) -> bool {
+    pub(super) fn new(response: Response) -> Self {
+        let (head, body) = Head::cut_off(response);
+        Self { head, body: PrefixedBody::of(body), read: Bytes::new(), complete: false }
+    }
+
+    /// Reads the body until then, at most 64 KiB, so that it can be looked at and so that its connection
+    /// returns to the pool.
+    pub(super) async fn read(&mut self, until: Instant) {
+        let complete = {
+            let mut reading = pin!(self.read_on(until));
+            // Mostly all of it is there already, and no timer is needed.
+            match poll_fn(|context| Poll::Ready(reading.as_mut().poll(context))).await {
+                Poll::Ready(complete) => complete,
+                Poll::Pending => timeout_at(until.into(), reading).await.unwrap_or(false),
+            }
+        };
+        self.complete = complete;
+        self.read = concat(&self.body);
+    }
+
+    /// Returns whether it has read all of it.
+    async fn read_on(&mut self, until: Instant) -> bool {
         const LARGEST: usize = 64 * 1024;
         // A body that is always ready would otherwise be read beyond its time.
         let mut length = 0;
@@ -362,30 +382,6 @@ impl ReadAnswer {
 
     pub(super) fn into_response(self) -> Response {
         self.head.with(self.body.into_body())
-    }
-}
-
-/// Reads the body of a failed answer until then, at most 64 KiB, so that it can be looked at and so
-/// that its connection returns to the pool.
-pub(super) fn read_answer(
-    response: Response,
-    until: Instant,
-) -> impl Future<Output = Box<ReadAnswer>> + Send {
-    let (head, body) = Head::cut_off(response);
-    let body = PrefixedBody::of(body);
-    let mut answer = Box::new(ReadAnswer { head, body, read: Bytes::new(), complete: false });
-    async move {
-        let complete = {
-            let mut read = pin!(answer.read(until));
-            // Mostly all of it is there already, and no timer is needed.
-            match poll_fn(|context| Poll::Ready(read.as_mut().poll(context))).await {
-                Poll::Ready(complete) => complete,
-                Poll::Pending => timeout_at(until.into(), read).await.unwrap_or(false),
-            }
-        };
-        answer.complete = complete;
-        answer.read = concat(&answer.body);
-        answer
     }
 }
 

@@ -10,7 +10,7 @@ use http::{HeaderMap, StatusCode};
 use reqwest::{Response, Url};
 use reqwest_middleware::Error;
 
-use super::body::{ReadAnswer, read_answer};
+use super::body::ReadAnswer;
 use super::clean::is_unknown;
 use super::shared::{Classify, Shared, reason_of_flaw, wall_clock};
 use crate::cause::Cause;
@@ -109,8 +109,11 @@ pub(super) fn read<'a>(
         });
     }
     let until = after(since, shared.chain.error_body_timeout).min(deadline);
-    let read = read_answer(response, until);
-    Box::pin(async move { AttemptResult::Failure(read.await) })
+    let mut answer = Box::new(ReadAnswer::new(response));
+    Box::pin(async move {
+        answer.read(until).await;
+        AttemptResult::Failure(answer)
+    })
 }
 
 impl AttemptResult {

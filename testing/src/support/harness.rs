@@ -153,10 +153,9 @@ pub fn trusting(
     #[cfg(not(feature = "reqwest-012"))]
     return builder.tls_certs_only(certificates);
     #[cfg(feature = "reqwest-012")]
-    certificates.into_iter().fold(
-        builder.tls_built_in_root_certs(false),
-        reqwest::ClientBuilder::add_root_certificate,
-    )
+    certificates
+        .into_iter()
+        .fold(builder.tls_built_in_root_certs(false), reqwest::ClientBuilder::add_root_certificate)
 }
 
 /// `cometapi 503 in # ms → openai 200 in # ms`

@@ -20,9 +20,11 @@ guide!(failover, "../docs/failover.md");
 guide!(health, "../docs/health.md");
 guide!(keys, "../docs/keys.md");
 guide!(streams, "../docs/streams.md");
-// Its snippets need the clients that it is about, so it is a doctest of the package `clients`.
+// Their snippets need the clients that they are about, so they are doctests of the packages of clients.
 #[cfg(not(doctest))]
 guide!(recipes, "../docs/recipes.md");
+#[cfg(not(doctest))]
+guide!(solana, "../docs/solana.md");
 guide!(observability, "../docs/observability.md");
 guide!(runtime, "../docs/runtime.md");
 // Its snippet needs a Redis store, so it is a doctest of the package `redis`.

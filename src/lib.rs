@@ -13,6 +13,9 @@
 //! cargo add reqwest-middleware@0.5 --features json
 //! ```
 //!
+//! With `reqwest` 0.12 and `reqwest-middleware` 0.4 take the package `reqwest-failover-012` instead: the same
+//! sources, also with the crate name `reqwest_failover`.
+//!
 //! ```no_run
 //! # async fn run(body: serde_json::Value) -> Result<(), Box<dyn std::error::Error>> {
 //! use reqwest_failover::{HealthKey, Provider, ProviderChain, Report, harden};
@@ -54,7 +57,8 @@
 //! | `serde` | off | `Serialize` for [`Snapshot`], [`Report`], [`State`] |
 //! | `fleet` | off | health that many processes share: `fleet`, `share`, `synced` |
 //!
-//! It works with `reqwest` 0.13 (0.13.4 or newer) and `reqwest-middleware` 0.5, on Rust 1.88 or newer.
+//! It works with `reqwest` 0.13 (0.13.4 or newer) and `reqwest-middleware` 0.5, on Rust 1.88 or newer. The package
+//! `reqwest-failover-012` works with `reqwest` 0.12 (0.12.23 or newer) and `reqwest-middleware` 0.4.
 //!
 //! # Guides
 //!
@@ -134,5 +138,5 @@ pub fn harden(builder: reqwest::ClientBuilder) -> reqwest::ClientBuilder {
 
 /// The page that the repository shows, so that its snippets are compiled.
 #[cfg(doctest)]
-#[doc = include_str!("../README.md")]
+#[doc = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md"))]
 struct Readme;

@@ -236,7 +236,9 @@ fn judge_of_the_outcome(outcome: &Outcome<'_>) -> Verdict {
 
 #[test]
 fn every_judge_of_the_documentation_is_among_those_above() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    // The package for reqwest 0.12 has a link to this folder.
+    let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").canonicalize().unwrap();
+    let root = tests.parent().unwrap();
     let mut found = Vec::new();
     let mut folders = vec![root.join("docs"), root.join("src"), root.join("examples")];
     let mut files = vec![root.join("README.md")];

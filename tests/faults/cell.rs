@@ -18,6 +18,7 @@ use crate::script::{Asked, ms};
 use crate::server::{Fault, Server, Wire};
 use crate::sightings::Sightings;
 use crate::support::canary::canary;
+use crate::support::harness::trusting;
 use crate::support::lock;
 use crate::tls;
 
@@ -230,10 +231,10 @@ impl Harness {
     fn client(&self, cell: &Cell) -> reqwest::Client {
         let authority = reqwest::Certificate::from_der(tls::authority()).expect("a certificate");
         let resolver = Resolver(self.resolves.clone());
-        let client = harden(reqwest::Client::builder())
+        let authority = (cell.kind.wire == Wire::Tls).then_some(authority);
+        let client = trusting(harden(reqwest::Client::builder()), authority)
             .no_proxy()
             .connect_timeout(CONNECT)
-            .tls_certs_only((cell.kind.wire == Wire::Tls).then_some(authority))
             .dns_resolver(Arc::new(resolver));
         let client = match cell.kind.wire {
             // Without it, a connection that went silent is used again and again.

@@ -8,7 +8,7 @@ use crate::forms::Form;
 use crate::harness::{BYSTANDER, Harness, PLACES, built};
 use crate::scenarios::{Behaviour, Scenario, send};
 use crate::support::canary::{canary, holds_key};
-use crate::support::harness::local;
+use crate::support::harness::{local, trusting};
 use crate::table::{Row, Table};
 
 use Behaviour::{Fails, LeadsAway, LeadsToTheThird, Serves};
@@ -110,7 +110,7 @@ async fn proxied(form: Form) -> Row {
     let harness = Harness::of(form, &PROXIED).await;
     let proxy = reqwest::Proxy::http(harness.servers[BYSTANDER].base_url("")).expect("a proxy");
     let http = reqwest_failover::harden(reqwest::Client::builder()).proxy(proxy);
-    let http = http.no_gzip().tls_certs_only([]).build().expect("a client");
+    let http = trusting(http.no_gzip(), []).build().expect("a client");
     let client = ClientBuilder::new(http).with(built(harness.chain())).build();
     send(&harness, harness.post(&client, 2, "/v1/chat/completions")).await;
     let mut row = harness.into_row(form.name(), &PROXIED);

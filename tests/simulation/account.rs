@@ -23,6 +23,8 @@ pub(crate) struct Account {
     /// How often that was news, and how often it was emitted.
     pub(crate) crossings: u64,
     pub(crate) crossings_told: u64,
+    /// Whether it was isolated when a list took its place.
+    pub(crate) is_isolated: bool,
 }
 
 #[derive(Default)]

@@ -12,6 +12,9 @@ pub(crate) struct Call {
     pub(crate) id: u64,
     /// The order of providers that holds for it.
     pub(crate) order: Vec<usize>,
+    /// The numbers of the providers' keys, and of their list, when it began.
+    pub(crate) keys: Vec<u32>,
+    pub(crate) list: u64,
     pub(crate) max_attempts: usize,
     pub(crate) replayable: bool,
     /// The health key that it has.
@@ -115,6 +118,8 @@ impl Call {
         Self {
             id,
             order: Vec::new(),
+            keys: Vec::new(),
+            list: 0,
             max_attempts: usize::MAX,
             replayable: true,
             key: None,

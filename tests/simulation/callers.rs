@@ -18,9 +18,10 @@ use tokio::time::{Sleep, sleep, timeout};
 use crate::answers::pause;
 use crate::call::Call;
 use crate::harness::{CALLERS_KEY, Harness, body_of, now};
+use crate::list::List;
 use crate::outcomes::{check_dropped, check_outcome};
 use crate::settings::{HEALTH_KEYS, NAMES, Settings, chance, ms, pick};
-use crate::turn::{index, states};
+use crate::turn::index;
 
 /// What one call is to be.
 pub(crate) struct Plan {
@@ -48,7 +49,7 @@ enum Kind {
     Stream,
 }
 
-/// Where a request may go.
+/// Where a request may go: slots of the list, and providers once the call has begun.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) enum Way {
     Any,
@@ -94,7 +95,7 @@ impl Plan {
             replay: chance(rng, 20),
             timeout: chance(rng, 15)
                 .then(|| ms(pick(rng, &[1, 50, 1_001, 5_000, 30_000, 700_000]))),
-            route: Way::draw(settings.providers.len(), rng),
+            route: Way::draw(settings.slots, rng),
             cut,
             key: None,
             reading: Reading::Begun,
@@ -182,7 +183,6 @@ impl Plan {
     /// What is known of the call when it begins.
     fn call(&self, harness: &Harness) -> Call {
         let snapshot = harness.chain.snapshot();
-        let states = states(&snapshot);
         let order = snapshot.providers().iter().map(|provider| index(provider.name())).collect();
         let order = self.route.order(order);
         let settings = &harness.settings;
@@ -190,7 +190,8 @@ impl Plan {
             Way::Once => 1,
             _ => settings.max_attempts.unwrap_or(usize::MAX),
         };
-        let usable = order.iter().filter(|at| states[**at] != State::Isolated).count();
+        let state = |at: usize| snapshot.provider(NAMES[at]).map(|provider| provider.state());
+        let usable = order.iter().filter(|at| state(**at) != Some(State::Isolated)).count();
         let replayable = match self.body {
             Kind::None | Kind::Bytes => true,
             // No copy is kept where no other provider could be asked.
@@ -200,8 +201,11 @@ impl Plan {
         let begun = now();
         let is_short = self.timeout.is_some_and(|timeout| timeout < settings.total_timeout);
         let time = self.timeout.filter(|_| is_short).unwrap_or(settings.total_timeout);
+        let list = harness.ledger().list.clone();
         Call {
             order,
+            keys: list.keys,
+            list: list.number,
             max_attempts,
             replayable,
             idempotent: settings.ambiguous == Ambiguous::FailOver
@@ -234,6 +238,22 @@ impl Way {
         Self::Only(vec![provider])
     }
 
+    /// The same with the providers that are in these slots. One that would name none of them is any way.
+    fn among(self, list: &List) -> Self {
+        let listed = |some: Vec<usize>| -> Vec<usize> {
+            some.into_iter().filter_map(|slot| list.at(slot)).collect()
+        };
+        match self {
+            Self::Only(some) => Some(listed(some)).filter(|it| !it.is_empty()).map(Self::Only),
+            Self::Skip(some) => {
+                Some(listed(some)).filter(|it| it.len() < list.len()).map(Self::Skip)
+            }
+            Self::First(some) => Some(Self::First(listed(some))),
+            Self::Any | Self::Once => Some(self),
+        }
+        .unwrap_or(Self::Any)
+    }
+
     fn order(&self, order: Vec<usize>) -> Vec<usize> {
         let is_in = |some: &[usize], provider: &usize| some.contains(provider);
         match self {
@@ -249,7 +269,9 @@ impl Way {
 }
 
 /// Makes the call, and checks all that came of it.
-pub(crate) async fn call(harness: &Arc<Harness>, plan: Plan) {
+pub(crate) async fn call(harness: &Arc<Harness>, mut plan: Plan) {
+    // The call begins before anything else happens.
+    plan.route = plan.route.among(&harness.ledger().list);
     let client = harness.client.clone();
     let (request, mut extensions) = (plan.request(), plan.extensions());
     let (id, cut, reading) = (plan.id, plan.cut, plan.reading);
@@ -382,22 +404,27 @@ async fn pass_through(harness: &Harness) {
     harness.ledger().check(answered, || "a stray request is not passed through".to_owned());
 }
 
-/// Isolates, restores and reorders providers, for as long as it is let.
+/// Isolates, restores, reorders and replaces providers, for as long as it is let.
 pub(crate) async fn steer(harness: Arc<Harness>) {
     loop {
-        let (wait, action, provider, mut order) = {
+        let settings = &harness.settings;
+        let (wait, action, slot, order) = {
             let rng = &mut harness.ledger().rng;
-            let provider = rng.usize(..harness.settings.providers.len());
-            let mut order = NAMES[..harness.settings.providers.len()].to_vec();
+            let slot = rng.usize(..settings.slots);
+            let mut order: Vec<_> = (0..settings.slots).collect();
             rng.shuffle(&mut order);
-            (pick(rng, &[1, 50, 1_000, 20_000]), rng.u8(..4), provider, order)
+            let actions = if settings.replaced { 5 } else { 4 };
+            (pick(rng, &[1, 50, 1_000, 20_000]), rng.u8(..actions), slot, order)
         };
         pause(wait).await;
-        let name = NAMES[provider];
-        let done = match action {
-            0 => harness.chain.isolate(name),
-            1 | 2 => harness.chain.restore(name),
-            _ => harness.chain.set_order(order.drain(..)),
+        let list = harness.ledger().list.clone();
+        let name = |slot: usize| list.at(slot).map(|provider| NAMES[provider]);
+        let done = match (action, name(slot)) {
+            (..3, None) => Ok(()),
+            (0, Some(name)) => harness.chain.isolate(name),
+            (1 | 2, Some(name)) => harness.chain.restore(name),
+            (3, _) => harness.chain.set_order(order.into_iter().filter_map(name)),
+            _ => harness.replace(),
         };
         harness.ledger().check(done.is_ok(), || format!("{done:?}"));
     }

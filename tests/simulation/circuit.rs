@@ -138,8 +138,8 @@ impl Circuit {
     }
 
     /// What is not being probed has no probe, whichever request had been one.
-    pub(crate) fn forget_lease_unless(&mut self, probing: State) {
-        if !matches!(probing, State::Probing | State::Isolated) {
+    pub(crate) fn forget_lease_unless(&mut self, probing: Shown) {
+        if !matches!(probing, Shown::Probing | Shown::Isolated) {
             self.lease = None;
         }
     }
@@ -314,15 +314,11 @@ impl Circuit {
     }
 
     /// Whether it lets a request through, as far as a snapshot shows.
-    pub(crate) fn gate(&self, state: State, now: Instant) -> Gate {
+    pub(crate) fn gate(&self, state: Shown, now: Instant) -> Gate {
         match state {
-            State::Open { until, .. } | State::CoolingDown { until, .. } if until <= now => {
-                Gate::ToProbe
-            }
-            State::Open { until, .. } | State::CoolingDown { until, .. } => {
-                Gate::Shut(until, Precision::Exact)
-            }
-            State::Probing => match self.lease.filter(|lease| lease.until > now) {
+            Shown::Open(until) | Shown::CoolingDown(until) if until <= now => Gate::ToProbe,
+            Shown::Open(until) | Shown::CoolingDown(until) => Gate::Shut(until, Precision::Exact),
+            Shown::Probing => match self.lease.filter(|lease| lease.until > now) {
                 Some(lease) => Gate::Shut(lease.until, Precision::AtLeast),
                 // It has just been admitted.
                 None => Gate::ToProbe,

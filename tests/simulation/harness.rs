@@ -16,17 +16,20 @@ use http::Extensions;
 use http_body::Frame;
 use http_body_util::BodyExt;
 use reqwest::{Body, Request, Response};
-use reqwest_failover::ProviderChain;
+use reqwest_failover::{ConfigError, ProviderChain};
 use reqwest_middleware::{ClientBuilder, ClientWithMiddleware, Error, Middleware, Next, Result};
 
 use crate::answers::{Answer, Script, pause, unreachable};
 use crate::call::Arrived;
 use crate::ledger::Ledger;
-use crate::settings::{KEYS, NAMES, Settings};
+use crate::list::key;
+use crate::settings::{NAMES, Settings, chance};
 use crate::turn::index;
 
 /// The caller's own key, which no provider is to see.
 pub(crate) const CALLERS_KEY: &str = "key-of-the-caller";
+/// What each key begins with.
+pub(crate) const ANY_KEY: &str = "key-of-";
 
 /// The client below the terminal, where nothing arrives. It is slow to make.
 static UNUSED: LazyLock<reqwest::Client> =
@@ -54,7 +57,7 @@ impl Harness {
         let mut rng = Rng::with_seed(seed);
         let settings = Settings::draw(&mut rng, hedged);
         let begun = now();
-        let ledger = Ledger::new(rng, settings.providers.len(), begun, told);
+        let ledger = Ledger::new(rng, &settings, begun, told);
         let shared = Arc::new(Shared {
             ledger: Mutex::new(ledger),
             all_well: AtomicBool::new(false),
@@ -98,7 +101,7 @@ impl Middleware for Terminal {
         if request.url().host_str() == Some("other.test") {
             let mut ledger = harness.ledger();
             ledger.unclaimed += 1;
-            ledger.check(shown == [CALLERS_KEY].into(), || {
+            ledger.check(shown == [CALLERS_KEY.to_owned()].into(), || {
                 format!("an unclaimed request shows {shown:?}")
             });
             return Ok(http::Response::new("passed through").into());
@@ -108,9 +111,7 @@ impl Middleware for Terminal {
         let id = request.headers().get("x-call").and_then(|id| id.to_str().ok()?.parse().ok());
         let id: u64 = id.unwrap_or_default();
         let (at, answer) = harness.receive(id, provider, request.timeout().copied());
-        harness.ledger().check(shown == [KEYS[provider]].into(), || {
-            format!("the request to {provider} shows {shown:?}")
-        });
+        harness.check_keys(id, provider, &shown);
         let mut attempt = Attempt { harness: &harness, id, at, answered: false };
         let url = request.url().clone();
         harness.check_request(id, provider, request).await;
@@ -128,6 +129,7 @@ impl Middleware for Terminal {
         for _ in 0..answer.yields {
             tokio::task::yield_now().await;
         }
+        harness.replace_at_times();
         let seen = self.harness.clone();
         let limited = harness.settings.providers[provider].max_in_flight.map(|_| provider);
         let wrap = move |body| Body::wrap(SeenBody { body, harness: seen, id, at, limited });
@@ -141,6 +143,24 @@ impl Middleware for Terminal {
 }
 
 impl Harness {
+    /// Replaces the list now and then while a provider is about to answer, so that calls go on without it.
+    fn replace_at_times(&self) {
+        let is_on = self.settings.replaced && !self.shared.all_well.load(Ordering::Relaxed);
+        if is_on && chance(&mut self.ledger().rng, 8) {
+            let replaced = self.replace();
+            self.ledger().check(replaced.is_ok(), || format!("{replaced:?}"));
+        }
+    }
+
+    /// Replaces the list; calls under way keep theirs.
+    pub(crate) fn replace(&self) -> std::result::Result<(), ConfigError> {
+        let before = self.chain.snapshot();
+        let (list, providers) = self.ledger().draw_list(&self.settings);
+        self.chain.replace(providers)?;
+        self.ledger().adopt(list, &before);
+        Ok(())
+    }
+
     /// Writes down that a request arrived, and says what becomes of it.
     fn receive(&self, id: u64, provider: usize, timeout: Option<Duration>) -> (usize, Answer) {
         let (snapshot, now) = (self.chain.snapshot(), now());
@@ -160,6 +180,14 @@ impl Harness {
         let arrived = Arrived { provider, timeout, answer };
         let at = ledger.begin(id, arrived, &snapshot, &self.settings, now);
         (at, answer)
+    }
+
+    /// The request shows the key that its provider had when the call began, and no other.
+    fn check_keys(&self, id: u64, provider: usize, shown: &BTreeSet<String>) {
+        let mut ledger = self.ledger();
+        let own = ledger.calls.get(&id).map(|call| key(provider, call.keys[provider]));
+        let is_own = shown.len() == 1 && shown.first() == own.as_ref();
+        ledger.check(is_own, || format!("the request to {provider} shows {shown:?}, not {own:?}"));
     }
 
     /// Everything but address and keys is as the caller gave it.
@@ -250,17 +278,21 @@ pub(crate) fn body_of(id: u64) -> String {
 }
 
 /// Whose keys are anywhere in a request's head.
-fn keys_shown(request: &Request) -> BTreeSet<&'static str> {
-    let mut text = request.url().to_string();
+fn keys_shown(request: &Request) -> BTreeSet<String> {
+    let mut text = format!("{}\n", request.url());
     for value in request.headers().values() {
         let value = String::from_utf8_lossy(value.as_bytes());
         if let Some(basic) = value.strip_prefix("Basic ") {
             let decoded = BASE64_STANDARD.decode(basic).unwrap_or_default();
             text.push_str(&String::from_utf8_lossy(&decoded));
+            text.push('\n');
         }
         text.push_str(&value);
+        text.push('\n');
     }
-    KEYS.into_iter().chain([CALLERS_KEY]).filter(|key| text.contains(key)).collect()
+    let ends = |it: char| !it.is_ascii_alphanumeric() && it != '-';
+    let key = |(at, _)| text[at..].split(ends).next().unwrap_or_default().to_owned();
+    text.match_indices(ANY_KEY).map(key).collect()
 }
 
 pub(crate) fn now() -> Instant {

@@ -5,16 +5,17 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
-use reqwest_failover::{Reason, Snapshot, State};
+use reqwest_failover::{Reason, Snapshot};
 
 use crate::account::Account;
 use crate::answers::{Answer, Price};
 use crate::call::{Arrived, Call, End, Ending, Entry, Left};
 use crate::circuit::{Lease, News, Shown};
+use crate::list::List;
 use crate::settings::{
     CLIENTS_TIMEOUT_FIRST, DEFAULT_ATTEMPT, HedgeSettings, LEASE_MARGIN, NAMES, Settings, ms,
 };
-use crate::turn::{Scene, Standing, left, views};
+use crate::turn::{Scene, Standing, left};
 
 pub(crate) struct Ledger {
     pub(crate) rng: Rng,
@@ -23,6 +24,12 @@ pub(crate) struct Ledger {
     /// The call that is being polled or dropped.
     pub(crate) current: u64,
     pub(crate) providers: Vec<Account>,
+    /// The list that a call begins with now.
+    pub(crate) list: List,
+    pub(crate) replacements: u64,
+    /// The attempts of calls that began with another list, and those at providers that no list has any more.
+    pub(crate) by_earlier_lists: u64,
+    pub(crate) at_unlisted: u64,
     pub(crate) requests: u64,
     pub(crate) by_fallback: u64,
     pub(crate) rejected: u64,
@@ -42,12 +49,16 @@ pub(crate) struct Ledger {
 }
 
 impl Ledger {
-    pub(crate) fn new(rng: Rng, providers: usize, begun: Instant, told: bool) -> Self {
+    pub(crate) fn new(rng: Rng, settings: &Settings, begun: Instant, told: bool) -> Self {
         Self {
             rng,
             calls: HashMap::new(),
             current: 0,
-            providers: (0..providers).map(|_| Account::default()).collect(),
+            providers: (0..settings.slots).map(|_| Account::default()).collect(),
+            list: List::new(settings),
+            replacements: 0,
+            by_earlier_lists: 0,
+            at_unlisted: 0,
             requests: 0,
             by_fallback: 0,
             rejected: 0,
@@ -110,8 +121,11 @@ impl Ledger {
             return 0;
         };
         self.current = id;
-        let scene = Scene { settings, views: views(snapshot), now };
         let key = call.key;
+        let views = self.views(snapshot, Some((provider, key)), settings, now);
+        let scene = Scene { settings, views, now };
+        self.by_earlier_lists += u64::from(call.list < self.list.number);
+        self.at_unlisted += u64::from(!self.list.has(provider));
         let (name, view) = (NAMES[provider], &scene.views[provider]);
         let line = format!(
             "{:>9} call {id} ({key:?}) asks {name}: {:?}, {:?}",
@@ -123,7 +137,7 @@ impl Ledger {
         self.check_nothing_due();
         let is_probe = |key| {
             let circuit = self.providers[provider].circuit(key);
-            view.state(key) == State::Probing && !circuit.is_leased(now)
+            view.state(key) == Shown::Probing && !circuit.is_leased(now)
         };
         let is_probe = [is_probe(None), key.is_some() && is_probe(key)];
         self.check_states(&scene, Some((provider, key)));
@@ -135,7 +149,7 @@ impl Ledger {
         let is_lost = call.entries.iter().any(is_lost);
         self.check(!is_lost, || format!("asks {name}, whose host could not be reached"));
         self.check(call.order.contains(&provider), || format!("{name} is not on its route"));
-        self.check(scene.views[provider].own != State::Isolated, || format!("{name} is isolated"));
+        self.check(scene.views[provider].own != Shown::Isolated, || format!("{name} is isolated"));
         let may_probe = call.replayable && call.in_flight() == 0;
         let others = self.others(&call, Some(provider), &scene);
         let left = left(&others);
@@ -352,7 +366,7 @@ impl Ledger {
     ) {
         let Some(mut call) = self.calls.remove(&id) else { return };
         self.current = id;
-        let scene = Scene { settings, views: views(snapshot), now };
+        let scene = Scene { settings, views: self.views(snapshot, None, settings, now), now };
         // What the winner changed is emitted after both are reported.
         if !matches!(ending, Ending::Lost { .. }) {
             self.check_nothing_due();
@@ -438,11 +452,11 @@ impl Ledger {
         for (at, (account, view)) in self.providers.iter_mut().zip(views).enumerate() {
             let asked = asked.filter(|(asked, _)| *asked == at).map(|(_, key)| key);
             let in_flight = account.in_flight + u64::from(asked.is_some());
-            if view.in_flight != in_flight {
-                wrong = Some(format!("in flight {}, not {in_flight}", view.in_flight));
+            let Some(shown) = view.in_flight else { continue };
+            if shown != in_flight {
+                wrong = Some(format!("in flight {shown}, not {in_flight}"));
             }
-            let most = settings.providers[at].max_in_flight;
-            let is_full = most.is_some_and(|most| view.in_flight >= most);
+            let is_full = settings.providers[at].max_in_flight.is_some_and(|most| shown >= most);
             for (key, circuit) in account.circuits() {
                 let state = view.state(key);
                 if !settings.watched || settings.breaker.is_none() {
@@ -451,12 +465,12 @@ impl Ledger {
                 }
                 let is_asked = asked.is_some_and(|asked| key.is_none() || key == asked);
                 let expected = match circuit.shown(*now) {
-                    _ if state == State::Isolated => continue,
+                    _ if state == Shown::Isolated => continue,
                     _ if is_asked && circuit.is_probe_due(*now) => Shown::Probing,
                     Shown::Closed if is_full && key.is_none() => Shown::AtCapacity,
                     expected => expected,
                 };
-                if Shown::from(state) != expected {
+                if state != expected {
                     wrong = Some(format!("{key:?} is {state:?}, not {expected:?}"));
                 }
             }

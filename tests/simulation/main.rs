@@ -13,6 +13,7 @@ mod circuit;
 mod events;
 mod harness;
 mod ledger;
+mod list;
 mod outcomes;
 mod settings;
 mod turn;
@@ -23,6 +24,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use callers::{Plan, Way, call, keep_calling, steer};
+use circuit::Shown;
 use harness::Harness;
 use ledger::Ledger;
 use reqwest_failover::State;
@@ -46,11 +48,23 @@ struct Made {
     key_moves: u64,
     /// How often a provider was passed over at its limit.
     passed_over: u64,
+    /// How often the list was replaced.
+    replacements: u64,
+    /// The attempts of calls that began with another list, and those at providers that are gone.
+    by_earlier_lists: u64,
+    at_unlisted: u64,
 }
 
 impl Made {
     fn of(ledger: &Ledger) -> Self {
-        let mut made = Self { calls: ledger.requests, hedges: ledger.hedges, ..Self::default() };
+        let mut made = Self {
+            calls: ledger.requests,
+            hedges: ledger.hedges,
+            replacements: ledger.replacements,
+            by_earlier_lists: ledger.by_earlier_lists,
+            at_unlisted: ledger.at_unlisted,
+            ..Self::default()
+        };
         for provider in &ledger.providers {
             made.attempts += provider.attempts;
             made.passed_over += provider.passed_over;
@@ -67,6 +81,9 @@ impl Made {
         self.lent += more.lent;
         self.key_moves += more.key_moves;
         self.passed_over += more.passed_over;
+        self.replacements += more.replacements;
+        self.by_earlier_lists += more.by_earlier_lists;
+        self.at_unlisted += more.at_unlisted;
     }
 }
 
@@ -127,23 +144,27 @@ fn check_rest(harness: &Harness) {
 /// Every provider is well again: after the longest rest, one request each brings it back.
 async fn recover(harness: &Arc<Harness>) {
     harness.shared.all_well.store(true, Ordering::Relaxed);
-    let providers = harness.settings.providers.len();
-    for name in &settings::NAMES[..providers] {
-        harness.chain.restore(name).unwrap();
+    let list = harness.ledger().list.clone();
+    let slots: Vec<_> =
+        (0..harness.settings.slots).filter(|slot| list.at(*slot).is_some()).collect();
+    for provider in harness.chain.snapshot().providers() {
+        harness.chain.restore(provider.name()).unwrap();
     }
     answers::pause(harness.settings.longest_rest().as_millis() as u64).await;
     let before: u64 = served(harness).iter().sum();
     let keys: Vec<_> = (0..harness.settings.keys).map(Some).chain([None]).collect();
     let mut ids = harness.settings.calls + 1..;
     let mut calls = 0;
-    for (provider, key) in (0..providers).flat_map(|it| keys.iter().map(move |key| (it, *key))) {
+    for (slot, key) in slots.into_iter().flat_map(|it| keys.iter().map(move |key| (it, *key))) {
         let Some(id) = ids.next() else { return };
-        call(harness, Plan::plain(id, Way::only(provider), key)).await;
+        call(harness, Plan::plain(id, Way::only(slot), key)).await;
         calls += 1;
-        let state = turn::views(&harness.chain.snapshot())[provider].state(key);
-        let name = settings::NAMES[provider];
-        let is_back = state == State::Closed;
-        harness.ledger().check(is_back, || format!("{name} {key:?} stays {state:?}"));
+        let (snapshot, mut ledger) = (harness.chain.snapshot(), harness.ledger());
+        let provider = list.at(slot).expect("a provider that is listed");
+        let views = ledger.views(&snapshot, None, &harness.settings, harness::now());
+        let (state, name) = (views[provider].state(key), settings::NAMES[provider]);
+        let is_back = state == Shown::Closed;
+        ledger.check(is_back, || format!("{name} {key:?} stays {state:?}"));
     }
     for (key, id) in keys.into_iter().zip(ids) {
         call(harness, Plan::plain(id, Way::Any, key)).await;
@@ -250,16 +271,19 @@ fn keeps_promises(hedged: bool) -> Made {
     });
     let failed = usize::from(failed.into_inner());
     let all = all.into_inner().unwrap();
-    let Made { calls, attempts, hedges, lent, key_moves, passed_over } = all;
+    let Made { calls, attempts, hedges, lent, key_moves, passed_over, .. } = all;
+    let Made { replacements, by_earlier_lists, at_unlisted, .. } = all;
     println!(
         "seeds {seeds:?}, calls {calls}, attempts {attempts}, hedges {hedges}, cooldowns' ends lent \
          {lent}, moves of health keys {key_moves}, passed over at a limit {passed_over}, \
-         failed {failed} in {:.1} s",
+         lists replaced {replacements}, attempts with an earlier list {by_earlier_lists}, at a provider \
+         that is gone {at_unlisted}, failed {failed} in {:.1} s",
         begun.elapsed().as_secs_f64()
     );
     assert_eq!(failed, 0, "the commands above replay what failed");
     let fewest = [lent, key_moves, passed_over].into_iter().min();
-    assert!(fewest > Some(1_000), "{all:?} prove little");
+    let of_lists = [replacements, by_earlier_lists, 5 * at_unlisted].into_iter().min();
+    assert!(fewest > Some(1_000) && of_lists > Some(500), "{all:?} prove little");
     all
 }
 

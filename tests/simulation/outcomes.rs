@@ -9,9 +9,9 @@ use reqwest_middleware::Result;
 
 use crate::answers::{Meaning, Price, number};
 use crate::call::Call;
-use crate::harness::CALLERS_KEY;
+use crate::harness::ANY_KEY;
 use crate::ledger::Ledger;
-use crate::settings::{CLIENTS_TIMEOUT_FIRST, KEYS, NAMES, Settings};
+use crate::settings::{CLIENTS_TIMEOUT_FIRST, NAMES, Settings};
 use crate::turn::index;
 
 /// No answer was given, and the report that the observer saw says so.
@@ -53,8 +53,7 @@ fn check_report(ledger: &mut Ledger, call: &Call, report: &Report) {
     }
     if ledger.current.is_multiple_of(16) {
         let text = format!("{report:?} {report}");
-        let shown = KEYS.iter().any(|key| text.contains(key));
-        ledger.check(!shown && !text.contains(CALLERS_KEY), || format!("a key in {text}"));
+        ledger.check(!text.contains(ANY_KEY), || format!("a key in {text}"));
     }
 }
 

@@ -9,12 +9,17 @@ use reqwest_failover::{
 };
 
 use crate::circuit::Rules;
+use crate::list::{List, key};
 
-pub(crate) const NAMES: [&str; 6] = ["p0", "p1", "p2", "p3", "p4", "p5"];
+/// How many providers a list has at most.
+const SLOTS: usize = 6;
+/// How many providers a slot has at most, one after the other.
+const TIMES: usize = 4;
 
-/// Each provider's own, so that it can be looked for at every other one.
-pub(crate) const KEYS: [&str; 6] =
-    ["key-of-p0", "key-of-p1", "key-of-p2", "key-of-p3", "key-of-p4", "key-of-p5"];
+pub(crate) const NAMES: [&str; SLOTS * TIMES] = [
+    "p0", "p1", "p2", "p3", "p4", "p5", "p6", "p7", "p8", "p9", "p10", "p11", "p12", "p13", "p14",
+    "p15", "p16", "p17", "p18", "p19", "p20", "p21", "p22", "p23",
+];
 
 /// What requests are about, by their header `x-model`.
 pub(crate) const HEALTH_KEYS: [&str; 3] = ["m0", "m1", "m2"];
@@ -34,7 +39,10 @@ pub(crate) const LENT_FROM: Duration = Duration::from_secs(1);
 pub(crate) const UNKNOWN_MODEL: Duration = Duration::from_secs(60);
 
 pub(crate) struct Settings {
+    /// Those of the first list, and those that may take their place in the order of the slots.
     pub(crate) providers: Vec<ProviderSettings>,
+    /// How many providers the first list has.
+    pub(crate) slots: usize,
     pub(crate) breaker: Option<BreakerSettings>,
     pub(crate) max_attempts: Option<usize>,
     pub(crate) attempt_timeout: Option<Duration>,
@@ -54,6 +62,8 @@ pub(crate) struct Settings {
     pub(crate) dropped: u8,
     /// Whether providers are isolated, restored and reordered meanwhile.
     pub(crate) steered: bool,
+    /// Whether the list is replaced meanwhile, too.
+    pub(crate) replaced: bool,
     pub(crate) hedge: Option<HedgeSettings>,
     /// How many health keys there are; none where health is not kept by key.
     pub(crate) keys: usize,
@@ -74,6 +84,7 @@ pub(crate) struct HedgeSettings {
     pub(crate) max_extra: f64,
 }
 
+#[derive(Clone)]
 pub(crate) struct ProviderSettings {
     pub(crate) attempt_timeout: Option<Duration>,
     /// The number of the host that it is at.
@@ -128,10 +139,11 @@ impl Settings {
     pub(crate) fn draw(rng: &mut Rng, hedged: bool) -> Self {
         let total_timeout = ms(pick(rng, &[300, 2_000, 20_000, 600_000]));
         let attempt_timeout = chance(rng, 60).then(|| limit(rng, total_timeout));
-        let providers = 1 + rng.usize(..NAMES.len());
+        let providers = 1 + rng.usize(..SLOTS);
         let provider = |at| ProviderSettings::draw(at, rng, total_timeout);
         let mut settings = Self {
             providers: (0..providers).map(provider).collect(),
+            slots: providers,
             breaker: chance(rng, 90).then(|| BreakerSettings::draw(rng)),
             max_attempts: chance(rng, 40).then(|| 1 + rng.usize(..4)),
             attempt_timeout,
@@ -146,6 +158,7 @@ impl Settings {
             pause: pick(rng, &[0, 10, 300, 3_000, 30_000]),
             dropped: pick(rng, &[0, 5, 30]),
             steered: chance(rng, 50),
+            replaced: false,
             hedge: None,
             keys: 0,
             cooldown: CooldownSettings::default(),
@@ -153,7 +166,14 @@ impl Settings {
         // Last, so that the rest is the same without it.
         settings.hedge = hedged.then(|| HedgeSettings::draw(rng, &settings));
         // From a number that is not taken, for the same reason.
-        settings.draw_keys_and_capacity(&mut Rng::with_seed(!rng.clone().u64(..)));
+        let mut later = Rng::with_seed(!rng.clone().u64(..));
+        settings.draw_keys_and_capacity(&mut later);
+        settings.replaced = settings.steered && chance(&mut later, 60);
+        if settings.replaced {
+            let once = settings.providers.len();
+            settings.providers =
+                settings.providers.iter().cycle().take(once * TIMES).cloned().collect();
+        }
         settings
     }
 
@@ -178,8 +198,7 @@ impl Settings {
     }
 
     pub(crate) fn chain(&self) -> ProviderChainBuilder {
-        let providers = self.providers.iter().enumerate().map(|(at, own)| own.provider(at));
-        let mut chain = ProviderChain::builder(providers)
+        let mut chain = ProviderChain::builder(List::new(self).providers(self))
             .claim("https://caller.test/v1")
             .total_timeout(self.total_timeout)
             .error_body_timeout(self.error_body_timeout)
@@ -218,6 +237,11 @@ impl Settings {
     pub(crate) fn longest_rest(&self) -> Duration {
         let longest = |breaker: BreakerSettings| breaker.max_break.max(self.cooldown.at_most);
         self.breaker.map_or(Duration::ZERO, longest)
+    }
+
+    /// Whether the state of a provider that no list has is known: from events, or because it has none.
+    pub(crate) fn is_known_unlisted(&self) -> bool {
+        self.watched || self.breaker.is_none()
     }
 
     pub(crate) fn is_limited(&self) -> bool {
@@ -280,14 +304,14 @@ impl ProviderSettings {
         }
     }
 
-    fn provider(&self, at: usize) -> Provider {
-        let (name, host) = (NAMES[at], NAMES[self.host]);
+    pub(crate) fn provider(&self, at: usize, number: u32) -> Provider {
+        let (name, host, key) = (NAMES[at], NAMES[self.host], key(at, number));
         let provider = Provider::new(name, format!("https://{host}.test/{name}/v1"));
         let provider = match self.credential {
-            Credential::Bearer => provider.bearer_auth(KEYS[at]),
-            Credential::Header => provider.api_key_header("x-api-key", KEYS[at]),
-            Credential::Query => provider.api_key_query("key", KEYS[at]),
-            Credential::Basic => provider.basic_auth(KEYS[at], "password"),
+            Credential::Bearer => provider.bearer_auth(key),
+            Credential::Header => provider.api_key_header("x-api-key", key),
+            Credential::Query => provider.api_key_query("key", key),
+            Credential::Basic => provider.basic_auth(key, "password"),
         };
         let provider = match self.attempt_timeout {
             Some(limit) => provider.attempt_timeout(limit),

@@ -2,11 +2,11 @@
 
 use std::time::Instant;
 
-use reqwest_failover::{Snapshot, State};
+use reqwest_failover::{ProviderSnapshot, Snapshot};
 
 use crate::answers::Price;
 use crate::call::{Call, End, Entry, Left};
-use crate::circuit::{Gate, Precision};
+use crate::circuit::{Gate, Precision, Shown};
 use crate::ledger::Ledger;
 use crate::settings::{HEALTH_KEYS, NAMES, Settings};
 
@@ -28,21 +28,57 @@ pub(crate) struct Scene<'a> {
     pub(crate) now: Instant,
 }
 
-/// What a snapshot shows of one provider: its state, and that of each health key.
+/// What is known of one provider: its state, and that of each health key.
 pub(crate) struct View {
-    pub(crate) own: State,
-    pub(crate) keys: [State; HEALTH_KEYS.len()],
-    pub(crate) in_flight: u64,
+    pub(crate) own: Shown,
+    pub(crate) keys: [Shown; HEALTH_KEYS.len()],
+    /// `None` where the snapshot does not show it.
+    pub(crate) in_flight: Option<u64>,
 }
 
 impl View {
     /// The state for a key, else the provider's own.
-    pub(crate) fn state(&self, key: Option<usize>) -> State {
+    pub(crate) fn state(&self, key: Option<usize>) -> Shown {
         key.map_or(self.own, |key| self.keys[key])
     }
 }
 
 impl Ledger {
+    /// What a snapshot shows of the providers. Those that are in no list any more are as the ledger has them;
+    /// one may have been `asked` just now, with a key.
+    pub(crate) fn views(
+        &self,
+        snapshot: &Snapshot,
+        asked: Option<(usize, Option<usize>)>,
+        settings: &Settings,
+        now: Instant,
+    ) -> Vec<View> {
+        let unlisted = |at: usize| {
+            let shown = |key: Option<usize>| {
+                let circuit = self.providers[at].circuit(key);
+                let is_asked =
+                    asked.is_some_and(|(asked, of)| asked == at && (key.is_none() || key == of));
+                match settings.breaker {
+                    None => Shown::Closed,
+                    Some(_) if is_asked && circuit.is_probe_due(now) => Shown::Probing,
+                    Some(_) => circuit.shown(now),
+                }
+            };
+            let is_isolated = self.providers[at].is_isolated;
+            let own = if is_isolated { Shown::Isolated } else { shown(None) };
+            View { own, keys: std::array::from_fn(|key| shown(Some(key))), in_flight: None }
+        };
+        let listed = |provider: &ProviderSnapshot| {
+            let mut keys = [Shown::Closed; HEALTH_KEYS.len()];
+            for (key, state) in provider.resting_keys() {
+                keys[key_index(key)] = state.into();
+            }
+            View { own: provider.state().into(), keys, in_flight: Some(provider.in_flight()) }
+        };
+        let view = |at| snapshot.provider(NAMES[at]).map_or_else(|| unlisted(at), listed);
+        (0..self.providers.len()).map(view).collect()
+    }
+
     /// The providers that this call may still ask, apart from this one.
     pub(crate) fn others(
         &self,
@@ -82,7 +118,7 @@ impl Ledger {
         scene: &Scene<'_>,
     ) -> Standing {
         match self.gate(provider, key, scene) {
-            _ if scene.views[provider].own == State::Isolated => Standing::Isolated,
+            _ if scene.views[provider].own == Shown::Isolated => Standing::Isolated,
             _ if self.is_full(provider, scene.settings) => Standing::Full,
             Gate::Open => Standing::Admissible,
             Gate::ToProbe if may_probe => Standing::Admissible,
@@ -175,31 +211,6 @@ pub(crate) fn left(others: &[(usize, Standing)]) -> Left {
     let admissible =
         others.iter().filter(|(_, standing)| *standing == Standing::Admissible).count();
     Left { admissible, passed_over: others.len() - admissible }
-}
-
-/// What a snapshot shows of the providers, in the order in which they were built.
-pub(crate) fn views(snapshot: &Snapshot) -> Vec<View> {
-    let mut views: Vec<_> = states(snapshot)
-        .into_iter()
-        .map(|own| View { own, keys: [State::Closed; HEALTH_KEYS.len()], in_flight: 0 })
-        .collect();
-    for provider in snapshot.providers() {
-        let view = &mut views[index(provider.name())];
-        view.in_flight = provider.in_flight();
-        for (key, state) in provider.resting_keys() {
-            view.keys[key_index(key)] = state;
-        }
-    }
-    views
-}
-
-/// The providers' states in the order in which they were built.
-pub(crate) fn states(snapshot: &Snapshot) -> Vec<State> {
-    let mut states = vec![State::Isolated; snapshot.providers().len()];
-    for provider in snapshot.providers() {
-        states[index(provider.name())] = provider.state();
-    }
-    states
 }
 
 pub(crate) fn index(name: &str) -> usize {

@@ -142,7 +142,20 @@ pub fn plain() -> reqwest::Client {
 
 /// For loopback: no proxy, and no certificates, which take longer to read than most tests.
 pub fn local(builder: reqwest::ClientBuilder) -> reqwest::Client {
-    builder.no_proxy().no_gzip().tls_certs_only([]).build().unwrap()
+    trusting(builder.no_proxy().no_gzip(), []).build().unwrap()
+}
+
+/// A client that trusts these certificates and no others.
+pub fn trusting(
+    builder: reqwest::ClientBuilder,
+    certificates: impl IntoIterator<Item = reqwest::Certificate>,
+) -> reqwest::ClientBuilder {
+    #[cfg(not(feature = "reqwest-012"))]
+    return builder.tls_certs_only(certificates);
+    #[cfg(feature = "reqwest-012")]
+    certificates
+        .into_iter()
+        .fold(builder.tls_built_in_root_certs(false), reqwest::ClientBuilder::add_root_certificate)
 }
 
 /// `cometapi 503 in # ms → openai 200 in # ms`

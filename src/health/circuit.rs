@@ -169,6 +169,7 @@ impl Circuit {
     /// A stream has begun well. It counts as a request that did not fail, until it breaks. The ticket
     /// is marked where it was counted.
     pub(super) fn commit(&mut self, ticket: &mut Ticket, rules: &Rules<'_>) -> Option<Change> {
+        self.peers.record_own_outcome();
         if ticket.sequence > self.rested_after {
             self.end_rest();
         }

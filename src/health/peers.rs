@@ -214,7 +214,13 @@ impl Peers {
 impl HealthTable {
     /// Shares this provider's health with other processes from now on.
     pub(crate) fn share(&mut self, provider: usize, own: Process) {
-        self.providers[provider].circuit.peers.0.get_or_insert_with(|| Box::new(Known::new(own)));
+        // It may have been shared before, and removed since: others know its numbers, which never fall.
+        let known = self.providers.iter().filter_map(|provider| provider.circuit.peers.0.as_ref());
+        let said = known.map(|known| (known.number, known.failed));
+        let (number, failed) =
+            said.fold((0, 0), |most, said| (most.0.max(said.0), most.1.max(said.1)));
+        let known = Known { number, failed, ..Known::new(own) };
+        self.providers[provider].circuit.peers = Peers(Some(Box::new(known)));
     }
 
     /// Whether there is something that other processes have not been told. It is asked once.
@@ -321,7 +327,7 @@ impl Circuit {
         }
         let rose = report.failed > peer.failed;
         let closes = report.has_closed && !peer.has_closed;
-        peer.take(report, after(now, counts_for), now);
+        peer.take(report, counts_for, now);
         self.take_answers(report, now);
         self.take_probe(from, report, now);
         if self.is_distrusted(now) {
@@ -338,10 +344,12 @@ impl Circuit {
             Some(_) if rose => self.reopen_as_heard(report, rules),
             _ => None,
         };
-        let rested =
-            report.cooldown.and_then(|(left, level)| self.rest_as_heard(left, level, rules));
+        let rested = report
+            .cooldown
+            .and_then(|(left, level)| self.rest_as_heard(left.min(counts_for), level, rules));
+        let waits = self.lease.is_some_and(|lease| lease.sequence == HEARD && lease.until > now);
         let known = self.peers.0.as_deref_mut()?;
-        if opened.is_some() || rested.is_some() || known.prober.is_some() {
+        if opened.is_some() || rested.is_some() || waits {
             known.on_trust_since.get_or_insert(now);
         }
         Some([opened, rested])
@@ -399,7 +407,11 @@ impl Circuit {
         self.open(cause, rules);
         // A process that comes to it late need not wait for longer than the others.
         let sooner = longest.map(|longest| after(longest, rules.jitter()));
-        self.open_until = self.open_until.into_iter().chain(sooner).min();
+        if let Some(sooner) = sooner.filter(|sooner| Some(*sooner) < self.open_until) {
+            self.open_until = Some(sooner);
+            let half = sooner.saturating_duration_since(rules.now) / 2;
+            self.peers.0.as_deref_mut()?.half_break = Some(after(rules.now, half));
+        }
         self.open_until.map(|until| Change::Opened { until, breaks: self.level, cause })
     }
 
@@ -494,20 +506,23 @@ impl Known {
 }
 
 impl Peer {
-    fn take(&mut self, report: &HealthReport, until: Instant, now: Instant) {
+    /// The report may have been in the store for a while: it says what was left when it was made.
+    fn take(&mut self, report: &HealthReport, counts_for: Duration, now: Instant) {
+        let most_left = counts_for.saturating_sub(LEASE);
         self.number = report.number;
         self.failed = self.failed.max(report.failed);
         self.answered = self.answered.max(report.served);
-        self.open = report.open.map(|(left, breaks)| (after(now, left), breaks));
+        self.open = report.open.map(|(left, breaks)| (after(now, left.min(most_left)), breaks));
         self.has_closed = report.has_closed;
-        self.until = until;
+        self.until = after(now, counts_for);
     }
 }
 
 /// No permit has this number.
 const HEARD: u64 = 0;
-/// How many other processes a provider's health knows, the latest heard.
-const MOST_PEERS: usize = 64;
+/// How many other processes a provider's health knows, the latest heard: as many as a store has records of.
+/// One that is forgotten while its record is still there is heard again, with what was answered before.
+const MOST_PEERS: usize = 1_000;
 const MOST_ANSWERS: usize = 16;
 /// A probe elsewhere is waited for this long after it was last heard of.
 const LEASE: Duration = Duration::from_secs(3);

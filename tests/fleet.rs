@@ -469,7 +469,9 @@ fn the_task_starts_with_the_first_request_and_again_on_another_runtime() {
             assert_eq!(pod.ask().await, "first");
             assert!(pod.chain.synced(secs(5)).await);
         });
+        assert!(fleet_of(&pod).is_joined());
         drop(runtime);
+        assert!(!fleet_of(&pod).is_joined());
         assert!(store.calls.load(Ordering::Relaxed) > before);
     }
 }
@@ -636,6 +638,30 @@ fn a_record_is_short_printable_text() {
     ] {
         assert!(Record::new(key, body).is_none(), "{key:?} {body:?}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_process_that_starts_later_opens_nothing_by_what_was_answered() {
+    let store = MemoryStore::new();
+    let one = pod(store.clone());
+    one.tell("first", Script::status(500));
+    one.ask().await;
+    synced(&[&one]).await;
+    let (record, _) = store.list().await.unwrap().remove(0);
+    let key = record.key().split('/').next().unwrap();
+    let put = async |process: u64, body: &str| {
+        let record = Record::new(&format!("{key}/{process:016x}"), body).unwrap();
+        store.put(&record, secs(60)).await.unwrap();
+    };
+    put(1, "1 n=1 f=3 s=0 o=57000/1").await;
+    put(2, "1 n=1 f=3 s=0 o=57000/1").await;
+    let late = pod(store.clone());
+    synced(&[&late]).await;
+    assert!(matches!(late.state("first"), State::Open { .. }));
+    put(3, "1 n=1 f=1 s=1 a=0000000000000001:3 a=0000000000000002:3").await;
+    let later = pod(store.clone());
+    synced(&[&later]).await;
+    assert_eq!(later.state("first"), State::Closed);
 }
 
 #[test]

@@ -423,6 +423,7 @@ impl<S: HealthStore> Task<S> {
 /// A runtime that ends drops the task, also one that has never run. The next request starts another one.
 impl<S> Drop for Task<S> {
     fn drop(&mut self) {
+        self.fleet.lock_status().is_joined = false;
         self.fleet.is_started.store(false, Ordering::Release);
     }
 }

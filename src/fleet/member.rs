@@ -194,6 +194,9 @@ impl Member {
             }
             heard.push((self.read(record, *ttl, now), *ttl));
         }
+        // So that nothing opens by what another record says was answered.
+        let answers = |heard: &Heard| matches!(heard, Heard::Report { report, .. } if !report.answers.is_empty());
+        heard.sort_by_key(|(heard, _)| !answers(heard));
         heard
     }
 

@@ -15,8 +15,8 @@ pub(crate) struct Member {
     random: fastrand::Rng,
     /// The providers of the current list: their ids, and how records name them.
     providers: Vec<(usize, String)>,
-    /// When the own records expire, by their keys.
-    written: BTreeMap<String, Instant>,
+    /// The own records and when they expire, by their keys.
+    written: BTreeMap<String, (Record, Instant)>,
     /// The providers whose reports are to be written again.
     again: BTreeSet<usize>,
     /// Those of which something is still to be written before the process is synchronised.
@@ -125,7 +125,7 @@ impl Member {
             if let Some((report, ttl)) = health.own_report(*id, now) {
                 self.budget.left -= 1.0;
                 let record = health_record(name, self.own, &report)?;
-                self.written.insert(record.key().into(), after(now, ttl));
+                self.written.insert(record.key().into(), (record.clone(), after(now, ttl)));
                 return Some(Write { record, ttl });
             }
         }
@@ -176,14 +176,16 @@ impl Member {
     ) -> Vec<(Heard, Duration)> {
         self.watched_left = MOST_WATCHED;
         self.poll_at = after(now, POLL.mul_f64(0.9 + 0.2 * self.random.f64()));
-        self.written.retain(|_, until| *until > now);
+        self.written.retain(|_, (_, until)| *until > now);
         self.others.retain(|_, until| *until > now);
-        let missing = |id: &usize, name: &str| {
-            let key = format!("{name}/{:016x}", self.own.0);
-            self.written.contains_key(&key) && list.iter().all(|(record, _)| record.key() != key)
-                || is_probing(*id)
+        let is_missing = |id: &usize, name: &str| {
+            let written = self.written.get(&format!("{name}/{:016x}", self.own.0));
+            // A write that was given up may have come later than the one after it.
+            let is_lost =
+                |(written, _): &(Record, _)| list.iter().all(|(record, _)| record != written);
+            written.is_some_and(is_lost) || is_probing(*id)
         };
-        let again = self.providers.iter().filter(|(id, name)| missing(id, name));
+        let again = self.providers.iter().filter(|(id, name)| is_missing(id, name));
         let again: Vec<usize> = again.map(|(id, _)| *id).collect();
         self.again.extend(again);
         self.unwritten.extend(self.commands.keys().cloned());

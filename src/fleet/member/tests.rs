@@ -412,3 +412,16 @@ fn what_is_said_after_a_synchronisation_began_is_not_waited_for() {
     }
     assert!(harness.member.is_synced());
 }
+
+#[test]
+fn an_own_record_that_an_earlier_one_has_replaced_is_written_again() {
+    let mut harness = Harness::new();
+    harness.ask(0, HealthSignal::Failure);
+    let earlier = harness.write().unwrap().record;
+    harness.ask(0, HealthSignal::Failure);
+    let later = harness.write().unwrap().record;
+    harness.list(&[(later, secs(9))]);
+    assert_eq!(harness.writes(), []);
+    harness.list(&[(earlier, secs(9))]);
+    assert_eq!(harness.write().unwrap().record, record(&own_key(0), "1 n=3 f=2 s=0"));
+}

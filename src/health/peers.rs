@@ -5,6 +5,8 @@
 //! - **The row of failures is counted over all processes.** No other process counts for more than half of
 //!   what opens a breaker, so that one with a broken network opens nobody's but its own. A success
 //!   anywhere ends the row everywhere: a process reports which failures of others it has answered.
+//! - **What a process has seen itself opens its own breaker as if it were alone**, whatever others say: its
+//!   network may be the one that is broken.
 //! - **A process reports only what it has seen itself.** What it has heard is not passed on.
 //! - **Each draws its own jitter.** The first whose break ends probes, and says so; the others wait for
 //!   what it finds. No lock is needed for that: a probe elsewhere is a lease that no own permit holds.
@@ -80,6 +82,8 @@ struct Known {
     has_said: bool,
     /// How many failures were counted here.
     failed: u32,
+    /// How many of them came before a success elsewhere.
+    answered: u32,
     /// Whether a success would answer something.
     is_unanswered: bool,
     /// What is to be reported.
@@ -169,6 +173,12 @@ impl Peers {
     fn open_elsewhere(&self, now: Instant) -> impl Iterator<Item = (Instant, u32)> {
         let open = self.0.iter().flat_map(|known| &known.list).filter_map(|peer| peer.open);
         open.filter(move |(until, _)| *until > now)
+    }
+
+    /// How many of the last failures here no success elsewhere has followed: of a row of this length.
+    pub(super) fn unanswered(&self, own: u32) -> u32 {
+        let known = self.0.as_ref();
+        known.map_or(own, |known| own.min(known.failed.saturating_sub(known.answered)))
     }
 
     pub(super) fn count_failures(&mut self, failures: u32) {
@@ -278,12 +288,13 @@ impl Circuit {
     fn own_report(&mut self, now: Instant) -> Option<(HealthReport, Duration)> {
         let left = |until: Instant| until.saturating_duration_since(now);
         let is_probing = self.has_own_probe(now);
+        let unanswered = self.peers.unanswered(self.consecutive);
         let known = self.peers.0.as_deref_mut()?;
         known.untold = Untold::Nothing;
         let is_recent = |at: Option<Instant>, for_: Duration| {
             at.map(|at| after(at, for_)).filter(|end| *end > now).map(left)
         };
-        let open = self.open_until.filter(|_| self.consecutive > 0);
+        let open = self.open_until.filter(|_| unanswered > 0);
         let rest = self.rest.filter(|rest| known.owns_cooldown && rest.until > now);
         let answers_for = is_recent(known.answered_at, ANSWERS_COUNT_FOR);
         let says_something =
@@ -296,7 +307,7 @@ impl Circuit {
         let report = HealthReport {
             number: known.number,
             failed: known.failed,
-            served: known.failed.saturating_sub(self.consecutive),
+            served: known.failed.saturating_sub(unanswered),
             open: open.map(|until| (left(until), self.level)),
             cooldown: rest.map(|rest| (left(rest.until), rest.level)),
             is_probing,
@@ -360,14 +371,15 @@ impl Circuit {
         let Some(known) = self.peers.0.as_deref_mut() else { return };
         for (process, answered) in report.answers.iter().take(MOST_ANSWERS) {
             if *process == known.own {
-                self.consecutive = self.consecutive.min(known.failed.saturating_sub(*answered));
+                known.answered = known.answered.max(known.failed.min(*answered));
             } else {
                 let peer = known.peer(*process, now);
                 peer.answered = peer.answered.max(*answered);
             }
         }
         let heard = known.list.iter().any(|peer| peer.failed > peer.answered);
-        known.is_unanswered = self.consecutive > 0 || heard;
+        let own = self.consecutive.min(known.failed - known.answered);
+        known.is_unanswered = own > 0 || heard;
     }
 
     /// A probe elsewhere is a lease that no own permit holds. It ends by itself, and with the prober's next
@@ -467,6 +479,7 @@ impl Known {
             number: 0,
             has_said: false,
             failed: 0,
+            answered: 0,
             is_unanswered: false,
             untold: Untold::Nothing,
             answers: Vec::new(),

@@ -205,7 +205,8 @@ fn a_success_anywhere_ends_the_row_of_all() {
     assert_eq!(report.answers, [(id(0), 2), (id(1), 2)]);
     for process in [0, 1, 3] {
         fleet.hear(process, 2, &report);
-        assert_eq!(fleet.circuit(process).consecutive, 0);
+        let circuit = fleet.circuit(process);
+        assert_eq!(circuit.peers.unanswered(circuit.consecutive), 0);
     }
     for process in 0..4 {
         fleet.fail(process, 1);
@@ -229,8 +230,9 @@ fn an_answer_may_come_before_what_it_answers() {
     fleet.fail(2, 4);
     assert!(fleet.is_closed(2));
     fleet.hear(0, 1, &answered);
-    fleet.fail(0, 4);
-    assert!(fleet.is_closed(0));
+    fleet.fail(0, 1);
+    fleet.hear(0, 2, &some(1, 3));
+    assert!(fleet.is_closed(0), "one here and three there");
 }
 
 #[test]
@@ -905,11 +907,39 @@ fn a_probe_that_fails_elsewhere_opens_again_the_break_of_one_that_came_late() {
     assert!(fleet.open_until(0) >= fleet.now + secs(10));
 }
 
+#[test]
+fn what_others_say_keeps_no_own_row_from_opening() {
+    let mut fleet = Fleet::new(2);
+    for failures in 0..5 {
+        assert!(fleet.is_closed(0), "{failures}");
+        fleet.succeed(1);
+        fleet.tell_all();
+        fleet.pass(10.0);
+        fleet.fail(0, 1);
+        fleet.tell_all();
+        assert!(fleet.is_closed(1));
+    }
+    assert!(!fleet.is_closed(0), "only its own network is broken");
+    let report = fleet.report(0);
+    assert_eq!(report.failed - report.served, 1, "the others were answered");
+    assert!(report.open.is_some());
+}
+
+#[test]
+fn an_answer_of_what_is_still_to_come_answers_nothing_of_ones_own() {
+    let mut fleet = Fleet::new(3);
+    fleet.hear(0, 1, &HealthReport { answers: vec![(id(0), u32::MAX)], ..some(1, 0) });
+    fleet.fail(0, 2);
+    fleet.hear(0, 2, &some(1, 3));
+    assert!(!fleet.is_closed(0));
+}
+
 /// What the rules say of a row, without a table.
 #[derive(Default)]
 struct Model {
     own_row: u32,
     failed: u32,
+    answered: u32,
     others: BTreeMap<u64, Other>,
 }
 
@@ -923,7 +953,8 @@ struct Other {
 impl Model {
     fn row(&self) -> u32 {
         let heard = self.others.values().map(|it| it.failed.saturating_sub(it.answered).min(3));
-        self.own_row + heard.sum::<u32>()
+        let own = self.own_row.min(self.failed.saturating_sub(self.answered));
+        self.own_row.max(own + heard.sum::<u32>())
     }
 }
 
@@ -980,7 +1011,7 @@ proptest! {
                         it.answered = it.answered.max(report.served);
                         for (Process(process), to) in &report.answers {
                             if *process == 100 {
-                                model.own_row = model.own_row.min(model.failed.saturating_sub(*to));
+                                model.answered = model.answered.max(model.failed.min(*to));
                             } else {
                                 let other = model.others.entry(*process).or_default();
                                 other.answered = other.answered.max(*to);

@@ -249,7 +249,9 @@ impl HealthTable {
         if provider >= self.providers.len() {
             self.providers.resize_with(provider + 1, ProviderHealth::default);
         }
-        self.providers[provider] = ProviderHealth::default();
+        let before = std::mem::take(&mut self.providers[provider]);
+        // `share` goes on from it.
+        self.providers[provider].circuit.peers = before.circuit.peers;
         if let Some(hedging) = &mut self.hedging {
             hedging.renew(provider);
         }

@@ -10,7 +10,7 @@ use reqwest_failover::fleet::{
     self, HealthStore, HealthWatch, MemoryStore, MemoryWatch, Record, StoreError,
 };
 use reqwest_failover::{
-    Event, FleetSnapshot, Provider, ProviderChain, ProviderChainBuilder, State,
+    Breaker, Event, FleetSnapshot, Provider, ProviderChain, ProviderChainBuilder, State,
 };
 use reqwest_failover_testing::terminal::{Harness, Script, lock, ms, now, provider, secs};
 
@@ -76,6 +76,8 @@ enum Mode {
     Silent,
     Panics,
     PanicsWhenPolled,
+    /// Writes take so long.
+    SlowPuts(u64),
 }
 
 impl Scripted {
@@ -85,7 +87,7 @@ impl Scripted {
 
     async fn call(mode: Mode) -> Result<(), StoreError> {
         match mode {
-            Mode::Up | Mode::ReadOnly => Ok(()),
+            Mode::Up | Mode::ReadOnly | Mode::SlowPuts(_) => Ok(()),
             Mode::Fails(error) => Err(error.into()),
             Mode::Silent => pending().await,
             Mode::Panics | Mode::PanicsWhenPolled => panic!("scripted"),
@@ -112,8 +114,10 @@ impl HealthStore for Scripted {
         let mode = self.enter();
         async move {
             Self::call(mode).await?;
-            if mode == Mode::ReadOnly {
-                return Err("it is a replica".into());
+            match mode {
+                Mode::ReadOnly => return Err("it is a replica".into()),
+                Mode::SlowPuts(millis) => tokio::time::sleep(ms(millis)).await,
+                _ => {}
             }
             self.store.put(record, ttl).await
         }
@@ -494,7 +498,9 @@ fn the_task_starts_with_the_first_request_and_again_on_another_runtime() {
             assert_eq!(pod.ask().await, "first");
             assert!(pod.chain.synced(secs(5)).await);
         });
+        assert!(fleet_of(&pod).is_joined());
         drop(runtime);
+        assert!(!fleet_of(&pod).is_joined());
         assert!(store.calls.load(Ordering::Relaxed) > before);
     }
 }
@@ -661,6 +667,210 @@ fn a_record_is_short_printable_text() {
     ] {
         assert!(Record::new(key, body).is_none(), "{key:?} {body:?}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_process_that_starts_later_opens_nothing_by_what_was_answered() {
+    let store = MemoryStore::new();
+    let one = pod(store.clone());
+    one.tell("first", Script::status(500));
+    one.ask().await;
+    synced(&[&one]).await;
+    let (record, _) = store.list().await.unwrap().remove(0);
+    let key = record.key().split('/').next().unwrap();
+    let put = async |process: u64, body: &str| {
+        let record = Record::new(&format!("{key}/{process:016x}"), body).unwrap();
+        store.put(&record, secs(60)).await.unwrap();
+    };
+    put(1, "1 n=1 f=3 s=0 o=57000/1").await;
+    put(2, "1 n=1 f=3 s=0 o=57000/1").await;
+    let late = pod(store.clone());
+    synced(&[&late]).await;
+    assert!(matches!(late.state("first"), State::Open { .. }));
+    put(3, "1 n=1 f=1 s=1 a=0000000000000001:3 a=0000000000000002:3").await;
+    let later = pod(store.clone());
+    synced(&[&later]).await;
+    assert_eq!(later.state("first"), State::Closed);
+}
+
+#[test]
+fn operators_of_all_threads_and_the_task_wait_for_each_other_for_no_more_than_a_moment() {
+    let (done, is_done) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_time()
+            .build()
+            .unwrap();
+        let pod = runtime.block_on(async { pod(MemoryStore::new()) });
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    for _ in 0..2_000 {
+                        pod.chain.isolate("first").unwrap();
+                        pod.chain.restore("first").unwrap();
+                    }
+                });
+            }
+        });
+        assert!(runtime.block_on(pod.chain.synced(secs(10))));
+        assert_eq!(pod.state("first"), State::Closed);
+        done.send(()).unwrap();
+    });
+    is_done.recv_timeout(secs(60)).expect("nothing is locked for ever");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_command_that_was_taken_back_is_not_obeyed_once_more() {
+    let (notes, note) = notes();
+    let pod = pod_with(MemoryStore::new(), |chain| chain.observe(note));
+    synced(&[&pod]).await;
+    pod.chain.isolate("first").unwrap();
+    pod.chain.restore("first").unwrap();
+    synced(&[&pod]).await;
+    let steered = "steered: Some(\"first\") false";
+    assert_eq!(*lock(&notes), ["joined", steered, steered]);
+}
+
+fn paused_runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap()
+}
+
+#[test]
+fn a_task_that_never_ran_is_started_again() {
+    let runtime = paused_runtime();
+    let entered = runtime.enter();
+    let pod = pod(MemoryStore::new());
+    drop(entered);
+    drop(runtime);
+    paused_runtime().block_on(async { assert!(pod.chain.synced(secs(5)).await) });
+}
+
+#[test]
+fn what_was_not_written_when_a_runtime_ended_is_written_on_the_next_one() {
+    let store = Scripted::default();
+    let one = pod(store.clone());
+    paused_runtime().block_on(async {
+        synced(&[&one]).await;
+        store.set(Mode::Fails("down"));
+        one.chain.isolate("second").unwrap();
+        one.tell("first", Script::hint(429, "retry-after", "100"));
+        _ = one.post().send().await;
+        tokio::time::sleep(secs(3)).await;
+    });
+    store.set(Mode::Up);
+    paused_runtime().block_on(async {
+        let other = pod(store.clone());
+        synced(&[&one, &other]).await;
+        assert_eq!(other.state("second"), State::Isolated);
+        assert!(matches!(other.state("first"), State::CoolingDown { .. }));
+    });
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_list_that_is_replaced_while_the_store_is_away_is_synced_when_it_is_back() {
+    let store = Scripted::default();
+    let pod = pod(store.clone());
+    synced(&[&pod]).await;
+    store.set(Mode::Fails("down"));
+    tokio::time::sleep(secs(2)).await;
+    pod.chain.replace([provider("first")]).unwrap();
+    store.set(Mode::Up);
+    assert!(pod.chain.synced(secs(5)).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_isolated_stays_so_in_a_list_that_comes_while_the_store_is_away() {
+    let store = Scripted::default();
+    let pod = pod(store.clone());
+    pod.chain.isolate("first").unwrap();
+    synced(&[&pod]).await;
+    pod.chain.replace([provider("second")]).unwrap();
+    synced(&[&pod]).await;
+    store.set(Mode::Fails("down"));
+    tokio::time::sleep(secs(2)).await;
+    pod.chain.replace([provider("first"), provider("second")]).unwrap();
+    tokio::time::sleep(ms(1)).await;
+    assert_eq!(pod.state("first"), State::Isolated);
+}
+
+/// A chain whose providers fail all the time and are asked all the same.
+fn busy_pod(store: impl HealthStore) -> Harness {
+    let never = Breaker::default().consecutive(10_000).ratio(1.0, 10_000);
+    let pod = pod_with(store, |chain| chain.breaker(never));
+    for name in ["first", "second"] {
+        pod.tell(name, Script::status(500));
+    }
+    pod
+}
+
+async fn keep_busy(pod: &Harness) {
+    loop {
+        _ = pod.post().send().await;
+        tokio::time::sleep(ms(5)).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_process_with_much_to_say_to_a_slow_store_hears_others() {
+    let store = Scripted::default();
+    let (busy, other) = (busy_pod(store.clone()), pod(store.clone()));
+    synced(&[&busy, &other]).await;
+    store.set(Mode::SlowPuts(300));
+    let heard = async {
+        tokio::time::sleep(secs(2)).await;
+        other.chain.isolate("second").unwrap();
+        tokio::time::sleep(secs(3)).await;
+        assert_eq!(busy.state("second"), State::Isolated);
+    };
+    tokio::select! {
+        () = keep_busy(&busy) => {}
+        () = heard => {}
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_process_with_much_to_say_is_synced() {
+    let busy = busy_pod(MemoryStore::new());
+    let is_synced = async {
+        tokio::time::sleep(secs(3)).await;
+        busy.chain.isolate("second").unwrap();
+        busy.chain.synced(secs(1)).await
+    };
+    tokio::select! {
+        () = keep_busy(&busy) => {}
+        is_synced = is_synced => assert!(is_synced),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_closure_may_replace_the_list_while_reports_are_read() {
+    let store = MemoryStore::new();
+    let other = pod(store.clone());
+    for name in ["first", "second"] {
+        other.tell(name, Script::hint(429, "retry-after", "100"));
+    }
+    _ = other.post().send().await;
+    synced(&[&other]).await;
+    assert_eq!(store.list().await.unwrap().len(), 2);
+    let chain: Arc<Mutex<Option<ProviderChain>>> = Arc::default();
+    let of_closure = chain.clone();
+    let pod = pod_with(store, move |builder| {
+        builder.observe(move |event| {
+            let chain = lock(&of_closure).take();
+            if let (Some(chain), Event::CoolingDown { provider, .. }) = (chain, event) {
+                chain.replace([provider_of(provider)]).unwrap();
+            }
+        })
+    });
+    *lock(&chain) = Some(pod.chain.clone());
+    assert!(pod.chain.synced(secs(1)).await);
+    assert_eq!(names(&pod).len(), 1);
+    assert!(matches!(pod.chain.snapshot().providers()[0].state(), State::CoolingDown { .. }));
+}
+
+fn provider_of(name: &str) -> Provider {
+    provider(if name == "first" { "first" } else { "second" })
 }
 
 trait Fails {

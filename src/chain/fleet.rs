@@ -4,6 +4,7 @@
 //! one record at a time, and holds the chain only while it works on it: once the last handle to the chain is
 //! gone, the task ends.
 
+use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -12,7 +13,7 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Mutex as AsyncMutex, Notify, watch};
 use tokio::time::{sleep_until, timeout};
 
 use super::list::CurrentList;
@@ -32,8 +33,11 @@ pub(super) struct Fleet {
     spawn: Box<Spawn>,
     is_started: AtomicBool,
     wake: Notify,
-    /// What operators want of all processes, until the task takes it.
-    commands: Mutex<Vec<Subject>>,
+    /// What operators want of all processes, until the task takes it: the last command on each subject. It
+    /// is locked where the list may be held, and not the other way round.
+    commands: Mutex<BTreeMap<String, Subject>>,
+    /// The task's. The next task goes on with it, where a runtime has ended.
+    member: AsyncMutex<Member>,
     /// How often it was asked to synchronise, and up to which of these it has.
     sync_asked: AtomicU64,
     synced: watch::Sender<u64>,
@@ -47,12 +51,14 @@ impl Fleet {
             let task = Task { store: store.clone(), chain, fleet };
             drop(runtime.spawn(task.run()));
         };
+        let process = Process(fastrand::u64(..));
         Self {
-            process: Process(fastrand::u64(..)),
+            process,
             spawn: Box::new(spawn),
             is_started: AtomicBool::new(false),
             wake: Notify::new(),
             commands: Mutex::default(),
+            member: AsyncMutex::new(Member::new(process, now())),
             sync_asked: AtomicU64::new(0),
             synced: watch::Sender::new(0),
             status: Mutex::default(),
@@ -82,7 +88,7 @@ impl Fleet {
     }
 
     pub(super) fn command(&self, subject: Subject) {
-        self.lock_commands().push(subject);
+        self.lock_commands().insert(subject.key(), subject);
         self.wake();
     }
 
@@ -98,7 +104,7 @@ impl Fleet {
         *self.lock_status()
     }
 
-    fn lock_commands(&self) -> MutexGuard<'_, Vec<Subject>> {
+    fn lock_commands(&self) -> MutexGuard<'_, BTreeMap<String, Subject>> {
         self.commands.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -172,12 +178,12 @@ enum Woken {
 
 impl<S: HealthStore> Task<S> {
     async fn run(self) {
-        // A runtime that ends drops the task. The next request starts another one.
-        let _stopped = Stopped(&self.fleet);
-        let mut member = Member::new(self.fleet.process, now());
+        let member = &mut *self.fleet.member.lock().await;
         let mut list = Weak::new();
+        // What the last task was about to write.
+        member.write_all_again();
         loop {
-            match self.take_part(&mut member, &mut list).await {
+            match self.take_part(member, &mut list).await {
                 Ok(never) => match never {},
                 Err(Stop::ChainGone) => return,
                 Err(Stop::StoreFailed { operation, error }) => {
@@ -187,9 +193,9 @@ impl<S: HealthStore> Task<S> {
             }
             let again_at = member.fail(now());
             while now() < again_at {
-                if self.chain().is_err() {
-                    return;
-                }
+                let Ok(chain) = self.chain() else { return };
+                self.refresh_providers(member, &mut list, &chain);
+                drop(chain);
                 self.wait(again_at).await;
             }
         }
@@ -203,19 +209,23 @@ impl<S: HealthStore> Task<S> {
     ) -> Result<std::convert::Infallible, Stop> {
         let mut watch = limited("watch", || self.store.watch()).await?;
         self.read_list(member, list).await?;
-        // A store that can be read and not written has failed, too.
         self.write_all(member, list).await?;
-        member.succeed();
+        // Now it is known that the store reads and writes.
+        member.recover();
         self.report_joined(&self.chain()?.get());
+        let mut syncing = *self.fleet.synced.borrow();
         loop {
             let asked = self.fleet.sync_asked.load(Ordering::Acquire);
-            self.write_all(member, list).await?;
-            let write_at = member.write_at(&self.chain()?.get().lock().health, now());
-            if write_at.is_none() && *self.fleet.synced.borrow() < asked {
+            if syncing < asked {
                 self.read_list(member, list).await?;
-                self.write_all(member, list).await?;
-                self.fleet.synced.send_replace(asked);
+                member.begin_sync(&self.chain()?.get().lock().health);
+                syncing = asked;
             }
+            self.write_all(member, list).await?;
+            if *self.fleet.synced.borrow() < syncing && member.is_synced() {
+                self.fleet.synced.send_replace(syncing);
+            }
+            let write_at = member.write_at(&self.chain()?.get().lock().health, now());
             let until = write_at.map_or(member.poll_at(), |at| at.min(member.poll_at()));
             match self.wait_for(&mut watch, until).await {
                 Woken::Asked => {}
@@ -234,16 +244,14 @@ impl<S: HealthStore> Task<S> {
         }
     }
 
-    /// Writes what is to be written now.
+    /// Writes what is to be written now, until the store is to be read.
     async fn write_all(&self, member: &mut Member, list: &mut Weak<Shared>) -> Result<(), Stop> {
         loop {
             let chain = self.chain()?;
             self.refresh_providers(member, list, &chain);
-            for subject in std::mem::take(&mut *self.fleet.lock_commands()) {
-                // An older one may have been heard since it was given.
-                self.obey(&chain, &subject, false);
-                member.command(subject);
-            }
+            // The guard is dropped here.
+            let commands = std::mem::take(&mut *self.fleet.lock_commands());
+            commands.into_values().for_each(|subject| member.command(subject));
             let write = member.next_write(&mut chain.get().lock().health, now());
             drop(chain);
             let Some(Write { record, ttl }) = write else { return Ok(()) };
@@ -251,6 +259,9 @@ impl<S: HealthStore> Task<S> {
             limited("put", || self.store.put(&record, ttl)).await?;
             let took = now().saturating_duration_since(began);
             self.count(&[FleetCount::Record("put"), FleetCount::PutTook(took)])?;
+            if now() >= member.poll_at() {
+                return Ok(());
+            }
         }
     }
 
@@ -259,7 +270,9 @@ impl<S: HealthStore> Task<S> {
         let records = limited("list", || self.store.list()).await?;
         let chain = self.chain()?;
         self.refresh_providers(member, list, &chain);
-        let heard = member.read_list(&records, &chain.get().lock().health, now());
+        // Requests do not wait while the records are read.
+        let is_probing = |id| chain.get().lock().health.is_probing(id, now());
+        let heard = member.read_list(&records, is_probing, now());
         for (heard, ttl) in heard {
             self.apply(member, &chain, heard, ttl);
         }
@@ -283,7 +296,7 @@ impl<S: HealthStore> Task<S> {
             *list = Arc::downgrade(&current);
             let named = current.entries.iter().map(|(id, _)| (id, key_of(&current, id)));
             for isolation in member.set_providers(named.collect()) {
-                self.obey(chain, &isolation, true);
+                self.obey(chain, &isolation);
             }
         }
     }
@@ -293,7 +306,9 @@ impl<S: HealthStore> Task<S> {
         match heard {
             Heard::Nothing => return,
             Heard::Unread => return self.ignore(&list),
-            Heard::Command(subject) => self.obey(chain, &subject, true),
+            Heard::Command(subject) => self.obey(chain, &subject),
+            // A user's closure may have replaced the list since.
+            Heard::Report { provider, .. } if !list.entries.has(provider) => return,
             Heard::Report { provider, process, report } => {
                 let now = now();
                 let mut table = list.lock();
@@ -312,9 +327,13 @@ impl<S: HealthStore> Task<S> {
         list.observer.count_fleet(FleetCount::Record("heard"));
     }
 
-    /// Does what an operator wants, if it is not so already.
-    fn obey(&self, chain: &CurrentList, subject: &Subject, heard: bool) {
+    /// Does what an operator of another process wants, if it is not so already, and if none of this one has
+    /// wanted something else since.
+    fn obey(&self, chain: &CurrentList, subject: &Subject) {
         let (changing, list) = chain.hold();
+        if self.fleet.lock_commands().contains_key(&subject.key()) {
+            return;
+        }
         let provider = match subject {
             Subject::Isolated { provider, isolated } => {
                 let is_meant = |id: &usize| key_of(&list, *id) == *provider;
@@ -336,7 +355,7 @@ impl<S: HealthStore> Task<S> {
         };
         // The user's closures may change the chain.
         drop(changing);
-        list.observer.emit(&Event::Steered { provider, heard });
+        list.observer.emit(&Event::Steered { provider, heard: true });
     }
 
     fn ignore(&self, list: &Shared) {
@@ -401,12 +420,11 @@ impl<S: HealthStore> Task<S> {
     }
 }
 
-/// Lets the task be started again once it has stopped.
-struct Stopped<'f>(&'f Fleet);
-
-impl Drop for Stopped<'_> {
+/// A runtime that ends drops the task, also one that has never run. The next request starts another one.
+impl<S> Drop for Task<S> {
     fn drop(&mut self) {
-        self.0.is_started.store(false, Ordering::Release);
+        self.fleet.lock_status().is_joined = false;
+        self.fleet.is_started.store(false, Ordering::Release);
     }
 }
 

@@ -69,6 +69,10 @@ impl CurrentList {
         replaced = std::mem::replace(&mut *self.lock(), list.clone());
         drop(changing);
         drop(replaced);
+        #[cfg(feature = "fleet")]
+        if let Some(fleet) = &chain.fleet {
+            fleet.wake();
+        }
         show_entries(&list.entries, &before.entries, &list.observer);
         Ok(())
     }

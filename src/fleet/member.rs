@@ -15,10 +15,12 @@ pub(crate) struct Member {
     random: fastrand::Rng,
     /// The providers of the current list: their ids, and how records name them.
     providers: Vec<(usize, String)>,
-    /// When the own records expire, by their keys.
-    written: BTreeMap<String, Instant>,
+    /// The own records and when they expire, by their keys.
+    written: BTreeMap<String, (Record, Instant)>,
     /// The providers whose reports are to be written again.
     again: BTreeSet<usize>,
+    /// Those of which something is still to be written before the process is synchronised.
+    unsynced: BTreeSet<usize>,
     /// The commands in force, by their keys.
     commands: BTreeMap<String, Command>,
     /// Those of them that are to be written.
@@ -70,6 +72,7 @@ impl Member {
             providers: Vec::new(),
             written: BTreeMap::new(),
             again: BTreeSet::new(),
+            unsynced: BTreeSet::new(),
             commands: BTreeMap::new(),
             unwritten: BTreeSet::new(),
             others: BTreeMap::new(),
@@ -82,6 +85,9 @@ impl Member {
 
     /// The chain has these providers now. Returns the commands that are in force for them.
     pub(crate) fn set_providers(&mut self, providers: Vec<(usize, String)>) -> Vec<Subject> {
+        let has = |id: &usize| providers.iter().any(|(known, _)| known == id);
+        self.again.retain(has);
+        self.unsynced.retain(has);
         self.providers = providers;
         let in_force = self.commands.values().map(|command| command.subject.clone());
         in_force.filter(|subject| matches!(subject, Subject::Isolated { .. })).collect()
@@ -90,7 +96,7 @@ impl Member {
     /// An operator of this process wants this of all.
     pub(crate) fn command(&mut self, subject: Subject) {
         let mut command = Command { subject, version: Version::default() };
-        let key = command.key();
+        let key = command.subject.key();
         let known = self.commands.get(&key).map_or(0, |known| known.version.number);
         command.version = Version { number: known.saturating_add(1), by: self.own.0 };
         self.commands.insert(key.clone(), command);
@@ -104,29 +110,48 @@ impl Member {
             let record = self.commands.get(&key)?.record()?;
             return Some(Write { record, ttl: COMMANDS_COUNT_FOR });
         }
-        let untold = |id| match self.again.contains(&id) {
-            true => Untold::State,
-            false => health.untold(id),
-        };
-        let most_urgent = self.providers.iter().max_by_key(|(id, _)| untold(*id));
-        let (id, name) = most_urgent?;
-        let untold = untold(*id);
-        if untold == Untold::Nothing || !self.budget.take(untold, now) {
-            return None;
+        loop {
+            let untold = |at: usize| self.untold(self.providers[at].0, health);
+            let most_urgent = (0..self.providers.len()).max_by_key(|at| untold(*at))?;
+            let untold = untold(most_urgent);
+            if untold == Untold::Nothing || !self.budget.has_room(untold, now) {
+                return None;
+            }
+            // It comes last among those that are as urgent: `max_by_key` returns the last of them.
+            self.providers[..=most_urgent].rotate_right(1);
+            let (id, name) = &self.providers[0];
+            self.again.remove(id);
+            self.unsynced.remove(id);
+            if let Some((report, ttl)) = health.own_report(*id, now) {
+                self.budget.left -= 1.0;
+                let record = health_record(name, self.own, &report)?;
+                self.written.insert(record.key().into(), (record.clone(), after(now, ttl)));
+                return Some(Write { record, ttl });
+            }
         }
-        self.again.remove(id);
-        let Some((report, ttl)) = health.own_report(*id, now) else {
-            return self.next_write(health, now);
-        };
-        let record = health_record(name, self.own, &report)?;
-        self.written.insert(record.key().into(), after(now, ttl));
-        Some(Write { record, ttl })
+    }
+
+    fn untold(&self, provider: usize, health: &HealthTable) -> Untold {
+        match self.again.contains(&provider) {
+            true => Untold::State,
+            false => health.untold(provider),
+        }
+    }
+
+    /// What is to be written now must be, before the process is synchronised; what comes later need not.
+    pub(crate) fn begin_sync(&mut self, health: &HealthTable) {
+        let ids = self.providers.iter().map(|(id, _)| *id);
+        self.unsynced = ids.filter(|id| self.untold(*id, health) != Untold::Nothing).collect();
+    }
+
+    pub(crate) fn is_synced(&self) -> bool {
+        self.unsynced.is_empty() && self.unwritten.is_empty()
     }
 
     /// When there may be something to write that there is no room for now.
     pub(crate) fn write_at(&self, health: &HealthTable, now: Instant) -> Option<Instant> {
-        let mut untold = self.providers.iter().map(|(id, _)| health.untold(*id));
-        let waits = !self.again.is_empty() || untold.any(|untold| untold != Untold::Nothing);
+        let mut untold = self.providers.iter().map(|(id, _)| self.untold(*id, health));
+        let waits = !self.unwritten.is_empty() || untold.any(|untold| untold != Untold::Nothing);
         waits.then(|| after(now, Budget::EVERY))
     }
 
@@ -146,19 +171,21 @@ impl Member {
     pub(crate) fn read_list(
         &mut self,
         list: &[(Record, Duration)],
-        health: &HealthTable,
+        is_probing: impl Fn(usize) -> bool,
         now: Instant,
     ) -> Vec<(Heard, Duration)> {
         self.watched_left = MOST_WATCHED;
         self.poll_at = after(now, POLL.mul_f64(0.9 + 0.2 * self.random.f64()));
-        self.written.retain(|_, until| *until > now);
+        self.written.retain(|_, (_, until)| *until > now);
         self.others.retain(|_, until| *until > now);
-        let missing = |id: &usize, name: &str| {
-            let key = format!("{name}/{:016x}", self.own.0);
-            self.written.contains_key(&key) && list.iter().all(|(record, _)| record.key() != key)
-                || health.is_probing(*id, now)
+        let is_missing = |id: &usize, name: &str| {
+            let written = self.written.get(&format!("{name}/{:016x}", self.own.0));
+            // A write that was given up may have come later than the one after it.
+            let is_lost =
+                |(written, _): &(Record, _)| list.iter().all(|(record, _)| record != written);
+            written.is_some_and(is_lost) || is_probing(*id)
         };
-        let again = self.providers.iter().filter(|(id, name)| missing(id, name));
+        let again = self.providers.iter().filter(|(id, name)| is_missing(id, name));
         let again: Vec<usize> = again.map(|(id, _)| *id).collect();
         self.again.extend(again);
         self.unwritten.extend(self.commands.keys().cloned());
@@ -169,6 +196,9 @@ impl Member {
             }
             heard.push((self.read(record, *ttl, now), *ttl));
         }
+        // So that nothing opens by what another record says was answered.
+        let answers = |heard: &Heard| matches!(heard, Heard::Report { report, .. } if !report.answers.is_empty());
+        heard.sort_by_key(|(heard, _)| !answers(heard));
         heard
     }
 
@@ -184,12 +214,16 @@ impl Member {
     pub(crate) fn fail(&mut self, now: Instant) -> Instant {
         let longest = doubled_up_to(FIRST_RETRY, self.failures, LONGEST_RETRY);
         self.failures = self.failures.saturating_add(1);
-        self.again.extend(self.providers.iter().map(|(id, _)| id));
+        self.write_all_again();
         after(now, longest.mul_f64(self.random.f64()))
     }
 
-    /// The store was read and written.
-    pub(crate) fn succeed(&mut self) {
+    pub(crate) fn write_all_again(&mut self) {
+        self.again.extend(self.providers.iter().map(|(id, _)| id));
+    }
+
+    /// The store has read and written again.
+    pub(crate) fn recover(&mut self) {
         self.failures = 0;
     }
 
@@ -222,7 +256,7 @@ impl Member {
 
     /// Takes over a command that is later than the one in force.
     fn obey(&mut self, command: Command) -> Heard {
-        let key = command.key();
+        let key = command.subject.key();
         if self.commands.get(&key).is_some_and(|known| known.version >= command.version) {
             return Heard::Nothing;
         }
@@ -247,17 +281,13 @@ impl Budget {
     /// The time in which there is room for one more.
     const EVERY: Duration = Duration::from_millis(50);
 
-    fn take(&mut self, untold: Untold, now: Instant) -> bool {
+    fn has_room(&mut self, untold: Untold, now: Instant) -> bool {
         let passed = now.saturating_duration_since(self.as_of);
         let more = passed.as_secs_f64() / Self::EVERY.as_secs_f64();
         self.left = (self.left + more).min(Self::MOST);
         self.as_of = now;
         let kept = if untold == Untold::State { 0.0 } else { Self::KEPT };
-        let has_room = self.left >= kept + 1.0;
-        if has_room {
-            self.left -= 1.0;
-        }
-        has_room
+        self.left >= kept + 1.0
     }
 }
 

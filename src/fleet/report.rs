@@ -68,15 +68,17 @@ impl Said {
     }
 }
 
-impl Command {
-    /// Where it is kept.
+impl Subject {
+    /// Where a command on it is kept.
     pub(crate) fn key(&self) -> String {
-        match &self.subject {
-            Subject::Isolated { provider, .. } => format!("{ISOLATE}{provider}"),
-            Subject::Order(_) => ORDER.into(),
+        match self {
+            Self::Isolated { provider, .. } => format!("{ISOLATE}{provider}"),
+            Self::Order(_) => ORDER.into(),
         }
     }
+}
 
+impl Command {
     /// An order of more names than a record holds is cut: the others keep their places.
     pub(crate) fn record(&self) -> Option<Record> {
         let Version { number, by } = self.version;
@@ -94,7 +96,7 @@ impl Command {
                 }
             }
         }
-        Record::new(&self.key(), &body)
+        Record::new(&self.subject.key(), &body)
     }
 
     fn parse<'r>(key: &str, mut words: impl Iterator<Item = &'r str>) -> Option<Self> {

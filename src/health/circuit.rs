@@ -169,6 +169,7 @@ impl Circuit {
     /// A stream has begun well. It counts as a request that did not fail, until it breaks. The ticket
     /// is marked where it was counted.
     pub(super) fn commit(&mut self, ticket: &mut Ticket, rules: &Rules<'_>) -> Option<Change> {
+        self.peers.record_own_outcome();
         if ticket.sequence > self.rested_after {
             self.end_rest();
         }
@@ -212,9 +213,8 @@ impl Circuit {
                 let cause = row.or_else(|| self.is_bad(rules).then_some(OpenCause::Ratio));
                 if cause == Some(OpenCause::Ratio) {
                     // To other processes it is a whole row.
-                    self.count_own_failures(
-                        rules.breaker.consecutive.saturating_sub(self.consecutive),
-                    );
+                    let row = self.peers.unanswered(self.consecutive);
+                    self.count_own_failures(rules.breaker.consecutive.saturating_sub(row));
                 }
                 cause.map(|cause| self.open(cause, rules))
             }
@@ -259,10 +259,11 @@ impl Circuit {
         (self.row(rules) >= rules.breaker.consecutive).then_some(cause)
     }
 
-    /// The length of the row of failures, with those that other processes have seen.
+    /// The length of the row of failures: the own one, or the one over all processes.
     pub(super) fn row(&self, rules: &Rules<'_>) -> u32 {
         let heard = self.peers.failures(rules.breaker.consecutive, rules.now);
-        self.consecutive.saturating_add(heard)
+        let unanswered = self.peers.unanswered(self.consecutive);
+        self.consecutive.max(unanswered.saturating_add(heard))
     }
 
     fn count_own_failures(&mut self, failures: u32) {
@@ -326,7 +327,8 @@ impl Circuit {
         self.open_until = Some(until);
         self.lease = None;
         self.moved_after = rules.sequence;
-        self.peers.record_opening(earliest, self.consecutive > 0);
+        let was_seen = self.peers.unanswered(self.consecutive) > 0;
+        self.peers.record_opening(earliest, was_seen);
         Change::Opened { until, breaks: self.level, cause }
     }
 

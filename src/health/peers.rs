@@ -5,6 +5,8 @@
 //! - **The row of failures is counted over all processes.** No other process counts for more than half of
 //!   what opens a breaker, so that one with a broken network opens only its own. A success
 //!   anywhere ends the row everywhere: a process reports which failures of others it has answered.
+//! - **What a process has seen itself opens its own breaker as if it were alone**, whatever others say: its
+//!   network may be the one that is broken.
 //! - **A process reports only what it has seen itself.** What it has heard is not passed on.
 //! - **Each draws its own jitter.** The first whose break ends probes, and says so; the others wait for
 //!   what it finds. No lock is needed for that: a probe elsewhere is a lease that no own permit holds.
@@ -80,6 +82,8 @@ struct Known {
     has_said: bool,
     /// How many failures were counted here.
     failed: u32,
+    /// How many of them came before a success elsewhere.
+    answered: u32,
     /// Whether a success would answer something.
     is_unanswered: bool,
     /// What is to be reported.
@@ -171,6 +175,12 @@ impl Peers {
         open.filter(move |(until, _)| *until > now)
     }
 
+    /// How many of the last failures here no success elsewhere has followed: of a row of this length.
+    pub(super) fn unanswered(&self, own: u32) -> u32 {
+        let known = self.0.as_ref();
+        known.map_or(own, |known| own.min(known.failed.saturating_sub(known.answered)))
+    }
+
     pub(super) fn count_failures(&mut self, failures: u32) {
         let Some(known) = &mut self.0 else { return };
         known.failed = known.failed.saturating_add(failures);
@@ -214,7 +224,13 @@ impl Peers {
 impl HealthTable {
     /// Shares this provider's health with other processes from now on.
     pub(crate) fn share(&mut self, provider: usize, own: Process) {
-        self.providers[provider].circuit.peers.0.get_or_insert_with(|| Box::new(Known::new(own)));
+        // It may have been shared before, and removed since: others know its numbers, which never fall.
+        let known = self.providers.iter().filter_map(|provider| provider.circuit.peers.0.as_ref());
+        let said = known.map(|known| (known.number, known.failed));
+        let (number, failed) =
+            said.fold((0, 0), |most, said| (most.0.max(said.0), most.1.max(said.1)));
+        let known = Known { number, failed, ..Known::new(own) };
+        self.providers[provider].circuit.peers = Peers(Some(Box::new(known)));
     }
 
     /// Whether there is something that other processes have not been told. It is asked once.
@@ -272,12 +288,13 @@ impl Circuit {
     fn own_report(&mut self, now: Instant) -> Option<(HealthReport, Duration)> {
         let left = |until: Instant| until.saturating_duration_since(now);
         let is_probing = self.has_own_probe(now);
+        let unanswered = self.peers.unanswered(self.consecutive);
         let known = self.peers.0.as_deref_mut()?;
         known.untold = Untold::Nothing;
         let is_recent = |at: Option<Instant>, for_: Duration| {
             at.map(|at| after(at, for_)).filter(|end| *end > now).map(left)
         };
-        let open = self.open_until.filter(|_| self.consecutive > 0);
+        let open = self.open_until.filter(|_| unanswered > 0);
         let rest = self.rest.filter(|rest| known.owns_cooldown && rest.until > now);
         let answers_for = is_recent(known.answered_at, ANSWERS_COUNT_FOR);
         let says_something =
@@ -290,7 +307,7 @@ impl Circuit {
         let report = HealthReport {
             number: known.number,
             failed: known.failed,
-            served: known.failed.saturating_sub(self.consecutive),
+            served: known.failed.saturating_sub(unanswered),
             open: open.map(|until| (left(until), self.level)),
             cooldown: rest.map(|rest| (left(rest.until), rest.level)),
             is_probing,
@@ -321,7 +338,7 @@ impl Circuit {
         }
         let rose = report.failed > peer.failed;
         let closes = report.has_closed && !peer.has_closed;
-        peer.take(report, after(now, counts_for), now);
+        peer.take(report, counts_for, now);
         self.take_answers(report, now);
         self.take_probe(from, report, now);
         if self.is_distrusted(now) {
@@ -338,10 +355,12 @@ impl Circuit {
             Some(_) if rose => self.reopen_as_heard(report, rules),
             _ => None,
         };
-        let rested =
-            report.cooldown.and_then(|(left, level)| self.rest_as_heard(left, level, rules));
+        let rested = report
+            .cooldown
+            .and_then(|(left, level)| self.rest_as_heard(left.min(counts_for), level, rules));
+        let waits = self.lease.is_some_and(|lease| lease.sequence == HEARD && lease.until > now);
         let known = self.peers.0.as_deref_mut()?;
-        if opened.is_some() || rested.is_some() || known.prober.is_some() {
+        if opened.is_some() || rested.is_some() || waits {
             known.on_trust_since.get_or_insert(now);
         }
         Some([opened, rested])
@@ -352,14 +371,15 @@ impl Circuit {
         let Some(known) = self.peers.0.as_deref_mut() else { return };
         for (process, answered) in report.answers.iter().take(MOST_ANSWERS) {
             if *process == known.own {
-                self.consecutive = self.consecutive.min(known.failed.saturating_sub(*answered));
+                known.answered = known.answered.max(known.failed.min(*answered));
             } else {
                 let peer = known.peer(*process, now);
                 peer.answered = peer.answered.max(*answered);
             }
         }
         let heard = known.list.iter().any(|peer| peer.failed > peer.answered);
-        known.is_unanswered = self.consecutive > 0 || heard;
+        let own = self.consecutive.min(known.failed - known.answered);
+        known.is_unanswered = own > 0 || heard;
     }
 
     /// A probe elsewhere is a lease that no own permit holds. It ends by itself, and with the prober's next
@@ -399,7 +419,11 @@ impl Circuit {
         self.open(cause, rules);
         // A process that comes to it late need not wait for longer than the others.
         let sooner = longest.map(|longest| after(longest, rules.jitter()));
-        self.open_until = self.open_until.into_iter().chain(sooner).min();
+        if let Some(sooner) = sooner.filter(|sooner| Some(*sooner) < self.open_until) {
+            self.open_until = Some(sooner);
+            let half = sooner.saturating_duration_since(rules.now) / 2;
+            self.peers.0.as_deref_mut()?.half_break = Some(after(rules.now, half));
+        }
         self.open_until.map(|until| Change::Opened { until, breaks: self.level, cause })
     }
 
@@ -455,6 +479,7 @@ impl Known {
             number: 0,
             has_said: false,
             failed: 0,
+            answered: 0,
             is_unanswered: false,
             untold: Untold::Nothing,
             answers: Vec::new(),
@@ -494,20 +519,23 @@ impl Known {
 }
 
 impl Peer {
-    fn take(&mut self, report: &HealthReport, until: Instant, now: Instant) {
+    /// The report may have been in the store for a while: it says what was left when it was made.
+    fn take(&mut self, report: &HealthReport, counts_for: Duration, now: Instant) {
+        let most_left = counts_for.saturating_sub(LEASE);
         self.number = report.number;
         self.failed = self.failed.max(report.failed);
         self.answered = self.answered.max(report.served);
-        self.open = report.open.map(|(left, breaks)| (after(now, left), breaks));
+        self.open = report.open.map(|(left, breaks)| (after(now, left.min(most_left)), breaks));
         self.has_closed = report.has_closed;
-        self.until = until;
+        self.until = after(now, counts_for);
     }
 }
 
 /// No permit has this number.
 const HEARD: u64 = 0;
-/// How many other processes a provider's health knows, the latest heard.
-const MOST_PEERS: usize = 64;
+/// How many other processes a provider's health knows, the latest heard: as many as a store has records of.
+/// One that is forgotten while its record is still there is heard again, with what was answered before.
+const MOST_PEERS: usize = 1_000;
 const MOST_ANSWERS: usize = 16;
 /// A probe elsewhere is waited for this long after it was last heard of.
 const LEASE: Duration = Duration::from_secs(3);

@@ -69,7 +69,8 @@ impl Harness {
     }
 
     fn list(&mut self, list: &[(Record, Duration)]) -> Vec<Heard> {
-        let heard = self.member.read_list(list, &self.health, self.now);
+        let is_probing = |id| self.health.is_probing(id, self.now);
+        let heard = self.member.read_list(list, is_probing, self.now);
         heard.into_iter().map(|(heard, _)| heard).collect()
     }
 
@@ -346,8 +347,8 @@ fn a_store_that_fails_is_asked_less_and_less_often() {
     harness.member.fail(harness.now);
     assert_eq!(harness.member.failures, 2);
     harness.list(&[]);
-    assert_eq!(harness.member.failures, 2, "it may not be able to write");
-    harness.member.succeed();
+    assert_eq!(harness.member.failures, 2, "it may not write");
+    harness.member.recover();
     assert_eq!(harness.member.failures, 0);
 }
 
@@ -361,4 +362,67 @@ fn all_is_written_again_after_a_failure() {
     assert_eq!(harness.write().unwrap().record, record(&own_key(0), "1 n=2 f=1 s=0"));
     assert_eq!(harness.writes(), [], "there is nothing to say of the other");
     assert_eq!(harness.member.write_at(&harness.health, harness.now), None);
+}
+
+#[test]
+fn providers_that_say_as_much_take_turns() {
+    let mut harness = Harness::new();
+    let mut written = [0u32, 0];
+    for _ in 0..400 {
+        harness.now += Duration::from_millis(10);
+        (0..2).for_each(|provider| harness.ask(provider, HealthSignal::Failure));
+        for write in harness.writes() {
+            written[usize::from(write.record.key() == own_key(1))] += 1;
+        }
+    }
+    assert!(written[0].abs_diff(written[1]) <= 1, "{written:?}");
+}
+
+#[test]
+fn nothing_to_say_takes_no_room_of_what_others_say() {
+    let mut harness = Harness::new();
+    harness.ask(0, HealthSignal::Failure);
+    harness.member.budget = Budget { left: 1.0, as_of: harness.now };
+    harness.member.write_all_again();
+    assert_eq!(harness.write().map(|write| write.record.key().to_owned()), Some(own_key(0)));
+}
+
+#[test]
+fn a_provider_that_is_gone_is_not_waited_for() {
+    let mut harness = Harness::new();
+    harness.ask(1, HealthSignal::Failure);
+    harness.member.fail(harness.now);
+    harness.member.begin_sync(&harness.health);
+    assert!(!harness.member.is_synced());
+    harness.member.set_providers(vec![(0, name(0))]);
+    assert_eq!(harness.writes(), []);
+    assert!(harness.member.is_synced());
+    assert_eq!(harness.member.write_at(&harness.health, harness.now), None);
+}
+
+#[test]
+fn what_is_said_after_a_synchronisation_began_is_not_waited_for() {
+    let mut harness = Harness::new();
+    harness.ask(0, HealthSignal::Failure);
+    harness.member.command(isolated(1, true));
+    harness.member.begin_sync(&harness.health);
+    for written in 0..3 {
+        assert!(!harness.member.is_synced(), "{written}");
+        harness.write();
+        harness.ask(1, HealthSignal::Failure);
+    }
+    assert!(harness.member.is_synced());
+}
+
+#[test]
+fn an_own_record_that_an_earlier_one_has_replaced_is_written_again() {
+    let mut harness = Harness::new();
+    harness.ask(0, HealthSignal::Failure);
+    let earlier = harness.write().unwrap().record;
+    harness.ask(0, HealthSignal::Failure);
+    let later = harness.write().unwrap().record;
+    harness.list(&[(later, secs(9))]);
+    assert_eq!(harness.writes(), []);
+    harness.list(&[(earlier, secs(9))]);
+    assert_eq!(harness.write().unwrap().record, record(&own_key(0), "1 n=3 f=2 s=0"));
 }

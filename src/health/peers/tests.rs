@@ -67,7 +67,20 @@ impl Fleet {
     }
 
     fn hear(&mut self, process: usize, from: usize, report: &HealthReport) -> Received {
-        let counts_for = Duration::from_secs(10);
+        let open_for = report.open.map(|(left, _)| left + secs(3));
+        let rest_for = report.cooldown.map(|(left, _)| left);
+        let counts_for = [open_for, rest_for, Some(secs(10))].into_iter().flatten().max().unwrap();
+        self.hear_late(process, from, report, counts_for)
+    }
+
+    /// A report that counts only for so long now.
+    fn hear_late(
+        &mut self,
+        process: usize,
+        from: usize,
+        report: &HealthReport,
+        counts_for: Duration,
+    ) -> Received {
         self.tables[process].apply_report(PROVIDER, id(from), report, counts_for, self.now)
     }
 
@@ -192,7 +205,8 @@ fn a_success_anywhere_ends_the_row_of_all() {
     assert_eq!(report.answers, [(id(0), 2), (id(1), 2)]);
     for process in [0, 1, 3] {
         fleet.hear(process, 2, &report);
-        assert_eq!(fleet.circuit(process).consecutive, 0);
+        let circuit = fleet.circuit(process);
+        assert_eq!(circuit.peers.unanswered(circuit.consecutive), 0);
     }
     for process in 0..4 {
         fleet.fail(process, 1);
@@ -216,8 +230,9 @@ fn an_answer_may_come_before_what_it_answers() {
     fleet.fail(2, 4);
     assert!(fleet.is_closed(2));
     fleet.hear(0, 1, &answered);
-    fleet.fail(0, 4);
-    assert!(fleet.is_closed(0));
+    fleet.fail(0, 1);
+    fleet.hear(0, 2, &some(1, 3));
+    assert!(fleet.is_closed(0), "one here and three there");
 }
 
 #[test]
@@ -784,13 +799,13 @@ fn a_probe_that_ends_a_cooldown_is_taken_back() {
 #[test]
 fn the_list_of_others_and_of_answers_is_bounded() {
     let mut fleet = Fleet::new(1);
-    for other in 1..1_000 {
+    for other in 1..2_000 {
         fleet.pass(0.001);
         fleet.hear(0, other, &some(1, 1));
     }
     let known = fleet.circuit(0).peers.0.as_ref().unwrap();
-    assert_eq!(known.list.len(), 64);
-    let latest = |peer: &Peer| peer.process >= id(936);
+    assert_eq!(known.list.len(), 1_000);
+    let latest = |peer: &Peer| peer.process >= id(1_000);
     assert!(known.list.iter().all(latest), "those that were quiet for longest go first");
     fleet.succeed(0);
     assert_eq!(fleet.report(0).answers.len(), 16);
@@ -819,11 +834,139 @@ fn no_number_overflows() {
     assert!(fleet.tables[0].own_report(PROVIDER, fleet.now).is_some());
 }
 
+#[test]
+fn what_is_left_is_counted_from_when_the_report_was_made() {
+    let mut fleet = Fleet::new(3);
+    let limited = HealthReport { cooldown: Some((secs(30), 0)), ..some(1, 0) };
+    fleet.hear_late(0, 1, &limited, secs(12));
+    let State::CoolingDown { until } = fleet.state(0) else { panic!() };
+    assert!((secs(12)..=secs(13)).contains(&(until - fleet.now)));
+    let mut fleet = Fleet::new(3);
+    for other in [1, 2] {
+        let open = HealthReport { open: Some((secs(25), 1)), ..some(1, 3) };
+        fleet.hear_late(0, other, &open, secs(7));
+    }
+    let left = fleet.open_until(0) - fleet.now;
+    assert!((secs(4)..=secs(5)).contains(&left), "{left:?}");
+}
+
+#[test]
+fn a_stream_that_begins_well_ends_what_was_taken_on_trust() {
+    let mut fleet = Fleet::new(2);
+    let limited = |number| HealthReport { cooldown: Some((secs(20), 0)), ..some(number, 0) };
+    fleet.hear(0, 1, &limited(1));
+    fleet.pass(22.0);
+    let mut stream = fleet.admit(0);
+    let now = fleet.now;
+    fleet.tables[0].commit(&mut stream, now);
+    fleet.end(0, stream, HealthSignal::Success);
+    for _ in 0..4 {
+        fleet.pass(1_000.0);
+        fleet.succeed(0);
+    }
+    fleet.hear(0, 1, &limited(2));
+    assert!(matches!(fleet.state(0), State::CoolingDown { .. }));
+}
+
+#[test]
+fn a_prober_that_is_gone_keeps_no_one_from_what_others_say() {
+    let mut fleet = Fleet::new(3);
+    let limited = |number| HealthReport { cooldown: Some((secs(20), 0)), ..some(number, 0) };
+    fleet.hear(0, 1, &limited(1));
+    fleet.hear(0, 1, &HealthReport { is_probing: true, ..limited(2) });
+    fleet.pass(25.0);
+    fleet.succeed(0);
+    for number in 1..5 {
+        fleet.hear(0, 2, &HealthReport { served: 1, ..some(number, 1) });
+        fleet.pass(1_000.0);
+        fleet.succeed(0);
+    }
+    fleet.hear(0, 2, &limited(5));
+    assert!(matches!(fleet.state(0), State::CoolingDown { .. }));
+}
+
+#[test]
+fn a_provider_that_is_shared_again_is_heard_again() {
+    let mut fleet = Fleet::new(2);
+    fleet.fail(0, 4);
+    fleet.tell(0);
+    fleet.succeed(1);
+    let answer = fleet.report(1);
+    for _ in 0..2 {
+        // Another one takes its place, and then it comes back.
+        fleet.tables[0].renew(PROVIDER);
+        fleet.tables[0].share(PROVIDER, id(0));
+    }
+    assert_eq!(fleet.tables[0].untold(PROVIDER), Untold::Nothing);
+    fleet.fail(0, 2);
+    fleet.hear(0, 1, &answer);
+    assert_eq!(fleet.circuit(0).consecutive, 2, "what was answered are others");
+    fleet.tell(0);
+    fleet.fail(1, 2);
+    assert!(fleet.is_closed(1));
+    fleet.fail(1, 1);
+    assert!(!fleet.is_closed(1), "two there and three here");
+}
+
+#[test]
+fn what_many_have_said_before_a_success_opens_nothing_after_it() {
+    let mut fleet = Fleet::new(1);
+    let reports: Vec<_> = (1..100)
+        .map(|other| (other, HealthReport { open: Some((secs(60), 1)), ..some(1, 5) }))
+        .collect();
+    let hear_all =
+        |fleet: &mut Fleet| reports.iter().for_each(|(from, said)| _ = fleet.hear(0, *from, said));
+    hear_all(&mut fleet);
+    fleet.pass_break(0);
+    fleet.succeed(0);
+    hear_all(&mut fleet);
+    assert!(fleet.is_closed(0));
+}
+
+#[test]
+fn a_probe_that_fails_elsewhere_opens_again_the_break_of_one_that_came_late() {
+    let mut fleet = Fleet::new(3);
+    for other in [1, 2] {
+        fleet.hear(0, other, &HealthReport { open: Some((secs(4), 1)), ..some(1, 5) });
+    }
+    fleet.pass(4.0);
+    fleet.hear(0, 1, &HealthReport { open: Some((secs(60), 2)), ..some(2, 6) });
+    assert!(fleet.open_until(0) >= fleet.now + secs(10));
+}
+
+#[test]
+fn what_others_say_keeps_no_own_row_from_opening() {
+    let mut fleet = Fleet::new(2);
+    for failures in 0..5 {
+        assert!(fleet.is_closed(0), "{failures}");
+        fleet.succeed(1);
+        fleet.tell_all();
+        fleet.pass(10.0);
+        fleet.fail(0, 1);
+        fleet.tell_all();
+        assert!(fleet.is_closed(1));
+    }
+    assert!(!fleet.is_closed(0), "only its own network is broken");
+    let report = fleet.report(0);
+    assert_eq!(report.failed - report.served, 1, "the others were answered");
+    assert!(report.open.is_some());
+}
+
+#[test]
+fn an_answer_of_what_is_still_to_come_answers_nothing_of_ones_own() {
+    let mut fleet = Fleet::new(3);
+    fleet.hear(0, 1, &HealthReport { answers: vec![(id(0), u32::MAX)], ..some(1, 0) });
+    fleet.fail(0, 2);
+    fleet.hear(0, 2, &some(1, 3));
+    assert!(!fleet.is_closed(0));
+}
+
 /// What the rules say of a row, without a table.
 #[derive(Default)]
 struct Model {
     own_row: u32,
     failed: u32,
+    answered: u32,
     others: BTreeMap<u64, Other>,
 }
 
@@ -837,7 +980,8 @@ struct Other {
 impl Model {
     fn row(&self) -> u32 {
         let heard = self.others.values().map(|it| it.failed.saturating_sub(it.answered).min(3));
-        self.own_row + heard.sum::<u32>()
+        let own = self.own_row.min(self.failed.saturating_sub(self.answered));
+        self.own_row.max(own + heard.sum::<u32>())
     }
 }
 
@@ -894,7 +1038,7 @@ proptest! {
                         it.answered = it.answered.max(report.served);
                         for (Process(process), to) in &report.answers {
                             if *process == 100 {
-                                model.own_row = model.own_row.min(model.failed.saturating_sub(*to));
+                                model.answered = model.answered.max(model.failed.min(*to));
                             } else {
                                 let other = model.others.entry(*process).or_default();
                                 other.answered = other.answered.max(*to);

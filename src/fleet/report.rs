@@ -277,6 +277,22 @@ mod tests {
     }
 
     #[test]
+    fn an_order_fills_a_record_to_its_last_byte() {
+        let version = Version { number: 1, by: 1 };
+        let head = "1 n=1 by=0000000000000001".len();
+        let read = |last: usize| {
+            let mut names = vec!["x".repeat(89); 11];
+            names.push("y".repeat(last));
+            let record = Command { subject: Subject::Order(names), version }.record().unwrap();
+            (record.body().len(), record.body().ends_with('y'))
+        };
+        let room = Record::MAX_BODY - head - 11 * 90 - 1;
+        assert_eq!(read(room), (Record::MAX_BODY, true));
+        assert_eq!(read(room + 1), (head + 11 * 90, false));
+        assert_eq!(read(1), (head + 11 * 90 + 2, true));
+    }
+
+    #[test]
     fn a_provider_elsewhere_or_of_another_name_has_another_key() {
         let long = "ä".repeat(200);
         let keys = [

@@ -204,19 +204,22 @@ async fn probes_of_each_break(fleet: &mut Fleet, store: &str) -> f64 {
     let namespace = format!("{:016x}", fastrand::u64(..));
     let chain = Chain { namespace: &namespace, store: Some(store), bases: &bases, breaks };
     fleet.chain("a", &chain).await;
-    for provider in &down {
-        provider.turn(Kind::Status(500));
-    }
-    let began = micros();
     fleet.go("a", RATE).await;
-    sleep(Duration::from_secs(40)).await;
+    sleep(Duration::from_secs(2)).await;
+    // One after the other, as sixteen outages and not as one.
+    let mut went_down = Vec::new();
+    for provider in &down {
+        went_down.push(provider.turn(Kind::Status(500)));
+        sleep(Duration::from_millis(400)).await;
+    }
+    sleep(Duration::from_secs(35)).await;
     let calls = fleet.halt("a").await;
     assert_eq!(calls.failed, 0);
 
     let (mut breaks, mut probes) = (0, 0);
-    for provider in &down {
+    for (provider, went_down) in down.iter().zip(went_down) {
         // What comes soon after another one is of the same break: one lasts half a second or more.
-        let received = provider.received(began);
+        let received = provider.received(went_down);
         let mut groups: Vec<Vec<u64>> = Vec::new();
         for at in received {
             match groups.last_mut() {

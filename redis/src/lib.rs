@@ -321,7 +321,7 @@ fn parse(text: &[u8]) -> Option<(Record, Duration)> {
 }
 
 /// Of the record's key, its time to live in milliseconds and its body. Where a thousand records are there,
-/// another one is published and not kept.
+/// another one is published and not kept, unless it is for more than a day: an operator's command is.
 const PUT: &str = include_str!("put.lua");
 /// Returns the records as [`parse`] reads them, and removes what has expired or is none.
 const LIST: &str = include_str!("list.lua");

@@ -94,6 +94,21 @@ async fn namespaces_do_not_see_each_other() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn there_is_always_room_for_commands() {
+    let server = server!();
+    let (store, mut admin) = (store(&server), admin(&server));
+    let value = format!("{} 1", server_time(&server) + 60_000);
+    for number in 0..1_000 {
+        cmd("HSET").arg(HASH).arg(format!("full{number}")).arg(&value).exec(&mut admin).unwrap();
+    }
+    store.put(&record("report", "1"), 10 * MINUTE).await.unwrap();
+    store.put(&record("command", "1"), 7 * 24 * 60 * MINUTE).await.unwrap();
+    let listed = store.list().await.unwrap();
+    assert_eq!(listed.len(), 1_001);
+    assert!(listed.iter().any(|(record, _)| record.key() == "command"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn leaves_out_and_removes_what_is_no_record() {
     let server = server!();
     let store = store(&server);

@@ -459,7 +459,8 @@ impl Circuit {
             return None;
         }
         let until = after(until, rules.jitter());
-        self.rest(until, level.min(MOST_COOLDOWNS), length, rules);
+        let level = self.rest.map_or(0, |own| own.level).max(level.min(MOST_COOLDOWNS));
+        self.rest(until, level, length, rules);
         self.peers.0.as_deref_mut()?.owns_cooldown = false;
         Some(Change::CoolingDown { until })
     }

@@ -205,8 +205,8 @@ pub enum Event<'a> {
         /// The share of the last 5 minutes' requests that it did not serve.
         ratio: f64,
     },
-    /// A chain that shares its health has read the store, for the first time or after
-    /// [`FleetLost`](Self::FleetLost).
+    /// A chain that shares its health has read the store, and written what it had to say, for the first time
+    /// or after [`FleetLost`](Self::FleetLost).
     FleetJoined,
     /// The store of shared health has failed or took too long. It is emitted once, until the chain has
     /// joined again; until then each process goes on by itself.

@@ -654,6 +654,17 @@ fn the_level_of_a_cooldown_elsewhere_is_bounded() {
 }
 
 #[test]
+fn a_cooldown_elsewhere_takes_nothing_from_the_level_of_the_own_one() {
+    let mut fleet = Fleet::new(2);
+    for _ in 0..3 {
+        fleet.ask(0, HealthSignal::Cooldown(None));
+        fleet.now = fleet.circuit(0).rest.unwrap().until;
+    }
+    fleet.hear(0, 1, &HealthReport { cooldown: Some((secs(10), 0)), ..some(1, 0) });
+    assert_eq!(fleet.circuit(0).rest.unwrap().level, 2);
+}
+
+#[test]
 fn reports_keep_a_provider_unasked_for_an_hour_at_most() {
     let mut fleet = Fleet::new(2);
     let began = fleet.now;

@@ -732,6 +732,19 @@ async fn a_command_that_was_taken_back_is_not_obeyed_once_more() {
     assert_eq!(*lock(&notes), ["joined", steered, steered]);
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_is_isolated_stays_so_where_the_list_is_replaced_before_others_are_told() {
+    let store = MemoryStore::new();
+    let (one, other) = (pod(store.clone()), pod(store));
+    synced(&[&one, &other]).await;
+    one.chain.isolate("first").unwrap();
+    one.chain.replace([provider("second")]).unwrap();
+    one.chain.replace([provider("first"), provider("second")]).unwrap();
+    synced(&[&one, &other]).await;
+    assert_eq!(other.state("first"), State::Isolated);
+    assert_eq!(one.state("first"), State::Isolated);
+}
+
 fn paused_runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap()
 }

@@ -251,7 +251,13 @@ impl<S: HealthStore> Task<S> {
             self.refresh_providers(member, list, &chain);
             // The guard is dropped here.
             let commands = std::mem::take(&mut *self.fleet.lock_commands());
-            commands.into_values().for_each(|subject| member.command(subject));
+            for subject in commands.into_values() {
+                if let Subject::Isolated { .. } = subject {
+                    // The list may have been replaced since.
+                    self.obey(&chain, &subject);
+                }
+                member.command(subject);
+            }
             let write = member.next_write(&mut chain.get().lock().health, now());
             drop(chain);
             let Some(Write { record, ttl }) = write else { return Ok(()) };
@@ -327,8 +333,8 @@ impl<S: HealthStore> Task<S> {
         list.observer.count_fleet(FleetCount::Record("heard"));
     }
 
-    /// Does what an operator of another process wants, if it is not so already, and if none of this one has
-    /// wanted something else since.
+    /// Does what an operator wants, if it is not so already, and if none of this process has wanted something
+    /// else since.
     fn obey(&self, chain: &CurrentList, subject: &Subject) {
         let (changing, list) = chain.hold();
         if self.fleet.lock_commands().contains_key(&subject.key()) {

@@ -4,6 +4,8 @@
 //! one record at a time, and holds the chain only while it works on it: once the last handle to the chain is
 //! gone, the task ends.
 
+mod operators;
+
 use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::pin::pin;
@@ -16,10 +18,12 @@ use tokio::runtime::Handle;
 use tokio::sync::{Mutex as AsyncMutex, Notify, watch};
 use tokio::time::{sleep_until, timeout};
 
+use self::operators::{key_of, obey};
+pub(super) use self::operators::{tell_of_isolation, tell_of_order};
 use super::list::CurrentList;
 use super::shared::{Shared, now};
 use crate::fleet::member::{Heard, Member, Write};
-use crate::fleet::report::{Subject, provider_key, provider_name};
+use crate::fleet::report::Subject;
 use crate::fleet::{HealthStore, HealthWatch, Record, StoreError};
 use crate::health::{Process, Received};
 use crate::message;
@@ -92,6 +96,11 @@ impl Fleet {
         self.wake();
     }
 
+    /// Whether an operator of this process has wanted something else of this subject, which is not told yet.
+    fn has_command(&self, subject: &Subject) -> bool {
+        self.lock_commands().contains_key(&subject.key())
+    }
+
     /// Waits until the store was read, and all was written, that was to be when this was called.
     pub(super) async fn synced(&self, within: Duration) -> bool {
         let mut synced = self.synced.subscribe();
@@ -111,45 +120,6 @@ impl Fleet {
     fn lock_status(&self) -> MutexGuard<'_, FleetSnapshot> {
         self.status.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// An operator of this process has isolated or restored a provider: all processes are to do so.
-pub(super) fn tell_of_isolation(
-    list: &Shared,
-    provider: usize,
-    isolated: bool,
-    changing: MutexGuard<'_, ()>,
-) {
-    let Some(fleet) = &list.chain.fleet else { return };
-    fleet.command(Subject::Isolated { provider: key_of(list, provider), isolated });
-    // The user's closures may change the chain.
-    drop(changing);
-    let provider = Some(&*list.entries[provider].name);
-    list.observer.emit(&Event::Steered { provider, heard: false });
-}
-
-/// An operator of this process has set the order: all processes are to do so.
-pub(super) fn tell_of_order(list: &Shared, changing: MutexGuard<'_, ()>) {
-    let Some(fleet) = &list.chain.fleet else { return };
-    let order = list.lock().order.clone();
-    let name = |provider: &usize| provider_name(&list.entries[*provider].name);
-    fleet.command(Subject::Order(order.iter().map(name).collect()));
-    drop(changing);
-    list.observer.emit(&Event::Steered { provider: None, heard: false });
-}
-
-fn key_of(list: &Shared, provider: usize) -> String {
-    let entry = &list.entries[provider];
-    // Its `Debug` holds no key.
-    provider_key(&entry.name, &format!("{:?}", entry.base))
-}
-
-/// The providers of these names, which are as records have them.
-fn ids(list: &Shared, names: &[String]) -> Vec<usize> {
-    let known = list.entries.iter().map(|(id, entry)| (id, provider_name(&entry.name)));
-    let known: Vec<_> = known.collect();
-    let id = |name: &String| known.iter().find(|(_, known)| known == name).map(|(id, _)| *id);
-    names.iter().filter_map(id).collect()
 }
 
 struct Task<S> {
@@ -254,7 +224,7 @@ impl<S: HealthStore> Task<S> {
             for subject in commands.into_values() {
                 if let Subject::Isolated { .. } = subject {
                     // The list may have been replaced since.
-                    self.obey(&chain, &subject);
+                    obey(&chain, &subject);
                 }
                 member.command(subject);
             }
@@ -302,7 +272,7 @@ impl<S: HealthStore> Task<S> {
             *list = Arc::downgrade(&current);
             let named = current.entries.iter().map(|(id, _)| (id, key_of(&current, id)));
             for isolation in member.set_providers(named.collect()) {
-                self.obey(chain, &isolation);
+                obey(chain, &isolation);
             }
         }
     }
@@ -312,7 +282,7 @@ impl<S: HealthStore> Task<S> {
         match heard {
             Heard::Nothing => return,
             Heard::Unread => return self.ignore(&list),
-            Heard::Command(subject) => self.obey(chain, &subject),
+            Heard::Command(subject) => obey(chain, &subject),
             // A user's closure may have replaced the list since.
             Heard::Report { provider, .. } if !list.entries.has(provider) => return,
             Heard::Report { provider, process, report } => {
@@ -331,37 +301,6 @@ impl<S: HealthStore> Task<S> {
         status.processes_heard = member.processes_heard(now());
         drop(status);
         list.observer.count_fleet(FleetCount::Record("heard"));
-    }
-
-    /// Does what an operator wants, if it is not so already, and if none of this process has wanted something
-    /// else since.
-    fn obey(&self, chain: &CurrentList, subject: &Subject) {
-        let (changing, list) = chain.hold();
-        if self.fleet.lock_commands().contains_key(&subject.key()) {
-            return;
-        }
-        let provider = match subject {
-            Subject::Isolated { provider, isolated } => {
-                let is_meant = |id: &usize| key_of(&list, *id) == *provider;
-                let known = list.entries.iter().map(|(id, _)| id).find(is_meant);
-                let Some(id) = known.filter(|id| list.is_isolated(*id) != *isolated) else {
-                    return;
-                };
-                list.isolate(id, *isolated);
-                Some(&*list.entries[id].name)
-            }
-            Subject::Order(names) => {
-                let order = reorder(&list.lock().order, &ids(&list, names));
-                if *list.lock().order == *order {
-                    return;
-                }
-                list.set_order(order.into());
-                None
-            }
-        };
-        // The user's closures may change the chain.
-        drop(changing);
-        list.observer.emit(&Event::Steered { provider, heard: true });
     }
 
     fn ignore(&self, list: &Shared) {
@@ -459,37 +398,6 @@ where
     answer.await.ok_or_else(panicked)?.map_err(|error| failed(error.to_string()))
 }
 
-/// The order with those that are named in the places that they held together; the others keep theirs.
-fn reorder(order: &[usize], wanted: &[usize]) -> Vec<usize> {
-    let mut named = wanted.iter().filter(|id| order.contains(id));
-    let mut seen = Vec::new();
-    let mut next = || {
-        let next = named.find(|id| !seen.contains(*id))?;
-        seen.push(*next);
-        Some(*next)
-    };
-    order.iter().map(|id| if wanted.contains(id) { next().unwrap_or(*id) } else { *id }).collect()
-}
-
 const NO_REQUEST: EventOrigin<'static> = EventOrigin { id: None, extensions: None };
 /// How long one call to the store may take.
 const CALL_LIMIT: Duration = Duration::from_millis(500);
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_named_providers_share_the_places_that_they_held() {
-        for (order, wanted, expected) in [
-            (&[0, 1, 2][..], &[2, 1, 0][..], &[2, 1, 0][..]),
-            (&[0, 1, 2], &[2, 0], &[2, 1, 0]),
-            (&[0, 1, 2, 3], &[3, 1], &[0, 3, 2, 1]),
-            (&[0, 1], &[7, 1, 0], &[1, 0]),
-            (&[0, 1], &[], &[0, 1]),
-            (&[0, 1], &[1, 1, 0], &[1, 0]),
-        ] {
-            assert_eq!(reorder(order, wanted), expected, "{order:?} {wanted:?}");
-        }
-    }
-}

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::*;
-use crate::health::{Admission, Breaker, Concern, HealthSignal, Permit, State};
+use crate::health::circuit::Circuit;
+use crate::health::{Admission, Breaker, Change, Concern, HealthSignal, OpenCause, Permit, State};
 
 const PROVIDER: usize = 0;
 

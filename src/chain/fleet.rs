@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
 use tokio::sync::{Mutex as AsyncMutex, Notify, watch};
+use tokio::task::yield_now;
 use tokio::time::{sleep_until, timeout};
 
 use super::list::CurrentList;
@@ -237,7 +238,12 @@ impl<S: HealthStore> Task<S> {
                     self.refresh_providers(member, list, &current);
                     match member.read_watched(&record, ttl, now()) {
                         Some(heard) => self.apply(member, &current, heard, ttl),
-                        None => self.ignore(&current.get()),
+                        None => {
+                            self.ignore(&current.get());
+                            drop(current);
+                            // The watch of a user's store need not wait.
+                            yield_now().await;
+                        }
                     }
                 }
             }

@@ -883,7 +883,7 @@ async fn a_process_with_much_to_say_is_synced() {
     let busy = busy_pod(MemoryStore::new());
     let is_synced = async {
         tokio::time::sleep(secs(3)).await;
-        busy.chain.isolate("second").unwrap();
+        busy.chain.set_order(["second", "first"]).unwrap();
         busy.chain.synced(secs(1)).await
     };
     tokio::select! {

@@ -745,6 +745,51 @@ async fn what_is_isolated_stays_so_where_the_list_is_replaced_before_others_are_
     assert_eq!(one.state("first"), State::Isolated);
 }
 
+/// A store whose watch has a record whenever it is asked.
+struct Flood(MemoryStore);
+
+struct FloodWatch;
+
+impl HealthStore for Flood {
+    type Watch = FloodWatch;
+
+    async fn put(&self, record: &Record, ttl: Duration) -> Result<(), StoreError> {
+        self.0.put(record, ttl).await
+    }
+
+    async fn list(&self) -> Result<Vec<(Record, Duration)>, StoreError> {
+        self.0.list().await
+    }
+
+    async fn watch(&self) -> Result<FloodWatch, StoreError> {
+        Ok(FloodWatch)
+    }
+}
+
+impl HealthWatch for FloodWatch {
+    async fn next(&mut self) -> Result<(Record, Duration), StoreError> {
+        Ok((Record::new("nonsense", "").unwrap(), secs(1)))
+    }
+}
+
+#[test]
+fn a_watch_that_never_waits_leaves_time_for_requests() {
+    let (done, is_done) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        runtime.block_on(async {
+            let pod = pod(Flood(MemoryStore::new()));
+            for _ in 0..20 {
+                assert_eq!(pod.ask().await, "first");
+                tokio::task::yield_now().await;
+            }
+            assert!(pod.chain.synced(secs(5)).await);
+        });
+        done.send(()).unwrap();
+    });
+    is_done.recv_timeout(secs(20)).expect("the task lets others run");
+}
+
 fn paused_runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap()
 }
@@ -847,7 +892,7 @@ async fn a_process_with_much_to_say_is_synced() {
     let busy = busy_pod(MemoryStore::new());
     let is_synced = async {
         tokio::time::sleep(secs(3)).await;
-        busy.chain.isolate("second").unwrap();
+        busy.chain.set_order(["second", "first"]).unwrap();
         busy.chain.synced(secs(1)).await
     };
     tokio::select! {

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
 use tokio::sync::{Mutex as AsyncMutex, Notify, watch};
+use tokio::task::yield_now;
 use tokio::time::{sleep_until, timeout};
 
 use self::operators::{key_of, obey};
@@ -207,7 +208,12 @@ impl<S: HealthStore> Task<S> {
                     self.refresh_providers(member, list, &current);
                     match member.read_watched(&record, ttl, now()) {
                         Some(heard) => self.apply(member, &current, heard, ttl),
-                        None => self.ignore(&current.get()),
+                        None => {
+                            self.ignore(&current.get());
+                            drop(current);
+                            // The watch of a user's store need not wait.
+                            yield_now().await;
+                        }
                     }
                 }
             }

@@ -311,21 +311,11 @@ impl ProviderChainBuilder {
     }
 
     /// Shares the health of the providers, and what operators do, with the other chains that share the same
-    /// store: see [`fleet`](crate::fleet). Off by default. The health of
-    /// [keys](Self::health_by) stays with each process. With [`without_health`](Self::without_health) only
-    /// operators' commands are shared.
+    /// store. Off by default. Shown at [`fleet`](crate::fleet). The health of [keys](Self::health_by) stays
+    /// with each process. With [`without_health`](Self::without_health) only operators' commands are shared.
     ///
     /// One task on the current runtime talks to the store; it starts with the chain or, where there is no
     /// runtime yet, with the first request, and ends with the chain.
-    ///
-    /// ```
-    /// use reqwest_failover::fleet::MemoryStore;
-    /// use reqwest_failover::{Provider, ProviderChain};
-    ///
-    /// let store = MemoryStore::new();
-    /// let chain = ProviderChain::builder([Provider::openai("key")]).share(store.clone()).build()?;
-    /// # Ok::<(), reqwest_failover::ConfigError>(())
-    /// ```
     #[cfg(feature = "fleet")]
     pub fn share(mut self, store: impl HealthStore) -> Self {
         self.fleet = Some(Fleet::new(store));

@@ -23,6 +23,8 @@ mod ring;
 use std::time::{Duration, Instant};
 
 pub use self::breaker::Breaker;
+#[cfg(feature = "fleet")]
+pub(crate) use self::breaker::doubled;
 use self::circuit::Rules;
 pub use self::cooldown::Cooldown;
 pub use self::key::HealthKey;

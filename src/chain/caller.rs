@@ -10,9 +10,9 @@ use crate::readdress::{KeptHeaders, StripList};
 /// The credentials that the last caller sent of whose request a message was made. Programs send the same
 /// ones over and over, and to find out what they give away takes longer than to look for it in a message.
 #[derive(Default)]
-pub(super) struct LastCaller(Mutex<Option<Known>>);
+pub(super) struct LastCaller(Mutex<Option<CallerSecrets>>);
 
-struct Known {
+struct CallerSecrets {
     headers: KeptHeaders,
     secrets: Secrets,
     /// How often they were asked for.
@@ -42,7 +42,7 @@ impl LastCaller {
         }
         let secrets = secrets.and(strip.secrets_of_headers(headers));
         let headers = KeptHeaders::secret_ones(headers, strip);
-        *last = Some(Known { headers, secrets: secrets.clone(), asked: 1 });
+        *last = Some(CallerSecrets { headers, secrets: secrets.clone(), asked: 1 });
         secrets
     }
 }

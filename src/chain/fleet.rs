@@ -129,8 +129,8 @@ struct Task<S> {
     fleet: Arc<Fleet>,
 }
 
-/// Why the task stops doing what it does.
-enum Stop {
+/// Why the task ends, or begins again.
+enum TaskEnd {
     /// The last handle to the chain is gone.
     ChainGone,
     StoreFailed {
@@ -144,7 +144,7 @@ enum Woken {
     /// There may be something to write, or to synchronise.
     Asked,
     Due,
-    Watched(Result<(Record, Duration), Stop>),
+    Watched(Result<(Record, Duration), TaskEnd>),
 }
 
 impl<S: HealthStore> Task<S> {
@@ -156,8 +156,8 @@ impl<S: HealthStore> Task<S> {
         loop {
             match self.take_part(member, &mut list).await {
                 Ok(never) => match never {},
-                Err(Stop::ChainGone) => return,
-                Err(Stop::StoreFailed { operation, error }) => {
+                Err(TaskEnd::ChainGone) => return,
+                Err(TaskEnd::StoreFailed { operation, error }) => {
                     let Ok(chain) = self.chain() else { return };
                     self.report_failure(&chain.get(), operation, &error);
                 }
@@ -177,7 +177,7 @@ impl<S: HealthStore> Task<S> {
         &self,
         member: &mut Member,
         list: &mut Weak<Shared>,
-    ) -> Result<std::convert::Infallible, Stop> {
+    ) -> Result<std::convert::Infallible, TaskEnd> {
         let mut watch = limited("watch", || self.store.watch()).await?;
         self.read_list(member, list).await?;
         self.write_all(member, list).await?;
@@ -221,7 +221,7 @@ impl<S: HealthStore> Task<S> {
     }
 
     /// Writes what is to be written now, until the store is to be read.
-    async fn write_all(&self, member: &mut Member, list: &mut Weak<Shared>) -> Result<(), Stop> {
+    async fn write_all(&self, member: &mut Member, list: &mut Weak<Shared>) -> Result<(), TaskEnd> {
         loop {
             let chain = self.chain()?;
             self.refresh_providers(member, list, &chain);
@@ -248,7 +248,7 @@ impl<S: HealthStore> Task<S> {
     }
 
     /// Reads all that the store has.
-    async fn read_list(&self, member: &mut Member, list: &mut Weak<Shared>) -> Result<(), Stop> {
+    async fn read_list(&self, member: &mut Member, list: &mut Weak<Shared>) -> Result<(), TaskEnd> {
         let records = limited("list", || self.store.list()).await?;
         let chain = self.chain()?;
         self.refresh_providers(member, list, &chain);
@@ -262,8 +262,8 @@ impl<S: HealthStore> Task<S> {
         Ok(())
     }
 
-    fn chain(&self) -> Result<Arc<CurrentList>, Stop> {
-        self.chain.upgrade().ok_or(Stop::ChainGone)
+    fn chain(&self) -> Result<Arc<CurrentList>, TaskEnd> {
+        self.chain.upgrade().ok_or(TaskEnd::ChainGone)
     }
 
     /// Looks whether the list was replaced.
@@ -314,7 +314,7 @@ impl<S: HealthStore> Task<S> {
         list.observer.count_fleet(FleetCount::Record("ignored"));
     }
 
-    fn count(&self, counts: &[FleetCount]) -> Result<(), Stop> {
+    fn count(&self, counts: &[FleetCount]) -> Result<(), TaskEnd> {
         let list = self.chain()?.get();
         counts.iter().for_each(|count| list.observer.count_fleet(*count));
         Ok(())
@@ -380,21 +380,21 @@ impl<S> Drop for Task<S> {
 }
 
 /// Asks the store, which has half a second.
-async fn limited<T, F>(operation: &'static str, ask: impl FnOnce() -> F) -> Result<T, Stop>
+async fn limited<T, F>(operation: &'static str, ask: impl FnOnce() -> F) -> Result<T, TaskEnd>
 where
     F: Future<Output = Result<T, StoreError>>,
 {
     let answer = timeout(CALL_LIMIT, caught(operation, ask)).await;
     let slow = || format!("no answer within {} ms", CALL_LIMIT.as_millis());
-    answer.unwrap_or_else(|_| Err(Stop::StoreFailed { operation, error: slow() }))
+    answer.unwrap_or_else(|_| Err(TaskEnd::StoreFailed { operation, error: slow() }))
 }
 
 /// Asks the store, which is the user's and may panic.
-async fn caught<T, F>(operation: &'static str, ask: impl FnOnce() -> F) -> Result<T, Stop>
+async fn caught<T, F>(operation: &'static str, ask: impl FnOnce() -> F) -> Result<T, TaskEnd>
 where
     F: Future<Output = Result<T, StoreError>>,
 {
-    let failed = |error| Stop::StoreFailed { operation, error };
+    let failed = |error| TaskEnd::StoreFailed { operation, error };
     let panicked = || failed("the store panicked".into());
     let mut asked = pin!(catch_panic(ask).ok_or_else(panicked)?);
     let answer = poll_fn(|context| {

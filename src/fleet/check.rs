@@ -30,7 +30,7 @@ use super::{HealthStore, HealthWatch, Record, StoreError};
 /// # Errors
 /// What the store does wrong, in words.
 pub async fn check(store: &impl HealthStore, other: &impl HealthStore) -> Result<(), String> {
-    let checked = Checked { store, other, prefix: format!("check/{:016x}/", fastrand::u64(..)) };
+    let checked = StoreCheck { store, other, prefix: format!("check/{:016x}/", fastrand::u64(..)) };
     let result = checked.run().await;
     for name in ["a", "b", "odd", "long"] {
         // The result says what is wrong with the store, if anything is.
@@ -39,13 +39,13 @@ pub async fn check(store: &impl HealthStore, other: &impl HealthStore) -> Result
     result
 }
 
-struct Checked<'a, S, O> {
+struct StoreCheck<'a, S, O> {
     store: &'a S,
     other: &'a O,
     prefix: String,
 }
 
-impl<S: HealthStore, O: HealthStore> Checked<'_, S, O> {
+impl<S: HealthStore, O: HealthStore> StoreCheck<'_, S, O> {
     async fn run(&self) -> Result<(), String> {
         let mut watch = said("watch", self.other.watch().await)?;
         self.overwrites().await?;

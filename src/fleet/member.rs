@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::Record;
 use super::report::{Command, Said, Subject, Version, health_record};
-use crate::health::{HealthReport, HealthTable, Process, Untold, after};
+use crate::health::{HealthReport, HealthTable, Process, Untold, after, doubled};
 
 /// What a process has told its fleet and heard from it.
 pub(crate) struct Member {
@@ -212,7 +212,7 @@ impl Member {
     /// The store has failed. Returns when to try again; all that this process has to say is written again
     /// then.
     pub(crate) fn fail(&mut self, now: Instant) -> Instant {
-        let longest = doubled_up_to(FIRST_RETRY, self.failures, LONGEST_RETRY);
+        let longest = doubled(FIRST_RETRY, self.failures, LONGEST_RETRY);
         self.failures = self.failures.saturating_add(1);
         self.write_all_again();
         after(now, longest.mul_f64(self.random.f64()))
@@ -289,11 +289,6 @@ impl Budget {
         let kept = if untold == Untold::State { 0.0 } else { Self::KEPT };
         self.left >= kept + 1.0
     }
-}
-
-/// `first` doubled so many times, or the longest.
-fn doubled_up_to(first: Duration, times: u32, longest: Duration) -> Duration {
-    first.saturating_mul(1u32.checked_shl(times).unwrap_or(u32::MAX)).min(longest)
 }
 
 /// Between two polls, ±10 %.

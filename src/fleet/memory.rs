@@ -25,12 +25,12 @@ use super::{HealthStore, HealthWatch, Record, StoreError};
 /// ```
 #[derive(Clone, Debug)]
 pub struct MemoryStore {
-    records: Arc<Mutex<BTreeMap<Box<str>, Kept>>>,
+    records: Arc<Mutex<BTreeMap<Box<str>, StoredRecord>>>,
     puts: Sender<(Record, Duration)>,
 }
 
 #[derive(Debug)]
-struct Kept {
+struct StoredRecord {
     record: Record,
     until: Instant,
 }
@@ -49,7 +49,7 @@ impl MemoryStore {
     }
 
     /// Without what has expired.
-    fn current(&self) -> MutexGuard<'_, BTreeMap<Box<str>, Kept>> {
+    fn current(&self) -> MutexGuard<'_, BTreeMap<Box<str>, StoredRecord>> {
         let mut records = self.records.lock().unwrap_or_else(PoisonError::into_inner);
         let now = now();
         records.retain(|_, kept| kept.until > now);
@@ -75,7 +75,7 @@ impl HealthStore for MemoryStore {
             return Err("the store is full".into());
         } else {
             let until = now().checked_add(ttl).ok_or("the time to live is too long")?;
-            records.insert(key.into(), Kept { record: record.clone(), until });
+            records.insert(key.into(), StoredRecord { record: record.clone(), until });
         }
         drop(records);
         // It fails where there is no watch.
@@ -85,7 +85,8 @@ impl HealthStore for MemoryStore {
 
     async fn list(&self) -> Result<Vec<(Record, Duration)>, StoreError> {
         let now = now();
-        let left = |kept: &Kept| (kept.record.clone(), kept.until.saturating_duration_since(now));
+        let left =
+            |kept: &StoredRecord| (kept.record.clone(), kept.until.saturating_duration_since(now));
         Ok(self.current().values().map(left).collect())
     }
 

@@ -110,7 +110,7 @@ impl Default for Breaker {
 }
 
 /// `first` doubled so many times, or the longest.
-pub(super) fn doubled(first: Duration, times: u32, longest: Duration) -> Duration {
+pub(crate) fn doubled(first: Duration, times: u32, longest: Duration) -> Duration {
     let factor = 1u32.checked_shl(times).unwrap_or(u32::MAX);
     first.saturating_mul(factor).min(longest)
 }

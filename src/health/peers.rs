@@ -73,10 +73,10 @@ pub(crate) enum Received {
 
 /// What a circuit knows of other processes; nothing where its chain shares no health.
 #[derive(Debug, Default)]
-pub(super) struct Peers(Option<Box<Known>>);
+pub(super) struct Peers(Option<Box<KnownPeers>>);
 
 #[derive(Debug)]
-struct Known {
+struct KnownPeers {
     own: Process,
     /// That of the last own report.
     number: u64,
@@ -146,7 +146,7 @@ impl Peers {
         let Some(known) = &mut self.0 else { return };
         known.is_unanswered = false;
         known.untold = known.untold.max(Untold::Counts);
-        let Known { list, answers, answered_at, .. } = &mut **known;
+        let KnownPeers { list, answers, answered_at, .. } = &mut **known;
         for peer in list.iter_mut().filter(|peer| peer.failed > peer.answered) {
             peer.answered = peer.failed;
             answers.retain(|(process, _)| *process != peer.process);
@@ -231,7 +231,7 @@ impl HealthTable {
         let said = known.map(|known| (known.number, known.failed));
         let (number, failed) =
             said.fold((0, 0), |most, said| (most.0.max(said.0), most.1.max(said.1)));
-        let known = Known { number, failed, ..Known::new(own) };
+        let known = KnownPeers { number, failed, ..KnownPeers::new(own) };
         self.providers[provider].circuit.peers = Peers(Some(Box::new(known)));
     }
 
@@ -286,7 +286,7 @@ impl HealthTable {
     }
 }
 
-impl Known {
+impl KnownPeers {
     fn new(own: Process) -> Self {
         Self {
             own,

@@ -115,13 +115,18 @@ impl Circuit {
         if !report.is_probing {
             if known.prober == Some(from) {
                 known.prober = None;
-                self.lease = self.lease.filter(|lease| lease.sequence != HEARD);
+                self.forget_heard_probe();
             }
         } else if let Some(shut_until) = shut_until.filter(|_| !has_own && !is_distrusted) {
             known.prober = Some(from);
             let until = after(now, LEASE).min(after(shut_until, LONGEST_WAIT));
             self.lease = Some(Lease { sequence: HEARD, until });
         }
+    }
+
+    /// No probe elsewhere is waited for any more.
+    fn forget_heard_probe(&mut self) {
+        self.lease = self.lease.filter(|lease| lease.sequence != HEARD);
     }
 
     pub(super) fn has_own_probe(&self, now: Instant) -> bool {
@@ -166,7 +171,7 @@ impl Circuit {
     fn end_break(&mut self, now: Instant) {
         self.open_until = self.open_until.map(|until| until.min(now));
         self.level = self.level.saturating_sub(1);
-        self.lease = self.lease.filter(|lease| lease.sequence != HEARD);
+        self.forget_heard_probe();
     }
 
     /// The provider has asked another process for a pause.

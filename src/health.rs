@@ -306,7 +306,7 @@ impl HealthTable {
         not_found: bool,
         time_to_headers: Duration,
     ) -> Option<Change> {
-        self.providers[permit.provider].record_answer(permit, not_found, time_to_headers)
+        self.providers[permit.provider()].record_answer(permit, not_found, time_to_headers)
     }
 
     /// Takes a permit back together with what its attempt says, and of what.
@@ -318,7 +318,7 @@ impl HealthTable {
         now: Instant,
     ) -> Changes {
         let Self { breaker, cooldown, providers, sequence, random, ticks, .. } = self;
-        let provider = &mut providers[permit.provider];
+        let provider = &mut providers[permit.provider()];
         if permit.is_probe() {
             provider.forget_lost_leases(&mut permit);
         }
@@ -328,7 +328,7 @@ impl HealthTable {
         let tick = ticks.at(now);
         let mut rules = Rules { breaker, cooldown, random, tick, sequence: *sequence, now };
         let changes = provider.record(&permit, signal, concern, &mut rules);
-        self.note(permit.provider);
+        self.note(permit.provider());
         changes
     }
 
@@ -351,13 +351,13 @@ impl HealthTable {
     /// Whether the provider has been silent for long: more than a second, and more than twice its
     /// usual time to headers. A stream that is cut after such a silence is a broken stream.
     pub(crate) fn is_silence(&mut self, permit: &Permit, quiet_for: Duration) -> bool {
-        self.providers[permit.provider].is_silence(permit, quiet_for)
+        self.providers[permit.provider()].is_silence(permit, quiet_for)
     }
 
     /// Takes a permit back whose attempt was dropped.
     pub(crate) fn cancel(&mut self, permit: &Permit) {
-        self.providers[permit.provider].take_back(permit);
-        self.note(permit.provider);
+        self.providers[permit.provider()].take_back(permit);
+        self.note(permit.provider());
     }
 
     /// A stream has begun well. That ends what a success ends; whether the stream counts as a
@@ -367,8 +367,8 @@ impl HealthTable {
         let Some(breaker) = breaker else { return Changes::default() };
         let tick = ticks.at(now);
         let rules = Rules { breaker, cooldown, random, tick, sequence: *sequence, now };
-        let changes = providers[permit.provider].commit(permit, &rules);
-        self.note(permit.provider);
+        let changes = providers[permit.provider()].commit(permit, &rules);
+        self.note(permit.provider());
         changes
     }
 

@@ -237,7 +237,7 @@ impl Run {
         now: Instant,
     ) -> (Settled, Changes) {
         self.in_flight -= 1;
-        let provider = permit.provider;
+        let provider = permit.provider();
         let settled = self.settle(&permit, &judgement, limits);
         let (served_by, has_response) = match (settled, self.kept) {
             (Settled::Serve, _) => (provider, judgement.status.is_some()),
@@ -293,7 +293,7 @@ impl Run {
     ) -> Changes {
         self.in_flight -= 1;
         self.serve(permit);
-        health.serve(permit.provider);
+        health.serve(permit.provider());
         record_latency(health, permit, now);
         let report = health.record_answer(permit, status == 404, time_to_headers);
         let mut changes = health.commit(permit, now);
@@ -324,7 +324,7 @@ impl Run {
                 // A worse answer is not a better one for being early.
                 self.over = true;
                 self.kept = Some(Kept {
-                    provider: permit.provider as u32,
+                    provider: permit.provider() as u32,
                     sequence: permit.sequence(),
                     has_response: judgement.status.is_some(),
                 });
@@ -340,7 +340,7 @@ impl Run {
                 }
             }
             Verdict::FailOver(fault) => {
-                self.fail_over(permit.provider, fault, judgement, limits);
+                self.fail_over(permit.provider(), fault, judgement, limits);
                 match self.in_flight == 0 && self.kept.is_some() {
                     true => Settled::ServeKept,
                     false => Settled::FailOver,
@@ -407,7 +407,7 @@ impl Run {
 
 fn record_latency(health: &mut HealthTable, permit: &Permit, now: Instant) {
     if let Some(hedging) = &mut health.hedging {
-        hedging.record(permit.provider, permit.elapsed(now));
+        hedging.record(permit.provider(), permit.elapsed(now));
     }
 }
 

@@ -95,7 +95,7 @@ impl Shared {
     fn take(&mut self, permit: &Permit, key: Option<usize>, until: Instant) -> u64 {
         self.permits += 1;
         let (now, number) = (self.now, self.permits);
-        let account = &mut self.accounts[permit.provider];
+        let account = &mut self.accounts[permit.provider()];
         assert!(!account.isolated, "an isolated provider is asked");
         let lend = |circuit: &mut CircuitAccount| {
             assert_eq!(circuit.probes(now), 0, "two probes at once");
@@ -210,7 +210,7 @@ impl Drop for Flight<'_> {
         let Some((permit, number)) = self.permit.take() else { return };
         let mut shared = lock(self.shared);
         shared.health.cancel(&permit);
-        shared.accounts[permit.provider].forget(self.key, number);
+        shared.accounts[permit.provider()].forget(self.key, number);
         shared.check();
     }
 }
@@ -293,7 +293,7 @@ fn finish<'a>(
     };
     let mut locked = lock(flight.shared);
     let Some((mut permit, number)) = flight.permit.take() else { return (false, None) };
-    let (provider, key) = (permit.provider, flight.key);
+    let (provider, key) = (permit.provider(), flight.key);
     let account = &mut locked.accounts[provider];
     account.forget(key, number);
     account.failures += u64::from(verdict == failed);
@@ -325,7 +325,7 @@ fn commit(flight: &mut Flight<'_>, run: &mut Run) {
     let key = flight.key;
     let mut locked = lock(flight.shared);
     let Some((permit, number)) = &mut flight.permit else { return };
-    let provider = permit.provider;
+    let provider = permit.provider();
     locked.accounts[provider].served += 1;
     let Shared { health, now, .. } = &mut *locked;
     let changes = run.commit(permit, 200, Duration::ZERO, health, *now);

@@ -10,7 +10,8 @@ use super::ring::after;
 /// [`abandon`](super::HealthTable::abandon) or [`cancel`](super::HealthTable::cancel).
 #[derive(Debug)]
 pub(crate) struct Permit {
-    pub(crate) provider: usize,
+    /// In a size that keeps a permit small.
+    provider: u32,
     pub(super) sequence: u64,
     since: Instant,
     /// Where its stream has begun well: the part of the window in which that was counted, plus one. Of
@@ -63,7 +64,7 @@ impl Permit {
     #[inline]
     pub(super) fn new(provider: usize, sequence: u64, now: Instant, own: Admitted) -> Self {
         Self {
-            provider,
+            provider: provider as u32,
             sequence,
             since: now,
             committed: [None; 2],
@@ -71,6 +72,11 @@ impl Permit {
             is_detached: false,
             key: None,
         }
+    }
+
+    #[inline]
+    pub(crate) fn provider(&self) -> usize {
+        self.provider as usize
     }
 
     /// The request is sent now: what came before is not the provider's time.

@@ -243,7 +243,7 @@ impl Callers {
         let gives_up = caller.gives_up.map(|after| began + after);
         if gives_up.is_some_and(|at| at <= self.now) {
             for flight in std::mem::take(&mut self.requests[number].flights) {
-                let (provider, quiet_for) = (flight.permit.provider, flight.quiet_for(self.now));
+                let (provider, quiet_for) = (flight.permit.provider(), flight.quiet_for(self.now));
                 let changes = self.health.abandon(flight.permit, quiet_for, self.now);
                 self.note(provider, changes);
             }
@@ -277,7 +277,7 @@ impl Callers {
     }
 
     fn send(&mut self, number: usize, mut permit: Permit, until: Until) {
-        let provider = permit.provider;
+        let provider = permit.provider();
         self.asked[provider][usize::from(permit.is_probe())] += 1;
         let Caller { upload, client_timeout, key, .. } = self.requests[number].caller;
         let reply = (self.replies[provider])(key);
@@ -329,7 +329,7 @@ impl Callers {
         number: usize,
         (mut flight, judgement): (Flight, Judgement),
     ) -> Option<Got> {
-        let provider = flight.permit.provider;
+        let provider = flight.permit.provider();
         let Caller { reads, .. } = self.requests[number].caller;
         if judgement.status.is_some() && !reads.is_zero() {
             flight.permit.detach();
@@ -355,7 +355,7 @@ impl Callers {
         let losers = if got.is_some() { std::mem::take(&mut request.flights) } else { Vec::new() };
         self.note(provider, changes);
         for loser in losers {
-            let provider = loser.permit.provider;
+            let provider = loser.permit.provider();
             let run = &mut self.requests[number].run;
             let changes = run.cancel_loser(loser.permit, &mut self.health, self.now);
             self.note(provider, changes);

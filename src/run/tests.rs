@@ -118,7 +118,7 @@ impl Harness {
     /// Asks and is answered in one moment; returns who was asked.
     fn ask(&mut self, run: &mut Run, judgement: Judgement) -> Option<usize> {
         let sent = self.step(run)?;
-        let provider = sent.permit.provider;
+        let provider = sent.permit.provider();
         self.record_outcome(run, sent, judgement);
         Some(provider)
     }
@@ -300,7 +300,7 @@ fn a_storm_of_bad_requests_does_not_hammer_an_open_provider() {
         harness.now += SECOND / 10;
         let mut run = harness.run();
         while let Some(sent) = harness.step(&mut run) {
-            let dead = sent.permit.provider == 0;
+            let dead = sent.permit.provider() == 0;
             assert!(!dead || sent.permit.is_probe());
             asked += u32::from(dead);
             let changes =
@@ -320,7 +320,7 @@ fn a_provider_that_reopens_in_the_meantime_is_available_again() {
     harness.cool(0, 1);
     let mut run = harness.run();
     let sent = harness.send(&mut run);
-    assert_eq!(sent.permit.provider, 1);
+    assert_eq!(sent.permit.provider(), 1);
     harness.now += SECOND;
     harness.record_outcome(&mut run, sent, BAD_REQUEST);
     assert_eq!(harness.ask(&mut run, BAD_REQUEST), Some(0), "before the third in the list");
@@ -336,7 +336,7 @@ fn a_provider_whose_break_is_over_is_probed_in_its_turn() {
     let mut run = harness.run();
     let sent = harness.send(&mut run);
     assert!(sent.permit.is_probe());
-    assert_eq!(sent.permit.provider, 0);
+    assert_eq!(sent.permit.provider(), 0);
 
     // Other requests pass it over.
     let other = harness.run();
@@ -368,7 +368,7 @@ fn a_request_that_cannot_be_replayed_is_the_probe_where_no_provider_is_available
         harness.now = harness.open(1);
         let mut run = harness.run_once();
         let sent = harness.send(&mut run);
-        assert_eq!(sent.permit.provider, 1, "it may be asked at once");
+        assert_eq!(sent.permit.provider(), 1, "it may be asked at once");
         assert!(sent.permit.is_probe() && sent.last);
         harness.record_outcome(&mut run, sent, judgement);
         assert!(harness.step(&mut run).is_none());
@@ -395,7 +395,7 @@ fn a_thousand_requests_at_the_end_of_a_break_send_one_probe() {
     let mut runs: Vec<_> = (0..1000).map(|_| harness.run()).collect();
     let asked: Vec<_> = runs.iter_mut().map(|run| harness.send(run)).collect();
     assert_eq!(asked.iter().filter(|sent| sent.permit.is_probe()).count(), 1);
-    assert_eq!(asked.iter().filter(|sent| sent.permit.provider == 0).count(), 1);
+    assert_eq!(asked.iter().filter(|sent| sent.permit.provider() == 0).count(), 1);
 }
 
 #[test]
@@ -467,7 +467,7 @@ fn a_provider_may_be_isolated_and_restored_while_a_run_is_under_way() {
     harness.health.isolate(2, false);
     harness.record_outcome(&mut run, sent, FAILED);
     let sent = harness.send(&mut run);
-    assert_eq!(sent.permit.provider, 2);
+    assert_eq!(sent.permit.provider(), 2);
     // No other was left when it was sent, so that no copy of the request was kept.
     assert!(sent.last);
     harness.health.isolate(1, false);
@@ -571,7 +571,7 @@ fn the_default_attempt_timeout_binds_also_where_only_unavailable_providers_are_l
     let mut run = harness.run();
     let mut limits = Vec::new();
     while let Some(sent) = harness.step(&mut run) {
-        limits.push((sent.permit.provider, sent.until - harness.now, sent.last));
+        limits.push((sent.permit.provider(), sent.until - harness.now, sent.last));
         harness.record_outcome(&mut run, sent, FAILED);
     }
     // Among the unavailable, there is another one to go on to, and then there is not.
@@ -743,7 +743,7 @@ fn traffic(
         for (mut run, mut outcome) in under_way {
             loop {
                 if let Some((sent, judgement)) = outcome.take() {
-                    let first = sent.permit.provider == 0;
+                    let first = sent.permit.provider() == 0;
                     let opened = matches!(
                         harness.record_outcome(&mut run, sent, judgement)[0],
                         Some(Change::Opened { .. })
@@ -751,8 +751,8 @@ fn traffic(
                     breaks += u32::from(first && opened);
                 }
                 let Some(sent) = harness.step(&mut run) else { break };
-                probes += u32::from(sent.permit.provider == 0 && sent.permit.is_probe());
-                match answers[sent.permit.provider] {
+                probes += u32::from(sent.permit.provider() == 0 && sent.permit.is_probe());
+                match answers[sent.permit.provider()] {
                     Some(judgement) => outcome = Some((sent, judgement)),
                     None => {
                         hanging.push((run, sent));
@@ -1107,7 +1107,7 @@ impl PairHarness {
             prop_assert!(!untried, "refused untried");
             return Ok(false);
         };
-        let provider = sent.permit.provider;
+        let provider = sent.permit.provider();
         prop_assert_eq!(Some((provider, sent.until, sent.last)), due);
         prop_assert_eq!(sent.permit.is_probe(), probe_due == Some(Admission::ProbeDue));
         prop_assert!(!request.asked.contains(&provider), "asked twice");
@@ -1134,7 +1134,7 @@ impl PairHarness {
             }
             Action::Finish(number, judgement) => {
                 let Some((mut request, sent)) = self.take(number) else { return Ok(()) };
-                let (provider, until) = (sent.permit.provider, sent.until);
+                let (provider, until) = (sent.permit.provider(), sent.until);
                 let probe = sent.permit.is_probe();
                 let changes = self.harness.record_outcome(&mut request.run, sent, judgement);
                 let succeeded = judgement.signal() == HealthSignal::Success;
@@ -1155,7 +1155,7 @@ impl PairHarness {
             Action::Cancel(number) => {
                 let Some((_, sent)) = self.take(number) else { return Ok(()) };
                 self.harness.health.cancel(&sent.permit);
-                let provider = sent.permit.provider;
+                let provider = sent.permit.provider();
                 let lease = Some(sent.until + SECOND);
                 if sent.permit.is_probe() && self.leases[provider] == lease {
                     self.leases[provider] = None;
@@ -1163,7 +1163,7 @@ impl PairHarness {
             }
             Action::Forget(number) => {
                 if let Some((_, sent)) = self.take(number) {
-                    self.forgotten[sent.permit.provider] += 1;
+                    self.forgotten[sent.permit.provider()] += 1;
                 }
             }
             Action::Pass(length) => self.harness.now += length,
@@ -1322,8 +1322,8 @@ fn asks_one_more_provider_when_one_is_silent_and_no_third() {
     let mut harness = Harness::hedging(3, 5);
     let mut run = harness.run();
     let first = harness.send(&mut run);
-    assert_eq!(first.permit.provider, 0);
-    assert_eq!(harness.hedge(&mut run).provider, 1);
+    assert_eq!(first.permit.provider(), 0);
+    assert_eq!(harness.hedge(&mut run).provider(), 1);
     harness.now += SECOND;
     harness.assert_never_hedges(&mut run);
 }
@@ -1336,8 +1336,8 @@ fn a_failure_launches_the_next_at_once_and_its_silence_counts_anew() {
     harness.now += SILENCE / 2;
     harness.record_outcome(&mut run, first, FAILED);
     let second = harness.send(&mut run);
-    assert_eq!(second.permit.provider, 1);
-    assert_eq!(harness.hedge(&mut run).provider, 2);
+    assert_eq!(second.permit.provider(), 1);
+    assert_eq!(harness.hedge(&mut run).provider(), 2);
 }
 
 #[test]
@@ -1350,7 +1350,7 @@ fn a_failure_during_another_attempt_launches_the_next_at_once() {
     let Step::Send { permit, hedge: false, last: true, .. } = harness.raw_step(&mut run) else {
         panic!("the third is asked at once");
     };
-    assert_eq!(permit.provider, 2);
+    assert_eq!(permit.provider(), 2);
     run.record_outcome(permit, FAILED, &harness.limits, &mut harness.health, harness.now);
     harness.assert_never_hedges(&mut run);
 }
@@ -1380,7 +1380,7 @@ fn hedges_only_at_healthy_providers() {
         disturb(&mut harness);
         let mut run = harness.run();
         let first = harness.send(&mut run);
-        assert_eq!(first.permit.provider, 0);
+        assert_eq!(first.permit.provider(), 0);
         harness.now += SILENCE;
         harness.assert_never_hedges(&mut run);
     }
@@ -1560,7 +1560,7 @@ fn an_accepted_error_never_replaces_what_the_other_attempt_says() {
             let first = harness.send(&mut run).permit;
             let hedge = harness.hedge(&mut run);
             let (first, second) = if hedge_is_quick { (hedge, first) } else { (first, hedge) };
-            let (quick_provider, slow_provider) = (first.provider, second.provider);
+            let (quick_provider, slow_provider) = (first.provider(), second.provider());
             let (settled, changes) = harness.settle(&mut run, first, quick);
             assert_eq!(changes, Changes::default());
             let Some(slow) = slow else {
@@ -1841,7 +1841,7 @@ fn providers_at_their_limit_are_passed_over_and_asked_last_of_all() {
     let mut harness = Harness::of(3);
     harness.health.limit_in_flight(0, 1);
     let mut first = harness.run();
-    assert_eq!(harness.send(&mut first).permit.provider, 0);
+    assert_eq!(harness.send(&mut first).permit.provider(), 0);
     let run = harness.run();
     assert_eq!(harness.asked_by(run, FAILED), [1, 2, 0]);
     let run = harness.run();
@@ -1864,7 +1864,7 @@ fn no_hedge_is_sent_to_a_provider_at_its_limit() {
     let _held = harness.health.admit(1, None, harness.now, harness.now);
     let mut run = harness.run();
     let _slow = harness.send(&mut run);
-    assert_eq!(harness.hedge(&mut run).provider, 2);
+    assert_eq!(harness.hedge(&mut run).provider(), 2);
 }
 
 #[test]

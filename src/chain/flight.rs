@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use http::header::UPGRADE;
 use http::{Extensions, Method};
 use reqwest::{Request, Response, Url};
 use reqwest_middleware::{Error, Next};
@@ -34,18 +35,6 @@ const CLIENTS_TIMEOUT_FIRST: Duration = Duration::from_millis(5);
 
 type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
-/// What the rest of the middleware stack returns, and what it made of the attempt's extensions.
-type StackResult = (reqwest_middleware::Result<Response>, Extensions);
-
-/// Runs the rest of the middleware stack.
-fn send<'a>(next: Next<'a>, request: Request, mut own: Extensions) -> BoxFuture<'a, StackResult> {
-    // An `async fn` would hold twice what it is given.
-    Box::pin(async move {
-        let result = next.run(request, &mut own).await;
-        (result, own)
-    })
-}
-
 /// What all attempts of a request have in common.
 pub(super) struct Sender<'a> {
     /// The list of providers that the request began with, for as long as it takes.
@@ -54,6 +43,7 @@ pub(super) struct Sender<'a> {
     pub(super) next: Next<'a>,
     /// What the answer will be held against, where the chain inspects.
     pub(super) asked: Option<Asked>,
+    pub(super) upgrade_asked: bool,
     /// How the caller's own stream is doing, if the body is one.
     pub(super) upload: Option<Arc<Upload>>,
 }
@@ -92,11 +82,18 @@ impl Drop for Guard<'_> {
     }
 }
 
+/// Secrets that became known while requests were made: tokens, and what `map_request` set. Boxed, since
+/// they are rare, and the state of a request is kept small.
+#[expect(clippy::box_collection, reason = "a slice in a box cannot grow")]
+pub(super) type AttemptSecrets = Option<Box<Vec<String>>>;
+
 /// What is known of an attempt apart from its future.
 pub(super) struct AttemptState<'a> {
     pub(super) permit: Guard<'a>,
     /// In a size that keeps a request's state small.
-    provider: u32,
+    provider: u16,
+    /// Its number among those of its request, from 1.
+    pub(super) number: u16,
     pub(super) trace: Trace,
     pub(super) started: Instant,
     pub(super) until: Until,
@@ -106,32 +103,38 @@ pub(super) struct AttemptState<'a> {
     /// Whether the caller's own body was pending when the time was up.
     pub(super) upload_pending: bool,
     /// What this attempt must not show: the keys of its sources, and what `map_request` set.
-    pub(super) secrets: Vec<String>,
+    pub(super) secrets: AttemptSecrets,
 }
 
 impl<'a> AttemptState<'a> {
     pub(super) fn new(
         permit: Guard<'a>,
         provider: usize,
+        number: u16,
         trace: Trace,
         started: Instant,
         until: Until,
     ) -> Self {
         Self {
             permit,
-            provider: provider as u32,
+            provider: provider as u16,
+            number,
             trace,
             started,
             until,
             is_sent: false,
             answered: None,
             upload_pending: false,
-            secrets: Vec::new(),
+            secrets: None,
         }
     }
 
+    pub(super) fn secrets(&self) -> &[String] {
+        self.secrets.as_deref().map_or(&[], Vec::as_slice)
+    }
+
     pub(super) fn provider(&self) -> usize {
-        self.provider as usize
+        usize::from(self.provider)
     }
 
     /// Since when the provider has been silent: since it has the request, or since its headers came.
@@ -154,10 +157,18 @@ enum Stage<'a> {
     /// The request was not sent, or the attempt is over.
     Unsent(Option<Unsent>),
     /// The provider's sources are asked for its keys.
-    Keys(BoxFuture<'a, Result<Vec<FreshKey>, Unsent>>, Box<(Request, Extensions)>),
-    Sent(BoxFuture<'a, StackResult>),
+    Keys(Box<Waiting<'a>>),
+    /// The rest of the middleware stack runs.
+    Sent(BoxFuture<'a, reqwest_middleware::Result<Response>>),
     /// The answer is looked into before its verdict.
-    Reading(BoxFuture<'a, AttemptResult>, Extensions),
+    Reading(BoxFuture<'a, AttemptResult>),
+}
+
+/// A request that waits for its provider's keys.
+struct Waiting<'a> {
+    keys: BoxFuture<'a, Result<Vec<FreshKey>, Unsent>>,
+    request: Request,
+    own: &'a mut Extensions,
 }
 
 /// What the answer is compared with, to find out whether a redirect was followed.
@@ -176,7 +187,8 @@ impl<'a> Sender<'a> {
         request: &Request,
     ) -> Self {
         let asked = shared.chain.inspect.as_ref().map(|_| Asked::of(request));
-        Self { shared, address, next, asked, upload: None }
+        let upgrade_asked = request.headers().keys().any(|name| *name == UPGRADE);
+        Self { shared, address, next, asked, upgrade_asked, upload: None }
     }
 
     /// Begins an attempt: makes the request the provider's own, and has it sent when it is polled.
@@ -184,7 +196,7 @@ impl<'a> Sender<'a> {
         &'s self,
         mut state: AttemptState<'s>,
         mut request: Request,
-        own: Extensions,
+        own: &'s mut Extensions,
     ) -> Flight<'s> {
         let mut sent = None;
         let provider = state.provider();
@@ -198,15 +210,18 @@ impl<'a> Sender<'a> {
         });
         let stage = match readdressed {
             Err(unsent) => Stage::Unsent(Some(unsent)),
-            Ok(()) if entry.sources.is_empty() => {
-                Stage::Sent(send(self.next.clone(), request, own))
+            Ok(()) if entry.sources.is_empty() => self.send(&state.trace, request, own),
+            Ok(()) => {
+                let keys = Box::pin(ask_for_keys(&self.shared, provider, &entry.sources));
+                Stage::Keys(Box::new(Waiting { keys, request, own }))
             }
-            Ok(()) => Stage::Keys(
-                Box::pin(ask_for_keys(&self.shared, provider, &entry.sources)),
-                Box::new((request, own)),
-            ),
         };
         Flight { state, sent, timer: None, stage }
+    }
+
+    /// Has the rest of the middleware stack send the request.
+    fn send<'s>(&'s self, trace: &Trace, request: Request, own: &'s mut Extensions) -> Stage<'s> {
+        Stage::Sent(trace.within(|| self.next.clone().run(request, own)))
     }
 
     /// Gives the request the provider's URL, headers and credential.
@@ -233,7 +248,7 @@ impl<'a> Sender<'a> {
         &self,
         entry: &Entry,
         request: &mut Request,
-        secrets: &mut Vec<String>,
+        secrets: &mut AttemptSecrets,
     ) -> Result<SentAs, Unsent> {
         let observer = &self.shared.observer;
         entry.edit_body(request, |rename| {
@@ -243,7 +258,8 @@ impl<'a> Sender<'a> {
         if let Some(map_request) = &entry.map_request {
             let mapped = observer.catch_panic("map_request", || map_request(request));
             // It may say what it had set when it failed.
-            secrets.extend(self.shared.strip.secrets_of(request.headers(), request.url()));
+            let set = self.shared.strip.secrets_of(request.headers(), request.url());
+            secrets.get_or_insert_default().extend(set);
             match mapped {
                 Some(Ok(())) => {}
                 Some(Err(error)) => return Err(Unsent { reason: Reason::Other, error }),
@@ -269,7 +285,7 @@ impl<'a> Sender<'a> {
         let entry = self.entry(state.provider());
         let asked = sent.and_then(|sent| sent.url.as_deref());
         let asked = asked.or_else(|| self.target(state.provider()));
-        let secrets = || self.shared.secrets(&state.secrets);
+        let secrets = || self.shared.secrets(state.secrets());
         match result {
             Ok(response) => {
                 let from = asked.zip(sent).map_or(CameFrom::Asked, |(asked, sent)| {
@@ -319,7 +335,7 @@ impl<'a> Flight<'a> {
         sender: &'a Sender<'_>,
         deadline: &Deadline,
         context: &mut Context<'_>,
-    ) -> Poll<(AttemptResult, Extensions)> {
+    ) -> Poll<AttemptResult> {
         loop {
             let Self { state, stage, .. } = self;
             match stage {
@@ -327,7 +343,7 @@ impl<'a> Flight<'a> {
                     // Before it is polled for the first time, nothing leaves this machine.
                     state.is_sent = true;
                     let answer = state.trace.within(|| answer.as_mut().poll(context));
-                    let Poll::Ready((result, own)) = answer else { break };
+                    let Poll::Ready(result) = answer else { break };
                     let mut result = sender.receive(state, self.sent.as_ref(), result);
                     if sender.entry(state.provider()).max_in_flight.is_some() {
                         result = keep_place(&sender.shared, state.permit.get_mut(), result);
@@ -338,34 +354,33 @@ impl<'a> Flight<'a> {
                         {
                             response
                         }
-                        result => return self.end(result, own),
+                        result => return self.end(result),
                     };
                     // What follows is no part of the attempt's time, which ends with the headers.
                     let now = now();
                     state.answered = Some(now);
                     let read = read(&sender.shared, response, sender.asked, now, deadline.at);
-                    *stage = Stage::Reading(read, own);
+                    *stage = Stage::Reading(read);
                 }
-                Stage::Reading(read, own) => {
+                Stage::Reading(read) => {
                     let read = state.trace.within(|| read.as_mut().poll(context));
                     let Poll::Ready(result) = read else { return Poll::Pending };
-                    let own = std::mem::take(own);
-                    return self.end(result, own);
+                    return self.end(result);
                 }
-                Stage::Keys(keys, _) => {
-                    let keys = state.trace.within(|| keys.as_mut().poll(context));
+                Stage::Keys(waiting) => {
+                    let keys = state.trace.within(|| waiting.keys.as_mut().poll(context));
                     let Poll::Ready(keys) = keys else { break };
                     let stage = std::mem::replace(stage, Stage::Unsent(None));
-                    let Stage::Keys(_, parked) = stage else { break };
-                    let (request, own) = *parked;
+                    let Stage::Keys(waiting) = stage else { break };
+                    let Waiting { request, own, .. } = *waiting;
                     self.stage = match self.use_keys(sender, keys, request) {
-                        Ok(request) => Stage::Sent(send(sender.next.clone(), request, own)),
+                        Ok(request) => sender.send(&self.state.trace, request, own),
                         Err(unsent) => Stage::Unsent(Some(unsent)),
                     };
                 }
                 Stage::Unsent(unsent) => {
                     let Some(unsent) = unsent.take() else { return Poll::Pending };
-                    return self.end(AttemptResult::Unsent(unsent), Extensions::new());
+                    return self.end(AttemptResult::Unsent(unsent));
                 }
             }
         }
@@ -373,9 +388,9 @@ impl<'a> Flight<'a> {
     }
 
     /// What the attempt holds is free before anything is made of its result.
-    fn end(&mut self, result: AttemptResult, own: Extensions) -> Poll<(AttemptResult, Extensions)> {
+    fn end(&mut self, result: AttemptResult) -> Poll<AttemptResult> {
         self.stop();
-        Poll::Ready((result, own))
+        Poll::Ready(result)
     }
 
     /// Drops what the attempt holds.
@@ -392,7 +407,7 @@ impl<'a> Flight<'a> {
     ) -> Result<Request, Unsent> {
         let state = &mut self.state;
         for mut key in keys? {
-            state.secrets.append(&mut key.secrets);
+            state.secrets.get_or_insert_default().append(&mut key.secrets);
             key.apply(&mut request);
         }
         let entry = sender.entry(state.provider());
@@ -411,7 +426,7 @@ impl<'a> Flight<'a> {
         sender: &'a Sender<'_>,
         deadline: &Deadline,
         context: &mut Context<'_>,
-    ) -> Poll<(AttemptResult, Extensions)> {
+    ) -> Poll<AttemptResult> {
         loop {
             let Self { state, timer, .. } = self;
             // The client below has the request's own timeout, too, and the better error for it.
@@ -437,7 +452,7 @@ impl<'a> Flight<'a> {
             state.upload_pending = is_pending;
             if state.until.at <= before {
                 let result = AttemptResult::TimedOut { sent: state.is_sent };
-                return self.end(result, Extensions::new());
+                return self.end(result);
             }
             timer.as_mut().reset(after(state.until.at, grace).into());
         }

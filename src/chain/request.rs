@@ -3,17 +3,16 @@
 mod ending;
 mod settle;
 
-use std::num::NonZeroU64;
+use std::num::{NonZeroU16, NonZeroU64};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::Extensions;
-use http::header::UPGRADE;
 use reqwest::Request;
 
 use super::address::Address;
 use super::body::{Requests, is_replayable};
-use super::flight::AttemptState;
+use super::flight::{AttemptSecrets, AttemptState};
 use super::shared::{Shared, StreamWatch, Table, TableGuard, now};
 use crate::error::FailureKind;
 use crate::health::{Changes, Permit, after};
@@ -28,7 +27,7 @@ use crate::run::{Ambiguous, Limits, Replay, Run, Settled, Step, is_idempotent};
 pub(super) struct RequestState<'a> {
     shared: &'a Arc<Shared>,
     /// The caller's own: each attempt gets a copy.
-    pub(super) extensions: &'a mut Extensions,
+    pub(super) extensions: &'a Extensions,
     pub(super) run: Run,
     report: Report,
     pub(super) trace: Trace,
@@ -37,22 +36,22 @@ pub(super) struct RequestState<'a> {
     /// The time as of the last wait: a clock is not free, and nothing in between takes any.
     pub(super) now: Instant,
     /// How many attempts have begun; a chain has no more providers than this can count.
-    begun: u16,
+    pub(super) begun: u16,
     /// Whether the first provider in order was asked.
     first_asked: bool,
     /// When the first attempt was started, and the one that served.
     first_sent: Option<Instant>,
     served_sent: Option<Instant>,
     /// Secrets of this request's attempts: tokens, and what `map_request` set.
-    #[expect(clippy::box_collection, reason = "it is rare, and the state is kept small")]
-    secrets: Option<Box<Vec<String>>>,
+    secrets: AttemptSecrets,
     pub(super) is_replayable: bool,
-    pub(super) upgrade_asked: bool,
     /// Set once the request is counted.
     counted: Option<Counted>,
     /// The request's own timeout, if it has one: nanoseconds, which take half the room of a `Duration`.
     timeout: Option<NonZeroU64>,
     is_finished: bool,
+    /// The number of the attempt whose answer the caller gets.
+    answering: Option<NonZeroU16>,
 }
 
 /// How a request begins: with its first step; with none if its body is a stream, which is read first; or
@@ -92,10 +91,11 @@ struct Counted {
 
 impl<'a> RequestState<'a> {
     /// A request that has not [begun](Self::begin).
+    #[inline]
     pub(super) fn new(
         shared: &'a Arc<Shared>,
         requests: &Requests,
-        extensions: &'a mut Extensions,
+        extensions: &'a Extensions,
     ) -> Self {
         let request = requests.caller();
         let started = now();
@@ -104,14 +104,10 @@ impl<'a> RequestState<'a> {
         let idempotent = shared.limits.ambiguous == Ambiguous::FailOver
             || request.is_some_and(|request| is_idempotent(request.method()))
             || extensions.get::<Replay>().is_some();
-        let mut run = Run::new(Arc::default(), &shared.limits, idempotent, timeout, started);
-        if let Some(limits) = extensions.get::<Limits>() {
-            run.limit(limits, timeout, started);
-        }
-        Self {
+        let mut state = Self {
             shared,
             extensions,
-            run,
+            run: Run::new(Arc::default(), &shared.limits, idempotent, timeout, started),
             report: Report::new(0),
             is_watched: shared.observer.is_watched(&trace),
             trace,
@@ -123,15 +119,19 @@ impl<'a> RequestState<'a> {
             served_sent: None,
             secrets: None,
             is_replayable: true,
-            upgrade_asked: request
-                .is_some_and(|request| request.headers().keys().any(|name| *name == UPGRADE)),
             counted: None,
             timeout: timeout.map(nanos),
             is_finished: false,
+            answering: None,
+        };
+        if let Some(limits) = extensions.get::<Limits>() {
+            state.run.limit(limits, timeout, started);
         }
+        state
     }
 
     /// Begins the request, and takes its first step where nothing has to be read for it: one lock.
+    #[inline]
     pub(super) fn begin(&mut self, address: &Address, requests: &Requests) -> Begun {
         let shared = self.shared;
         let request = requests.caller();
@@ -220,6 +220,7 @@ impl<'a> RequestState<'a> {
     }
 
     /// An attempt begins. Returns its span.
+    #[inline]
     pub(super) fn start_attempt(&mut self, provider: usize) -> Trace {
         let entry = &self.shared.entries[provider];
         let resends = usize::from(self.begun);

@@ -305,7 +305,7 @@ impl StreamWatch {
     /// Records how it has ended.
     pub(super) fn end(self, end: StreamEnd) {
         let Self { shared, id, key, secrets, permit } = self;
-        let provider = permit.provider;
+        let provider = permit.provider();
         let now = now();
         let mut table = shared.lock();
         let health = &mut table.health;

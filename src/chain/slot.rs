@@ -35,7 +35,7 @@ pub(super) fn keep_place(
         return AttemptResult::Response(head.with(body));
     }
     permit.detach();
-    let slot = CapacitySlot { shared: shared.clone(), provider: permit.provider };
+    let slot = CapacitySlot { shared: shared.clone(), provider: permit.provider() };
     let body = Body::wrap(SlotBody { body, slot: Some(slot) });
     AttemptResult::Response(head.with(body))
 }

@@ -1,6 +1,7 @@
 //! What a request leaves behind, however it ends: its report, its counts and its events.
 
 use std::error::Error as StdError;
+use std::num::NonZeroU16;
 use std::time::{Duration, Instant};
 
 use reqwest_middleware::Error;
@@ -57,9 +58,9 @@ impl RequestState<'_> {
     #[cold]
     pub(in crate::chain) fn emit_probing(&self, permit: &Permit) {
         let (shared, origin) = (self.shared, self.origin());
-        let provider = &shared.entries[permit.provider].name;
+        let provider = &shared.entries[permit.provider()].name;
         if permit.is_own_probe() {
-            shared.observer.set_state_gauge(permit.provider, State::Probing);
+            shared.observer.set_state_gauge(permit.provider(), State::Probing);
             self.emit(&Event::BreakerProbing { origin, provider, key: None });
         }
         if let Some(key) = self.run.key().filter(|_| permit.is_key_probe()) {
@@ -125,13 +126,22 @@ impl RequestState<'_> {
         }
     }
 
-    /// Ends the request and leaves its report with the caller. It is returned for the response, too.
+    /// Ends the request. Returns a copy of its report.
     pub(in crate::chain) fn finish(&mut self, ending: Ending) -> Report {
         self.close(ending);
-        let empty = Report::new(self.id());
-        let report = std::mem::replace(&mut self.report, empty);
-        self.extensions.insert(report.clone());
-        report
+        self.report.clone()
+    }
+
+    /// The number of the attempt whose answer the caller gets, and the report for the caller.
+    #[inline]
+    pub(in crate::chain) fn into_end(mut self) -> (Option<u16>, Report) {
+        let report = std::mem::replace(&mut self.report, Report::new(0));
+        (self.answering.map(NonZeroU16::get), report)
+    }
+
+    /// The caller gets the answer of the attempt with this number.
+    pub(in crate::chain) fn answer_with(&mut self, number: u16) {
+        self.answering = NonZeroU16::new(number);
     }
 
     fn close(&mut self, ending: Ending) {

@@ -25,12 +25,13 @@ pub(crate) fn make_safe(text: &str, complete: bool, secrets: &Secrets) -> Option
     // As below, without a branch for each byte.
     let has_nul = text.bytes().fold(false, |has_nul, byte| has_nul | (byte == 0));
     let without_nul = has_nul.then(|| text.replace('\0', ""));
-    let text = without_nul.as_deref().unwrap_or(text);
+    let text = without_nul.as_deref().unwrap_or(text).trim();
     let redacted = |most: usize| {
         let (begun, whole) = cut(text, most);
         (secrets.redact(begun, complete && whole), whole)
     };
-    let text = match redacted(LONGEST + LONGEST / 4) {
+    // A little more than is shown, since what may be the beginning of a secret goes.
+    let text = match redacted(LONGEST + LONGEST / 32) {
         // What was redacted makes room for what follows.
         (Cow::Owned(_), false) => redacted(2 * LONGEST).0,
         (text, _) => text,
@@ -289,6 +290,23 @@ mod tests {
             let shown = redact(&text, true, &[KEY]);
             for run in KEY.as_bytes().windows(9) {
                 assert!(!shown.contains(str::from_utf8(run).unwrap()), "{text}: {shown}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_part_of_a_key_is_found_wherever_it_begins_and_ends() {
+        let few = Secrets::default().and([KEY]);
+        for secrets in [few.for_many(), few] {
+            for before in 0..=70 {
+                for part in [&KEY[9..17], &KEY[9..]] {
+                    for after in 0..=5 {
+                        let (before, after) = ("~".repeat(before), "~".repeat(after));
+                        let text = format!("{before}{part}{after}");
+                        let shown = secrets.redact(&text, true);
+                        assert_eq!(shown, format!("{before}[redacted]{after}"), "{text}");
+                    }
+                }
             }
         }
     }

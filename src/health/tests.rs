@@ -354,6 +354,14 @@ fn a_429_that_follows_a_success_never_opens_a_breaker() {
 }
 
 #[test]
+fn permits_are_in_the_order_of_their_admission() {
+    let mut harness = Harness::new();
+    let [first, second] = [harness.ask(), harness.ask()];
+    assert!(first.is_before(second.sequence()) && !second.is_before(first.sequence()));
+    assert!(!first.is_before(first.sequence()));
+}
+
+#[test]
 fn a_cooldown_after_a_cooldown_is_a_failure_of_the_row_and_not_of_the_share() {
     let mut harness = Harness::with(Breaker::default().ratio(0.01, 1));
     for _ in 0..5 {

@@ -178,6 +178,12 @@ fn asks_the_providers_in_list_order_and_each_once() {
 fn asks_no_provider_after_an_outcome_was_accepted() {
     for status in [Some(200), Some(404), None] {
         let mut harness = Harness::of(2);
+        let mut run = harness.run();
+        assert!(!run.has_accepted());
+        assert_eq!(harness.ask(&mut run, FAILED), Some(0));
+        assert!(!run.has_accepted());
+        assert_eq!(harness.ask(&mut run, Judgement { status, ..SERVED }), Some(1));
+        assert!(run.has_accepted());
         let run = harness.run();
         assert_eq!(harness.asked_by(run, Judgement { status, ..SERVED }), [0]);
     }
@@ -213,6 +219,22 @@ fn takes_the_order_that_it_is_given_and_asks_none_twice() {
     let mut run = harness.run();
     assert_eq!(run.reorder(|_| Err("unknown")), Err("unknown"));
     assert_eq!(run.first(), Some(0));
+}
+
+#[test]
+fn takes_the_chains_order_and_knows_the_first_of_it_that_is_not_isolated() {
+    let mut harness = Harness::of(3);
+    let mut run = harness.run();
+    run.set_order(Arc::from([2, 0, 1]));
+    assert_eq!(run.first_of(&harness.health), Some(2));
+    harness.health.isolate(2, true);
+    assert_eq!(run.first_of(&harness.health), Some(0));
+    harness.health.isolate(0, true);
+    assert_eq!(run.first_of(&harness.health), Some(1));
+    harness.health.isolate(1, true);
+    assert_eq!(run.first_of(&harness.health), None);
+    (0..3).for_each(|provider| harness.health.isolate(provider, false));
+    assert_eq!(harness.asked_by(run, FAILED), [2, 0, 1]);
 }
 
 #[test]
@@ -1286,6 +1308,7 @@ impl Harness {
     fn hedge(&mut self, run: &mut Run) -> Permit {
         let due = self.now + SILENCE;
         assert!(matches!(self.raw_step(run), Step::Wait(Some(at)) if at == due));
+        assert_eq!(run.hedge_at(), Some(due));
         self.now = due - MOMENT;
         assert!(matches!(self.raw_step(run), Step::Wait(Some(at)) if at == due));
         self.now = due;
@@ -1303,6 +1326,7 @@ impl Harness {
     fn assert_never_hedges(&mut self, run: &mut Run) {
         for _ in 0..3 {
             assert!(matches!(self.raw_step(run), Step::Wait(None)));
+            assert_eq!(run.hedge_at(), None);
             self.now += SECOND;
         }
     }
@@ -1531,6 +1555,33 @@ fn only_requests_that_are_sent_earn_hedges_and_each_once() {
     assert!(!harness.health.hedging.as_mut().unwrap().withdraw());
 }
 
+#[test]
+fn how_fast_a_provider_usually_is_is_learnt_from_accepted_answers_and_from_streams() {
+    for (judgement, is_learnt) in
+        [(SERVED, true), (accepted(Some(404)), true), (FAILED, false), (BAD_REQUEST, false)]
+    {
+        let mut harness = Harness::with(1, None);
+        harness.health.hedging = Some(Hedging::new(&Hedge::adaptive(), 1));
+        for _ in 0..20 {
+            let mut run = harness.run();
+            let sent = harness.send(&mut run);
+            harness.now += SECOND;
+            harness.record_outcome(&mut run, sent, judgement);
+        }
+        let delay = harness.health.hedging.as_ref().unwrap().delay(0);
+        assert_eq!(delay, is_learnt.then_some(SECOND * 2), "{judgement:?}");
+    }
+    let mut harness = Harness::of(1);
+    harness.health.hedging = Some(Hedging::new(&Hedge::adaptive(), 1));
+    for _ in 0..20 {
+        let mut run = harness.run();
+        let mut stream = harness.send(&mut run);
+        harness.now += SECOND;
+        harness.commit(&mut run, &mut stream.permit);
+    }
+    assert_eq!(harness.health.hedging.as_ref().unwrap().delay(0), Some(SECOND * 2));
+}
+
 // Accepted errors while two attempts are in flight.
 
 /// What a judge accepts that accepts everything.
@@ -1605,6 +1656,18 @@ fn an_accepted_error_is_served_at_once_where_no_other_attempt_is_in_flight() {
         assert_eq!(harness.settle(&mut run, sent.permit, accepted(status)).0, Settled::Serve);
         assert_eq!(harness.counts(0).served, u64::from(status.is_some()));
     }
+}
+
+#[test]
+fn an_outcome_that_fails_over_is_no_answer_where_none_is_kept() {
+    let mut harness = Harness::hedging(3, 5);
+    let mut run = harness.run();
+    let first = harness.send(&mut run).permit;
+    let hedge = harness.hedge(&mut run);
+    assert_eq!(harness.settle(&mut run, first, FAILED).0, Settled::FailOver);
+    assert_eq!(harness.settle(&mut run, hedge, BAD_REQUEST).0, Settled::FailOver);
+    let third = harness.send(&mut run).permit;
+    assert_eq!(harness.settle(&mut run, third, TIMED_OUT).0, Settled::FailOver);
 }
 
 #[test]
@@ -1801,6 +1864,18 @@ fn ten_404s_are_reported_with_the_outcome_of_the_tenth() {
         assert_eq!(run.ending(), Unserved::Rejected);
     }
     assert_eq!((harness.state(0), harness.counts(0).failures), (State::Closed, 0));
+    // So is a tenth stream, if a judge accepts the status.
+    for (status, is_reported) in [(404, true), (200, false)] {
+        let mut harness = Harness::of(1);
+        for number in 1..=25 {
+            let mut run = harness.run();
+            let mut permit = harness.send(&mut run).permit;
+            let now = harness.now;
+            let changes = run.commit(&mut permit, status, SECOND, &mut harness.health, now).own();
+            let reported = (is_reported && number == 10).then_some(Change::OnlyNotFound);
+            assert_eq!(changes, [None, reported]);
+        }
+    }
     // That a model is unknown is the word of an API.
     let mut harness = Harness::of(1);
     for _ in 0..25 {

@@ -339,6 +339,22 @@ fn a_body_that_is_cut_says_what_it_said_before_the_cut() {
 }
 
 #[test]
+fn no_more_than_16_kib_of_a_body_are_looked_at() {
+    assert_eq!(Cause::read("x".repeat(40_000).as_bytes()).message.unwrap().len(), 16_384);
+    // What is cut off is no part of it.
+    let body = format!(r#"{{"\u0061":1}}{}"#, " ".repeat(40_000));
+    assert_eq!(Cause::read(body.as_bytes()).message.as_deref(), Some(r#"{"a":1}"#));
+}
+
+#[test]
+fn what_a_cause_shows_is_no_word_of_the_provider() {
+    let cause = Cause::read(br#"{"error":{"code":"rate_limit_exceeded","message":"canary"}}"#);
+    let shown = format!("{cause:?}");
+    assert!(shown.contains("blames: Provider, status: Some(429)"), "{shown}");
+    assert!(!shown.contains("rate_limit") && !shown.contains("canary"), "{shown}");
+}
+
+#[test]
 fn a_code_is_a_word() {
     for code in [r#""""#, r#"" ""#, r#""two words""#, "null", "0", "1.5", "true", "{}", "[]"] {
         let body = format!(r#"{{"error":{{"code":{code},"message":"m"}}}}"#);

@@ -1295,6 +1295,46 @@ fn a_success_sent_before_a_cooldown_began_does_not_end_it() {
 }
 
 #[test]
+fn what_was_sent_last_before_a_cooldown_began_is_as_old_as_all_before() {
+    let mut harness = Harness::with(Breaker::default().consecutive(1));
+    let [limited, mut stream, success, late] = [(); 4].map(|()| harness.ask());
+    let until = rest_of(harness.record_outcome(limited, HealthSignal::Cooldown(Some(SECOND))));
+    assert_eq!(harness.commit(&mut stream), None);
+    assert_eq!(harness.record_outcome(success, HealthSignal::Success), UNMOVED);
+    assert_eq!(harness.state(), State::CoolingDown { until });
+    harness.now = until;
+    // Nor has it asked again.
+    assert_eq!(harness.record_outcome(late, HealthSignal::Cooldown(None)), UNMOVED);
+
+    let mut harness = Harness::with(Breaker::default().consecutive(1));
+    let [limited, mut last] = [(); 2].map(|()| harness.ask());
+    let until = rest_of(harness.record_outcome(limited, HealthSignal::Cooldown(Some(SECOND))));
+    assert_eq!(harness.commit(&mut last), None);
+    assert_eq!(harness.state(), State::CoolingDown { until });
+    harness.now = until;
+    assert_eq!(harness.record_outcome(last, HealthSignal::Cooldown(None)), UNMOVED);
+}
+
+#[test]
+fn a_circuit_is_well_where_nothing_is_open_and_nothing_rests() {
+    let is_well = |harness: &Harness| harness.health.providers[0].circuit.is_well();
+    let mut harness = Harness::new();
+    assert!(is_well(&harness));
+    harness.answer_unmoved([HealthSignal::Failure; 4]);
+    assert!(is_well(&harness));
+    harness.answer(HealthSignal::Failure);
+    assert!(!is_well(&harness));
+    harness.recover();
+    assert!(is_well(&harness));
+    let length = harness.next_cooldown();
+    assert!(!is_well(&harness));
+    harness.pass(length);
+    assert!(!is_well(&harness), "a success is still to come");
+    harness.answer_unmoved([HealthSignal::Success]);
+    assert!(is_well(&harness));
+}
+
+#[test]
 fn a_429_sent_before_a_cooldown_that_a_success_ended_is_an_old_signal() {
     let mut harness = Harness::new();
     let hung: Vec<_> = (0..20).map(|_| harness.ask()).collect();

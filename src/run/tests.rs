@@ -1707,6 +1707,93 @@ fn a_run_is_rejected_where_every_provider_that_answered_refused_the_request() {
     }
 }
 
+/// Why this run has not asked this provider, of one that began at the start of the harness.
+fn why(harness: &Harness, run: &Run, provider: usize, started: Instant) -> Unasked {
+    run.why_unasked(provider, &harness.limits, &harness.health, started, harness.now)
+}
+
+#[test]
+fn a_run_knows_why_it_has_not_asked_a_provider() {
+    let mut harness = Harness::of(4);
+    let start = harness.now;
+    harness.health.isolate(1, true);
+    harness.limits.hosts[2] = harness.limits.hosts[0];
+    let mut run = harness.run();
+    run.reorder(|_| Ok::<_, ()>(Arc::from([0, 1, 2]))).unwrap();
+    harness.ask(&mut run, Judgement { unreachable: true, ..REFUSED });
+    assert_eq!(why(&harness, &run, 1, start), Unasked::Isolated);
+    assert_eq!(why(&harness, &run, 2, start), Unasked::Unreachable);
+    assert_eq!(why(&harness, &run, 3, start), Unasked::LeftOut);
+
+    let mut harness = Harness::of(2);
+    let mut run = harness.run_once();
+    harness.ask(&mut run, FAILED);
+    assert_eq!(why(&harness, &run, 1, start), Unasked::SentOnce);
+    harness.limits.max_attempts = 1;
+    let mut run = harness.run();
+    harness.ask(&mut run, FAILED);
+    assert_eq!(why(&harness, &run, 1, start), Unasked::Attempts(1));
+    harness.limits.max_attempts = 2;
+    harness.limits.ambiguous = Ambiguous::IdempotentOnly;
+    let mut run = harness.run();
+    harness.ask(&mut run, TIMED_OUT);
+    assert_eq!(why(&harness, &run, 1, start), Unasked::MaybeProcessed);
+
+    for (is_full, reason) in [(false, Unasked::Unhealthy), (true, Unasked::AtCapacity)] {
+        let mut harness = Harness::of(2);
+        harness.cool(1, 60);
+        harness.health.limit_in_flight(1, if is_full { 0 } else { 1 });
+        let mut run = harness.run();
+        harness.ask(&mut run, BAD_REQUEST);
+        assert!(harness.step(&mut run).is_none());
+        assert_eq!(why(&harness, &run, 1, start), reason);
+    }
+}
+
+#[test]
+fn a_run_that_was_out_of_time_names_the_limit() {
+    let total = SECOND * 600;
+    for (own, timeout, reason) in [
+        (None, None, Unasked::Total(total)),
+        (Some(SECOND * 5), None, Unasked::OwnTotal(SECOND * 5)),
+        (Some(SECOND * 5), Some(SECOND * 2), Unasked::Timeout(SECOND * 2)),
+        (None, Some(SECOND * 2), Unasked::Timeout(SECOND * 2)),
+    ] {
+        let mut harness = Harness::of(2);
+        let start = harness.now;
+        let limits = own.map_or(Limits::new(), |own| Limits::new().total(own));
+        let mut run = limited(&harness, limits, timeout);
+        harness.now = run.deadline().at - MOMENT;
+        assert_eq!(why(&harness, &run, 1, start), Unasked::Unhealthy);
+        harness.now += MOMENT;
+        assert!(harness.step(&mut run).is_none());
+        assert_eq!(why(&harness, &run, 1, start), reason);
+        // What was not sent at all was not sent once.
+        run.forbid_replay();
+        assert_eq!(why(&harness, &run, 1, start), reason);
+    }
+}
+
+#[test]
+fn every_reason_not_to_ask_a_provider_has_its_words() {
+    for (reason, words) in [
+        (Unasked::LeftOut, "left out by the route"),
+        (Unasked::Isolated, "isolated"),
+        (Unasked::Unreachable, "at a host that could not be reached"),
+        (Unasked::SentOnce, "the body could be sent only once"),
+        (Unasked::MaybeProcessed, "the request may have been processed"),
+        (Unasked::Attempts(1), "the request may be sent only once"),
+        (Unasked::Attempts(2), "the limit is 2 attempts"),
+        (Unasked::Total(SECOND), "the total timeout of 1s was over"),
+        (Unasked::OwnTotal(SECOND), "the request's limit of 1s was over"),
+        (Unasked::Timeout(SECOND), "the request's timeout of 1s was over"),
+        (Unasked::Unhealthy, "not healthy, and the request was refused"),
+        (Unasked::AtCapacity, "at capacity, and the request was refused"),
+    ] {
+        assert_eq!(reason.to_string(), words);
+    }
+}
+
 // One host, one fate.
 
 #[test]
@@ -1949,18 +2036,18 @@ fn a_step_names_the_providers_at_their_limit_that_it_passed_over_once_a_minute()
         harness.health.limit_in_flight(provider, 1);
         let _held = harness.health.admit(provider, None, harness.now, harness.now);
     }
-    let mut full = |now| -> Vec<usize> {
+    let mut full = |now| -> Option<Vec<usize>> {
         harness.now = now;
         let mut run = harness.run();
         let Step::Send { permit, full, .. } = harness.raw_step(&mut run) else { panic!() };
         harness.health.cancel(&permit);
-        full.map_or_else(Vec::new, |full| full.iter().collect())
+        full.map(|full| full.iter().collect())
     };
     let now = Harness::of(1).now;
-    assert_eq!(full(now), [0, 1]);
-    assert!(full(now).is_empty());
-    assert!(full(now + SECOND * 60).is_empty());
-    assert_eq!(full(now + SECOND * 121), [0, 1]);
+    assert_eq!(full(now), Some(vec![0, 1]));
+    assert_eq!(full(now), None);
+    assert_eq!(full(now + SECOND * 60), None);
+    assert_eq!(full(now + SECOND * 121), Some(vec![0, 1]));
 }
 
 #[test]

@@ -325,6 +325,14 @@ fn what_was_heard_is_not_passed_on() {
     fleet.open_all();
     assert_eq!(fleet.tables[3].own_report(PROVIDER, fleet.now), None);
     fleet.limit(0, 20);
+    // Nor is a break that others have seen, by one that has seen other failures.
+    let mut fleet = Fleet::new(3);
+    fleet.fail(0, 1);
+    fleet.succeed(0);
+    fleet.hear(0, 1, &some(1, 3));
+    fleet.hear(0, 2, &some(1, 3));
+    assert!(!fleet.is_closed(0));
+    assert_eq!(fleet.report(0).open, None);
     let mut fleet = Fleet::new(3);
     fleet.limit(0, 20);
     fleet.tell_all();

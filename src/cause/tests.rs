@@ -365,6 +365,23 @@ fn a_code_is_a_word() {
 }
 
 #[test]
+fn a_status_among_the_codes_blames_as_the_status_does() {
+    for status in 300..700 {
+        let blames = match status {
+            401..=403 => Account,
+            408 | 425 | 429 => Provider,
+            400..=499 => Request,
+            500..=599 => Provider,
+            _ => Unknown,
+        };
+        let cause = Cause::with_code(&status.to_string());
+        assert_eq!(cause.blames, blames, "{status}");
+        let known = (400..600).contains(&status).then_some(status);
+        assert_eq!(cause.status().map(|status| status.as_u16()), known);
+    }
+}
+
+#[test]
 fn words_say_more_than_numbers_and_names_more_than_words_for_everything() {
     for (body, code, blames, status) in [
         (

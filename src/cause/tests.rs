@@ -407,6 +407,37 @@ fn words_say_more_than_numbers_and_names_more_than_words_for_everything() {
 }
 
 #[test]
+fn finds_what_stands_in_places_of_its_own() {
+    for (body, code, wait) in [
+        (r#"{"error":{"innererror":{"code":"NoSuchThing"}}}"#, Some("NoSuchThing"), None),
+        (r#"{"innererror":{"code":"NoSuchThing"}}"#, None, None),
+        (r#"{"retry_after":7}"#, None, Some(7)),
+        (r#"{"retry_after_seconds":8}"#, None, Some(8)),
+        (r#"{"error":{"code":"4111111111"}}"#, Some("4111111111"), None),
+        (
+            r#"{"error":{"type":"rate_limit_error","code":"4111111111"}}"#,
+            Some("rate_limit_error"),
+            None,
+        ),
+    ] {
+        let cause = Cause::read(body.as_bytes());
+        assert_eq!(cause.code.as_deref(), code, "{body}");
+        assert_eq!(cause.retry_after, wait.map(Duration::from_secs), "{body}");
+    }
+}
+
+#[test]
+fn of_many_errors_the_first_64_codes_and_the_first_message_count() {
+    for (errors, code) in [(63, "best"), (64, "other")] {
+        let list = vec![r#"{"code":"other","message":"a"}"#; errors].join(",");
+        let body = format!(r#"{{"errors":[{list},{{"message":"b"}}],"error":{{"code":"best"}}}}"#);
+        let cause = Cause::read(body.as_bytes());
+        assert_eq!(cause.code.as_deref(), Some(code), "{errors}");
+        assert_eq!(cause.message.as_deref(), Some("a"));
+    }
+}
+
+#[test]
 fn finds_the_message_in_the_usual_shapes() {
     for body in [
         r#"{"error":{"message":"no such model","code":null}}"#,

@@ -354,6 +354,64 @@ fn a_429_that_follows_a_success_never_opens_a_breaker() {
 }
 
 #[test]
+fn an_id_that_another_provider_has_is_that_of_a_healthy_one() {
+    let mut harness = Harness::new();
+    let hedge = crate::hedge::Hedge::adaptive();
+    harness.health.hedging = Some(Hedging::new(&hedge, 1));
+    let record = |harness: &mut Harness| {
+        let hedging = harness.health.hedging.as_mut().unwrap();
+        (0..20).for_each(|_| hedging.record(0, SECOND));
+        assert_eq!(hedging.delay(0), Some(SECOND * 2));
+    };
+    record(&mut harness);
+    harness.open();
+    harness.health.isolate(0, true);
+    assert_eq!((harness.state(), harness.health.is_isolated(0)), (State::Isolated, true));
+    harness.health.renew(0);
+    assert_eq!((harness.state(), harness.health.is_isolated(0)), (State::Closed, false));
+    assert_eq!(harness.counts(), Counts::default());
+    assert_eq!(harness.health.hedging.as_ref().unwrap().delay(0), None);
+    // An id that is new, and those before it.
+    record(&mut harness);
+    harness.health.renew(3);
+    for provider in 0..=3 {
+        let admission = harness.health.admission(provider, None, harness.now);
+        assert_eq!(admission, Admission::Available);
+        let hedging = harness.health.hedging.as_ref().unwrap();
+        assert_eq!(hedging.delay(provider), (provider == 0).then_some(SECOND * 2));
+    }
+    harness.health.renew(1);
+    assert_eq!(harness.health.hedging.as_ref().unwrap().delay(0), Some(SECOND * 2));
+}
+
+#[test]
+fn changes_are_none_or_name_what_has_changed() {
+    let closed = [Some(Change::Closed), None];
+    assert!(Changes::default().is_none() && Changes::of(UNMOVED, UNMOVED).is_none());
+    assert!(!Changes::of(closed, UNMOVED).is_none() && !Changes::of(UNMOVED, closed).is_none());
+    let mut changes = Changes::of(closed, closed);
+    changes.report(Change::OnlyNotFound);
+    assert_eq!(changes.own(), [Some(Change::Closed), Some(Change::OnlyNotFound)]);
+    assert_eq!(changes.key(), closed);
+    let cooling = [None, Some(Change::CoolingDown { until: start() })];
+    let mut changes = Changes::of(cooling, UNMOVED);
+    changes.report(Change::OnlyNotFound);
+    assert_eq!(changes.own(), cooling);
+}
+
+#[test]
+fn every_cause_of_an_opening_has_its_label() {
+    for (cause, label) in [
+        (OpenCause::Consecutive, "consecutive"),
+        (OpenCause::Ratio, "ratio"),
+        (OpenCause::Silence, "silence"),
+        (OpenCause::Probe, "probe"),
+    ] {
+        assert_eq!(cause.as_str(), label);
+    }
+}
+
+#[test]
 fn permits_are_in_the_order_of_their_admission() {
     let mut harness = Harness::new();
     let [first, second] = [harness.ask(), harness.ask()];
@@ -1115,6 +1173,21 @@ fn a_hint_is_obeyed_up_to_five_minutes_and_zero_is_a_second() {
             false => (Admission::ProbeDue, State::CoolingDown { until }),
         };
         assert_eq!((harness.admission(), harness.state()), after, "{hint:?}");
+    }
+}
+
+#[test]
+fn settings_of_a_cooldown_that_make_no_sense_are_named() {
+    let cooldown = Cooldown::default;
+    for wrong in [
+        cooldown().at_most(Duration::ZERO),
+        cooldown().without_hint(Duration::ZERO),
+        cooldown().at_most(SECOND).without_hint(SECOND * 2),
+    ] {
+        assert!(wrong.problem().is_some_and(|problem| problem.contains("must")), "{wrong:?}");
+    }
+    for right in [cooldown(), cooldown().at_most(SECOND).without_hint(SECOND)] {
+        assert_eq!(right.problem(), None, "{right:?}");
     }
 }
 

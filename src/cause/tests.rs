@@ -412,6 +412,7 @@ fn finds_what_stands_in_places_of_its_own() {
         (r#"{"error":{"innererror":{"code":"NoSuchThing"}}}"#, Some("NoSuchThing"), None),
         (r#"{"innererror":{"code":"NoSuchThing"}}"#, None, None),
         (r#"{"retry_after":7}"#, None, Some(7)),
+        (r#"{"\u0065rror":{"c\u006fde":"NoSuchThing"}}"#, Some("NoSuchThing"), None),
         (r#"{"retry_after_seconds":8}"#, None, Some(8)),
         (r#"{"error":{"code":"4111111111"}}"#, Some("4111111111"), None),
         (

@@ -140,6 +140,28 @@ fn the_probe_of_a_key_closes_that_key() {
 }
 
 #[test]
+fn the_probe_of_a_key_that_fails_opens_that_key_again_unless_its_lease_was_over() {
+    let mut harness = Harness::new();
+    harness.open("a");
+    harness.now += SECOND * 30;
+    let late = harness.ask(Some("a"));
+    harness.now += LEASE;
+    let probe = harness.ask(Some("a"));
+    assert!(late.is_key_probe() && probe.is_key_probe());
+    let mut fail = |permit| {
+        harness.health.record_outcome(permit, HealthSignal::Failure, Concern::Key, harness.now)
+    };
+    assert_eq!(fail(late), Changes::default());
+    let changes = fail(probe);
+    assert_eq!(changes.own(), UNMOVED);
+    let opened = changes.key()[0];
+    assert!(
+        matches!(opened, Some(Change::Opened { breaks: 2, cause: OpenCause::Probe, .. })),
+        "{opened:?}"
+    );
+}
+
+#[test]
 fn a_stream_that_has_begun_closes_its_key_and_its_provider() {
     let mut harness = Harness::new();
     harness.open("a");

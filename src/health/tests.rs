@@ -385,6 +385,27 @@ fn an_id_that_another_provider_has_is_that_of_a_healthy_one() {
 }
 
 #[test]
+fn a_success_where_all_is_well_needs_no_rules() {
+    let mut harness = Harness::new();
+    let succeed = |harness: &mut Harness, key: Option<&[u8]>| {
+        let permit = harness.health.admit(0, key, harness.now, harness.now);
+        let HealthTable { breaker, cooldown, providers, random, .. } = &mut harness.health;
+        let (sequence, now) = (permit.sequence(), harness.now);
+        let breaker = breaker.as_ref().unwrap();
+        let rules = Rules { breaker, cooldown, random, tick: 0, sequence, now };
+        let is_done = providers[0].succeed(&permit, &rules);
+        providers[0].take_back(&permit);
+        is_done
+    };
+    assert!(succeed(&mut harness, None) && succeed(&mut harness, Some(b"a")));
+    let permit = harness.health.admit(0, Some(b"a"), harness.now, harness.now);
+    harness.record_outcome(permit, HealthSignal::Cooldown(Some(SECOND)));
+    assert!(succeed(&mut harness, None) && !succeed(&mut harness, Some(b"a")));
+    harness.open();
+    assert!(!succeed(&mut harness, None) && !succeed(&mut harness, Some(b"b")));
+}
+
+#[test]
 fn changes_are_none_or_name_what_has_changed() {
     let closed = [Some(Change::Closed), None];
     assert!(Changes::default().is_none() && Changes::of(UNMOVED, UNMOVED).is_none());

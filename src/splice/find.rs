@@ -189,6 +189,8 @@ mod tests {
                 let text = format!("{plain}\"{behind}");
                 assert_eq!(end_of_string(text.as_bytes(), 0), Some(length));
             }
+            let text = format!("{plain}\\\"{quotes}");
+            assert_eq!(end_of_string(text.as_bytes(), 0), Some(length + 2));
             assert_eq!(end_of_string(plain.as_bytes(), 0), None);
             for escaped in 0..length {
                 let (before, after) = plain.split_at(escaped);

@@ -428,6 +428,41 @@ fn finds_what_stands_in_places_of_its_own() {
 }
 
 #[test]
+fn the_codes_of_json_rpc_mean_what_nodes_mean_by_them() {
+    for (code, blames, status) in [
+        (3, Request, Some(400)),
+        (-32700, Request, Some(400)),
+        (-32602, Request, Some(400)),
+        (-32600, Request, Some(400)),
+        (-32603, Provider, Some(500)),
+        (-32005, Provider, Some(429)),
+        (-32001, Provider, Some(500)),
+        (-32004, Provider, Some(500)),
+        (-32008, Provider, Some(500)),
+        (-32010, Provider, Some(500)),
+        (-32011, Provider, Some(500)),
+        (-32014, Provider, Some(500)),
+        (-32016, Provider, Some(500)),
+        (401, Account, Some(401)),
+        (403, Account, Some(403)),
+        (429, Provider, Some(429)),
+        (500, Provider, Some(500)),
+        (599, Provider, Some(500)),
+        (-32000, Request, Some(400)),
+        (-32002, Request, Some(400)),
+        (-32099, Request, Some(400)),
+        (-32100, Unknown, None),
+        (400, Unknown, None),
+        (1, Unknown, None),
+    ] {
+        let body = format!(r#"{{"jsonrpc":"2.0","id":1,"error":{{"code":{code},"message":"m"}}}}"#);
+        let cause = Cause::read(body.as_bytes());
+        let found = cause.status().map(|status| status.as_u16());
+        assert_eq!((cause.blames, found), (blames, status), "{code}");
+    }
+}
+
+#[test]
 fn of_many_errors_the_first_64_codes_and_the_first_message_count() {
     for (errors, code) in [(63, "best"), (64, "other")] {
         let list = vec![r#"{"code":"other","message":"a"}"#; errors].join(",");

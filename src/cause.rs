@@ -65,7 +65,6 @@ impl Cause {
     /// Reads a body. Whatever it is, something is made of it: the text of a body that is no JSON is its
     /// message.
     pub(crate) fn read(body: &[u8]) -> Self {
-        let whole = body.len() <= Self::LOOKED_AT;
         let body = &body[..body.len().min(Self::LOOKED_AT)];
         let body = body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body).trim_ascii();
         let json = event_data(body).unwrap_or(body);
@@ -75,7 +74,7 @@ impl Cause {
                 let is_json = found.read(json);
                 let mut cause = Self::of(found);
                 if cause.message.is_none() {
-                    let rewritten = if is_json && whole { rewrite(json) } else { None };
+                    let rewritten = if is_json { rewrite(json) } else { None };
                     cause.message = rewritten.or_else(|| text(json));
                 }
                 cause

@@ -275,7 +275,7 @@ impl Run {
     ) -> Changes {
         self.in_flight -= 1;
         // An attempt is not to blame for being slower than one that began before it.
-        let signal = match self.winner > permit.sequence() {
+        let signal = match permit.is_before(self.winner) {
             true => HealthSignal::Silent,
             false => HealthSignal::Nothing,
         };
@@ -317,8 +317,8 @@ impl Run {
     }
 
     fn settle(&mut self, permit: &Permit, judgement: &Judgement, limits: &ChainLimits) -> Settled {
-        // An outcome that is accepted although it is no answer is no refusal either.
-        self.has_failed |= judgement.verdict == Verdict::Accept && judgement.status.is_none();
+        // What is no answer is no refusal, even where it is accepted.
+        self.has_failed |= judgement.status.is_none();
         match judgement.verdict {
             Verdict::Accept if self.in_flight > 0 && !judgement.is_good() => {
                 // A worse answer is not a better one for being early.
@@ -333,7 +333,7 @@ impl Run {
             Verdict::Accept => {
                 self.serve(permit);
                 // Of two errors, the one that would have come without the hedge.
-                let is_earlier = |kept: Kept| kept.sequence < permit.sequence();
+                let is_earlier = |kept: Kept| !permit.is_before(kept.sequence);
                 match !judgement.is_good() && self.kept.is_some_and(is_earlier) {
                     true => Settled::ServeKept,
                     false => Settled::Serve,
@@ -341,9 +341,9 @@ impl Run {
             }
             Verdict::FailOver(fault) => {
                 self.fail_over(permit.provider(), fault, judgement, limits);
-                match self.in_flight == 0 && self.kept.is_some() {
-                    true => Settled::ServeKept,
-                    false => Settled::FailOver,
+                match self.kept {
+                    Some(_) => Settled::ServeKept,
+                    None => Settled::FailOver,
                 }
             }
         }

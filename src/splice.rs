@@ -88,10 +88,9 @@ where
     let mut at = text.find('{')? + 1;
     spliced.extend_from_slice(&body[..at]);
     let mut separator = "";
-    let count = entries.len();
-    for (number, (value, edit)) in entries.into_iter().enumerate() {
-        // The whitespace behind the last one stays before the bracket.
-        let comma = (number + 1 < count).then(|| text[value.end..].find(',')).flatten();
+    for (value, edit) in entries {
+        // Behind the last one there is none, and its whitespace stays before the bracket.
+        let comma = text[value.end..].find(',');
         let end = value.end + comma.unwrap_or(0);
         match edit {
             Edit::Remove => {}
@@ -353,6 +352,12 @@ mod tests {
         assert_eq!(edited(body, &[], &[]).as_deref(), Some(r#"{"model":"new"}"#));
         assert_eq!(edited(body, &[], &["model"]).as_deref(), Some("{}"));
         assert_eq!(edited(body, &[("model", "1")], &[]).as_deref(), Some(r#"{"model":1}"#));
+    }
+
+    #[test]
+    fn what_is_no_json_object_is_told_as_such() {
+        let error = for_each_entry("[]", |_, _| panic!("it has no entry")).unwrap_err();
+        assert!(error.to_string().contains("expected an object"), "{error}");
     }
 
     #[test]

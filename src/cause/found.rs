@@ -32,8 +32,7 @@ impl Word<'_> {
     pub(super) fn number(&self) -> Option<i64> {
         match self {
             Self::Number(number) => Some(*number),
-            Self::Text(text) if text.len() < 10 => text.parse().ok(),
-            Self::Text(_) => None,
+            Self::Text(text) => text.parse().ok(),
         }
     }
 
@@ -56,7 +55,7 @@ impl<'de> Found<'de> {
         let mut deserializer = serde_json::Deserializer::from_slice(json);
         let every = (1 << ENVELOPES.len()) - 1;
         let top = Place { found: self, depth: 0, rows: every, field: Field::Message(usize::MAX) };
-        top.deserialize(&mut deserializer).is_ok() && deserializer.end().is_ok()
+        top.deserialize(&mut deserializer).and_then(|()| deserializer.end()).is_ok()
     }
 
     fn put(&mut self, field: Field, word: Word<'de>) {
@@ -237,5 +236,23 @@ impl<'de> Visitor<'de> for Name {
 
     fn visit_str<E>(self, name: &str) -> Result<Self::Value, E> {
         Ok(Cow::Owned(name.to_owned()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::de::value::{BytesDeserializer, Error};
+
+    use super::*;
+
+    #[test]
+    fn what_is_no_json_is_an_error_that_says_so() {
+        let mut found = Found::default();
+        let top = Place { found: &mut found, depth: 0, rows: 1, field: Field::Nothing };
+        let bytes = || BytesDeserializer::<Error>::new(b"x");
+        let error = top.deserialize(bytes()).unwrap_err();
+        assert_eq!(error.to_string(), "invalid type: byte array, expected JSON");
+        let error = Name.deserialize(bytes()).unwrap_err();
+        assert_eq!(error.to_string(), "invalid type: byte array, expected a key");
     }
 }

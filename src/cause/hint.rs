@@ -385,16 +385,81 @@ mod tests {
             let date = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
             assert_eq!(rfc3339(text), Some(date), "{text}");
         }
-        for text in [
-            "2027-01-15T08:00:00",
-            "2027-01-15T08:00:00.Z",
-            "2027-01-15T08:00:00+1",
-            "2027-01-15T08:00:00+01:0é",
-            "2027-1-15T08:00:00Z",
-            "x",
-            "éééééééééééé",
+        // Every day of 431 years, counted.
+        let mut days = 0;
+        for year in 1970..2401 {
+            let is_leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+            let february = if is_leap { 29 } else { 28 };
+            let lengths = [31, february, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
+            for (month, length) in (1..).zip(lengths) {
+                for day in 1..=length {
+                    let date = SystemTime::UNIX_EPOCH + Duration::from_secs(days * 86_400);
+                    let text = format!("{year}-{month:02}-{day:02}T00:00:00Z");
+                    assert_eq!(rfc3339(&text), Some(date), "{text}");
+                    days += 1;
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_date_has_one_form() {
+        let at = |seconds| Some(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
+        for (text, date) in [
+            ("2027-01-15 08:00:00Z", at(1_800_000_000)),
+            ("2027-01-15t08:00:00.9z", at(1_800_000_000)),
+            ("2027-01-15T08:00:00.123456789+00:00", at(1_800_000_000)),
+            ("2027-01-15T23:59:60Z", at(1_800_057_600)),
+            ("2027-01-15T08:00:00+23:59", at(1_799_913_660)),
+            ("2027-01-15T08:00:00-23:59", at(1_800_086_340)),
+            ("9999-12-31T23:59:59Z", at(253_402_300_799)),
+            ("1969-12-31T23:59:59Z", None),
+            ("2027-00-15T08:00:00Z", None),
+            ("2027-13-15T08:00:00Z", None),
+            ("2027-01-00T08:00:00Z", None),
+            ("2027-01-32T08:00:00Z", None),
+            ("2027-01-15T24:00:00Z", None),
+            ("2027-01-15T08:60:00Z", None),
+            ("2027-01-15T08:00:61Z", None),
+            ("2027-01-15T08:00:00+24:00", None),
+            ("2027-01-15T08:00:00+01:60", None),
+            ("2027-01-15T08:00:00+0100", None),
+            ("2027-01-15T08:00:00+01-00", None),
+            ("2027-01-15T08:00:00+01:000", None),
+            ("2027-01-15T08:00:00+1", None),
+            ("2027-01-15T08:00:00+01:0é", None),
+            ("2027-01-15T08:00:00", None),
+            ("2027-01-15T08:00:00.Z", None),
+            ("2027-01-15T08:00:00.xZ", None),
+            ("2027-01-15T08:00:00,5Z", None),
+            ("2027-01-15T08:00:00Zz", None),
+            ("2027/01-15T08:00:00Z", None),
+            ("2027-01/15T08:00:00Z", None),
+            ("2027-01-15x08:00:00Z", None),
+            ("2027-01-15T08-00:00Z", None),
+            ("2027-01-15T08:00-00Z", None),
+            ("2027-01-1/T08:00:00Z", None),
+            ("2027-01-1:T08:00:00Z", None),
+            ("2027-1-15T08:00:00Z", None),
+            ("x", None),
+            ("éééééééééééé", None),
         ] {
-            assert_eq!(rfc3339(text), None, "{text}");
+            assert_eq!(rfc3339(text), date, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_number_that_is_too_large_for_a_duration_counts_from_1970() {
+        for (text, seconds) in [
+            ("999999999", 999_999_999),
+            ("1000000000", 1),
+            ("1800000030", 30),
+            ("999999999999", 998_199_999_999),
+            ("1000000000000", 1),
+            ("1800000030000", 30),
+        ] {
+            let hint = read(429, &[("x-ratelimit-reset", text)]);
+            assert_eq!(hint, Some(Duration::from_secs(seconds)), "{text}");
         }
     }
 }

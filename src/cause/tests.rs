@@ -339,6 +339,22 @@ fn a_body_that_is_cut_says_what_it_said_before_the_cut() {
 }
 
 #[test]
+fn no_more_than_16_kib_of_a_body_are_looked_at() {
+    assert_eq!(Cause::read("x".repeat(40_000).as_bytes()).message.unwrap().len(), 16_384);
+    // What is cut off is no part of it.
+    let body = format!(r#"{{"\u0061":1}}{}"#, " ".repeat(40_000));
+    assert_eq!(Cause::read(body.as_bytes()).message.as_deref(), Some(r#"{"a":1}"#));
+}
+
+#[test]
+fn what_a_cause_shows_is_no_word_of_the_provider() {
+    let cause = Cause::read(br#"{"error":{"code":"rate_limit_exceeded","message":"canary"}}"#);
+    let shown = format!("{cause:?}");
+    assert!(shown.contains("blames: Provider, status: Some(429)"), "{shown}");
+    assert!(!shown.contains("rate_limit") && !shown.contains("canary"), "{shown}");
+}
+
+#[test]
 fn a_code_is_a_word() {
     for code in [r#""""#, r#"" ""#, r#""two words""#, "null", "0", "1.5", "true", "{}", "[]"] {
         let body = format!(r#"{{"error":{{"code":{code},"message":"m"}}}}"#);
@@ -346,6 +362,23 @@ fn a_code_is_a_word() {
     }
     let body = format!(r#"{{"error":{{"code":"{}","message":"m"}}}}"#, "x".repeat(65));
     assert_eq!(Cause::read(body.as_bytes()).code, None);
+}
+
+#[test]
+fn a_status_among_the_codes_blames_as_the_status_does() {
+    for status in 300..700 {
+        let blames = match status {
+            401..=403 => Account,
+            408 | 425 | 429 => Provider,
+            400..=499 => Request,
+            500..=599 => Provider,
+            _ => Unknown,
+        };
+        let cause = Cause::with_code(&status.to_string());
+        assert_eq!(cause.blames, blames, "{status}");
+        let known = (400..600).contains(&status).then_some(status);
+        assert_eq!(cause.status().map(|status| status.as_u16()), known);
+    }
 }
 
 #[test]
@@ -370,6 +403,73 @@ fn words_say_more_than_numbers_and_names_more_than_words_for_everything() {
         let cause = Cause::read(body.as_bytes());
         let seen = (cause.code.as_deref(), cause.blames, cause.status().unwrap().as_u16());
         assert_eq!(seen, (Some(code), blames, status), "{body}");
+    }
+}
+
+#[test]
+fn finds_what_stands_in_places_of_its_own() {
+    for (body, code, wait) in [
+        (r#"{"error":{"innererror":{"code":"NoSuchThing"}}}"#, Some("NoSuchThing"), None),
+        (r#"{"innererror":{"code":"NoSuchThing"}}"#, None, None),
+        (r#"{"retry_after":7}"#, None, Some(7)),
+        (r#"{"\u0065rror":{"c\u006fde":"NoSuchThing"}}"#, Some("NoSuchThing"), None),
+        (r#"{"retry_after_seconds":8}"#, None, Some(8)),
+        (r#"{"error":{"code":"4111111111"}}"#, Some("4111111111"), None),
+        (
+            r#"{"error":{"type":"rate_limit_error","code":"4111111111"}}"#,
+            Some("rate_limit_error"),
+            None,
+        ),
+    ] {
+        let cause = Cause::read(body.as_bytes());
+        assert_eq!(cause.code.as_deref(), code, "{body}");
+        assert_eq!(cause.retry_after, wait.map(Duration::from_secs), "{body}");
+    }
+}
+
+#[test]
+fn the_codes_of_json_rpc_mean_what_nodes_mean_by_them() {
+    for (code, blames, status) in [
+        (3, Request, Some(400)),
+        (-32700, Request, Some(400)),
+        (-32602, Request, Some(400)),
+        (-32600, Request, Some(400)),
+        (-32603, Provider, Some(500)),
+        (-32005, Provider, Some(429)),
+        (-32001, Provider, Some(500)),
+        (-32004, Provider, Some(500)),
+        (-32008, Provider, Some(500)),
+        (-32010, Provider, Some(500)),
+        (-32011, Provider, Some(500)),
+        (-32014, Provider, Some(500)),
+        (-32016, Provider, Some(500)),
+        (401, Account, Some(401)),
+        (403, Account, Some(403)),
+        (429, Provider, Some(429)),
+        (500, Provider, Some(500)),
+        (599, Provider, Some(500)),
+        (-32000, Request, Some(400)),
+        (-32002, Request, Some(400)),
+        (-32099, Request, Some(400)),
+        (-32100, Unknown, None),
+        (400, Unknown, None),
+        (1, Unknown, None),
+    ] {
+        let body = format!(r#"{{"jsonrpc":"2.0","id":1,"error":{{"code":{code},"message":"m"}}}}"#);
+        let cause = Cause::read(body.as_bytes());
+        let found = cause.status().map(|status| status.as_u16());
+        assert_eq!((cause.blames, found), (blames, status), "{code}");
+    }
+}
+
+#[test]
+fn of_many_errors_the_first_64_codes_and_the_first_message_count() {
+    for (errors, code) in [(63, "best"), (64, "other")] {
+        let list = vec![r#"{"code":"other","message":"a"}"#; errors].join(",");
+        let body = format!(r#"{{"errors":[{list},{{"message":"b"}}],"error":{{"code":"best"}}}}"#);
+        let cause = Cause::read(body.as_bytes());
+        assert_eq!(cause.code.as_deref(), Some(code), "{errors}");
+        assert_eq!(cause.message.as_deref(), Some("a"));
     }
 }
 

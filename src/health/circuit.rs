@@ -111,14 +111,13 @@ impl Circuit {
     #[inline]
     pub(super) fn admit(&mut self, sequence: u64, now: Instant, lease_until: Instant) -> Admitted {
         match self.admission(now) {
-            Admission::Available => Admitted::Regular,
             Admission::ProbeDue => {
                 self.lease = Some(Lease { sequence, until: lease_until });
                 self.peers.tell();
                 Admitted::Probe
             }
-            _ if self.resting(now).is_some() => Admitted::WhileCoolingDown,
-            _ => Admitted::WhileOpen,
+            Admission::Unavailable(_) if self.resting(now).is_some() => Admitted::WhileCoolingDown,
+            _ => Admitted::Regular,
         }
     }
 

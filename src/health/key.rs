@@ -164,6 +164,12 @@ mod tests {
     }
 
     #[test]
+    fn a_health_key_shows_what_it_reads() {
+        assert_eq!(format!("{:?}", HealthKey::model()), r#"HealthKey("model")"#);
+        assert_eq!(format!("{:?}", HealthKey::new(|_| None)), r#"HealthKey("closure")"#);
+    }
+
+    #[test]
     fn a_json_rpc_request_is_known_by_its_method() {
         let method = |body: &'static str| HealthKey::json_rpc_method().of(&request(body));
         let call = r#"{"jsonrpc":"2.0","id":1,"params":[],"method":"eth_call"}"#;

@@ -140,6 +140,28 @@ fn the_probe_of_a_key_closes_that_key() {
 }
 
 #[test]
+fn the_probe_of_a_key_that_fails_opens_that_key_again_unless_its_lease_was_over() {
+    let mut harness = Harness::new();
+    harness.open("a");
+    harness.now += SECOND * 30;
+    let late = harness.ask(Some("a"));
+    harness.now += LEASE;
+    let probe = harness.ask(Some("a"));
+    assert!(late.is_key_probe() && probe.is_key_probe());
+    let mut fail = |permit| {
+        harness.health.record_outcome(permit, HealthSignal::Failure, Concern::Key, harness.now)
+    };
+    assert_eq!(fail(late), Changes::default());
+    let changes = fail(probe);
+    assert_eq!(changes.own(), UNMOVED);
+    let opened = changes.key()[0];
+    assert!(
+        matches!(opened, Some(Change::Opened { breaks: 2, cause: OpenCause::Probe, .. })),
+        "{opened:?}"
+    );
+}
+
+#[test]
 fn a_stream_that_has_begun_closes_its_key_and_its_provider() {
     let mut harness = Harness::new();
     harness.open("a");
@@ -199,6 +221,46 @@ fn the_257th_key_takes_the_place_of_the_one_that_was_used_least_recently() {
     assert_eq!(harness.admission(&name(1)), Admission::Available);
     assert!(harness.resting().contains_key(&*name(0)));
     harness.health.cancel(&early);
+}
+
+#[test]
+fn a_key_that_is_well_makes_room_before_one_that_rests_and_that_before_an_open_one() {
+    // The first key is so, and was used before all others, which are well.
+    for is_open in [false, true] {
+        let mut harness = Harness::new();
+        match is_open {
+            true => harness.open(&name(0)),
+            false => harness.cool(&name(0), SECOND),
+        }
+        let answer = |harness: &mut Harness, number: usize| {
+            harness.answer(Some(&name(number)), HealthSignal::Success, Concern::Key);
+        };
+        (1..MOST_KEYS).for_each(|number| answer(&mut harness, number));
+        (0..MOST_KEYS - 1).for_each(|more| answer(&mut harness, MOST_KEYS + more));
+        assert!(harness.resting().contains_key(&*name(0)), "255 that were well made room");
+        // It is not known how it is after that.
+        harness.now += SECOND * 2;
+        (0..MOST_KEYS - 1).for_each(|more| answer(&mut harness, 2 * MOST_KEYS + more));
+        assert!(harness.resting().contains_key(&*name(0)), "and 255 more");
+        // Among those that rest it is the first to go, unless it is open.
+        (0..MOST_KEYS).for_each(|more| harness.cool(&format!("cool-{more}"), SECOND));
+        assert_eq!(harness.resting().contains_key(&*name(0)), is_open);
+    }
+}
+
+#[test]
+fn a_key_whose_short_cooldown_is_over_is_well() {
+    let short = SECOND / 2;
+    for (passed, makes_room) in [(short - Duration::from_nanos(1), false), (short, true)] {
+        let mut harness = Harness::new();
+        (1..MOST_KEYS).for_each(|number| harness.cool(&name(number), SECOND * 60));
+        harness.cool("short", short);
+        harness.now += passed;
+        harness.cool("new", SECOND * 60);
+        let resting = harness.resting();
+        assert_eq!(resting.contains_key(&*name(1)), makes_room, "else it is the oldest");
+        assert_eq!(resting.contains_key("short"), !makes_room);
+    }
 }
 
 #[test]

@@ -52,11 +52,10 @@ pub(super) struct Ticket {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Admitted {
+    /// Also while the breaker was open or a probe was out, because no better provider was left.
     Regular,
     Probe,
-    /// Asked while the breaker was open or a probe was out, because no better provider was left.
-    WhileOpen,
-    /// The same during a cooldown.
+    /// Asked during a cooldown, because no better provider was left.
     WhileCoolingDown,
 }
 
@@ -131,6 +130,11 @@ impl Permit {
         self.sequence
     }
 
+    /// Whether it was admitted before the permit of this number.
+    pub(crate) fn is_before(&self, sequence: u64) -> bool {
+        self.sequence < sequence
+    }
+
     #[inline]
     fn admits_probe(&self, of: Of) -> bool {
         self.admitted[of as usize] == Admitted::Probe
@@ -150,7 +154,7 @@ impl Permit {
 
     /// Its lease ran out, and another probe is on its way.
     pub(super) fn lose_lease(&mut self, of: Of) {
-        self.admitted[of as usize] = Admitted::WhileOpen;
+        self.admitted[of as usize] = Admitted::Regular;
     }
 
     /// Takes over what a circuit has marked.

@@ -151,7 +151,7 @@ impl ProviderHealth {
     /// What nearly every outcome is, without the rules that agree: a success where all is well. Whether
     /// that is so.
     #[inline]
-    fn succeed(&mut self, permit: &Permit, rules: &Rules<'_>) -> bool {
+    pub(super) fn succeed(&mut self, permit: &Permit, rules: &Rules<'_>) -> bool {
         let Self { circuit, keys, .. } = self;
         if !circuit.is_well() {
             return false;

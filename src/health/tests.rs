@@ -354,6 +354,93 @@ fn a_429_that_follows_a_success_never_opens_a_breaker() {
 }
 
 #[test]
+fn an_id_that_another_provider_has_is_that_of_a_healthy_one() {
+    let mut harness = Harness::new();
+    let hedge = crate::hedge::Hedge::adaptive();
+    harness.health.hedging = Some(Hedging::new(&hedge, 1));
+    let record = |harness: &mut Harness| {
+        let hedging = harness.health.hedging.as_mut().unwrap();
+        (0..20).for_each(|_| hedging.record(0, SECOND));
+        assert_eq!(hedging.delay(0), Some(SECOND * 2));
+    };
+    record(&mut harness);
+    harness.open();
+    harness.health.isolate(0, true);
+    assert_eq!((harness.state(), harness.health.is_isolated(0)), (State::Isolated, true));
+    harness.health.renew(0);
+    assert_eq!((harness.state(), harness.health.is_isolated(0)), (State::Closed, false));
+    assert_eq!(harness.counts(), Counts::default());
+    assert_eq!(harness.health.hedging.as_ref().unwrap().delay(0), None);
+    // An id that is new, and those before it.
+    record(&mut harness);
+    harness.health.renew(3);
+    for provider in 0..=3 {
+        let admission = harness.health.admission(provider, None, harness.now);
+        assert_eq!(admission, Admission::Available);
+        let hedging = harness.health.hedging.as_ref().unwrap();
+        assert_eq!(hedging.delay(provider), (provider == 0).then_some(SECOND * 2));
+    }
+    harness.health.renew(1);
+    assert_eq!(harness.health.hedging.as_ref().unwrap().delay(0), Some(SECOND * 2));
+}
+
+#[test]
+fn a_success_where_all_is_well_needs_no_rules() {
+    let mut harness = Harness::new();
+    let succeed = |harness: &mut Harness, key: Option<&[u8]>| {
+        let permit = harness.health.admit(0, key, harness.now, harness.now);
+        let HealthTable { breaker, cooldown, providers, random, .. } = &mut harness.health;
+        let (sequence, now) = (permit.sequence(), harness.now);
+        let breaker = breaker.as_ref().unwrap();
+        let rules = Rules { breaker, cooldown, random, tick: 0, sequence, now };
+        let is_done = providers[0].succeed(&permit, &rules);
+        providers[0].take_back(&permit);
+        is_done
+    };
+    assert!(succeed(&mut harness, None) && succeed(&mut harness, Some(b"a")));
+    let permit = harness.health.admit(0, Some(b"a"), harness.now, harness.now);
+    harness.record_outcome(permit, HealthSignal::Cooldown(Some(SECOND)));
+    assert!(succeed(&mut harness, None) && !succeed(&mut harness, Some(b"a")));
+    harness.open();
+    assert!(!succeed(&mut harness, None) && !succeed(&mut harness, Some(b"b")));
+}
+
+#[test]
+fn changes_are_none_or_name_what_has_changed() {
+    let closed = [Some(Change::Closed), None];
+    assert!(Changes::default().is_none() && Changes::of(UNMOVED, UNMOVED).is_none());
+    assert!(!Changes::of(closed, UNMOVED).is_none() && !Changes::of(UNMOVED, closed).is_none());
+    let mut changes = Changes::of(closed, closed);
+    changes.report(Change::OnlyNotFound);
+    assert_eq!(changes.own(), [Some(Change::Closed), Some(Change::OnlyNotFound)]);
+    assert_eq!(changes.key(), closed);
+    let cooling = [None, Some(Change::CoolingDown { until: start() })];
+    let mut changes = Changes::of(cooling, UNMOVED);
+    changes.report(Change::OnlyNotFound);
+    assert_eq!(changes.own(), cooling);
+}
+
+#[test]
+fn every_cause_of_an_opening_has_its_label() {
+    for (cause, label) in [
+        (OpenCause::Consecutive, "consecutive"),
+        (OpenCause::Ratio, "ratio"),
+        (OpenCause::Silence, "silence"),
+        (OpenCause::Probe, "probe"),
+    ] {
+        assert_eq!(cause.as_str(), label);
+    }
+}
+
+#[test]
+fn permits_are_in_the_order_of_their_admission() {
+    let mut harness = Harness::new();
+    let [first, second] = [harness.ask(), harness.ask()];
+    assert!(first.is_before(second.sequence()) && !second.is_before(first.sequence()));
+    assert!(!first.is_before(first.sequence()));
+}
+
+#[test]
 fn a_cooldown_after_a_cooldown_is_a_failure_of_the_row_and_not_of_the_share() {
     let mut harness = Harness::with(Breaker::default().ratio(0.01, 1));
     for _ in 0..5 {
@@ -1111,6 +1198,21 @@ fn a_hint_is_obeyed_up_to_five_minutes_and_zero_is_a_second() {
 }
 
 #[test]
+fn settings_of_a_cooldown_that_make_no_sense_are_named() {
+    let cooldown = Cooldown::default;
+    for wrong in [
+        cooldown().at_most(Duration::ZERO),
+        cooldown().without_hint(Duration::ZERO),
+        cooldown().at_most(SECOND).without_hint(SECOND * 2),
+    ] {
+        assert!(wrong.problem().is_some_and(|problem| problem.contains("must")), "{wrong:?}");
+    }
+    for right in [cooldown(), cooldown().at_most(SECOND).without_hint(SECOND)] {
+        assert_eq!(right.problem(), None, "{right:?}");
+    }
+}
+
+#[test]
 fn a_cooldown_has_the_length_that_its_settings_allow() {
     let mut harness = Harness::with(Breaker::default().consecutive(u32::MAX));
     harness.health.cooldown = Cooldown::default().at_most(SECOND * 7).without_hint(SECOND * 2);
@@ -1284,6 +1386,46 @@ fn a_success_sent_before_a_cooldown_began_does_not_end_it() {
     let until = rest_of(harness.answer(HealthSignal::Cooldown(None)));
     assert_eq!(harness.record_outcome(early, HealthSignal::Success), UNMOVED);
     assert_eq!(harness.state(), State::CoolingDown { until });
+}
+
+#[test]
+fn what_was_sent_last_before_a_cooldown_began_is_as_old_as_all_before() {
+    let mut harness = Harness::with(Breaker::default().consecutive(1));
+    let [limited, mut stream, success, late] = [(); 4].map(|()| harness.ask());
+    let until = rest_of(harness.record_outcome(limited, HealthSignal::Cooldown(Some(SECOND))));
+    assert_eq!(harness.commit(&mut stream), None);
+    assert_eq!(harness.record_outcome(success, HealthSignal::Success), UNMOVED);
+    assert_eq!(harness.state(), State::CoolingDown { until });
+    harness.now = until;
+    // Nor has it asked again.
+    assert_eq!(harness.record_outcome(late, HealthSignal::Cooldown(None)), UNMOVED);
+
+    let mut harness = Harness::with(Breaker::default().consecutive(1));
+    let [limited, mut last] = [(); 2].map(|()| harness.ask());
+    let until = rest_of(harness.record_outcome(limited, HealthSignal::Cooldown(Some(SECOND))));
+    assert_eq!(harness.commit(&mut last), None);
+    assert_eq!(harness.state(), State::CoolingDown { until });
+    harness.now = until;
+    assert_eq!(harness.record_outcome(last, HealthSignal::Cooldown(None)), UNMOVED);
+}
+
+#[test]
+fn a_circuit_is_well_where_nothing_is_open_and_nothing_rests() {
+    let is_well = |harness: &Harness| harness.health.providers[0].circuit.is_well();
+    let mut harness = Harness::new();
+    assert!(is_well(&harness));
+    harness.answer_unmoved([HealthSignal::Failure; 4]);
+    assert!(is_well(&harness));
+    harness.answer(HealthSignal::Failure);
+    assert!(!is_well(&harness));
+    harness.recover();
+    assert!(is_well(&harness));
+    let length = harness.next_cooldown();
+    assert!(!is_well(&harness));
+    harness.pass(length);
+    assert!(!is_well(&harness), "a success is still to come");
+    harness.answer_unmoved([HealthSignal::Success]);
+    assert!(is_well(&harness));
 }
 
 #[test]

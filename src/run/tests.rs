@@ -178,6 +178,12 @@ fn asks_the_providers_in_list_order_and_each_once() {
 fn asks_no_provider_after_an_outcome_was_accepted() {
     for status in [Some(200), Some(404), None] {
         let mut harness = Harness::of(2);
+        let mut run = harness.run();
+        assert!(!run.has_accepted());
+        assert_eq!(harness.ask(&mut run, FAILED), Some(0));
+        assert!(!run.has_accepted());
+        assert_eq!(harness.ask(&mut run, Judgement { status, ..SERVED }), Some(1));
+        assert!(run.has_accepted());
         let run = harness.run();
         assert_eq!(harness.asked_by(run, Judgement { status, ..SERVED }), [0]);
     }
@@ -213,6 +219,22 @@ fn takes_the_order_that_it_is_given_and_asks_none_twice() {
     let mut run = harness.run();
     assert_eq!(run.reorder(|_| Err("unknown")), Err("unknown"));
     assert_eq!(run.first(), Some(0));
+}
+
+#[test]
+fn takes_the_chains_order_and_knows_the_first_of_it_that_is_not_isolated() {
+    let mut harness = Harness::of(3);
+    let mut run = harness.run();
+    run.set_order(Arc::from([2, 0, 1]));
+    assert_eq!(run.first_of(&harness.health), Some(2));
+    harness.health.isolate(2, true);
+    assert_eq!(run.first_of(&harness.health), Some(0));
+    harness.health.isolate(0, true);
+    assert_eq!(run.first_of(&harness.health), Some(1));
+    harness.health.isolate(1, true);
+    assert_eq!(run.first_of(&harness.health), None);
+    (0..3).for_each(|provider| harness.health.isolate(provider, false));
+    assert_eq!(harness.asked_by(run, FAILED), [2, 0, 1]);
 }
 
 #[test]
@@ -1286,6 +1308,7 @@ impl Harness {
     fn hedge(&mut self, run: &mut Run) -> Permit {
         let due = self.now + SILENCE;
         assert!(matches!(self.raw_step(run), Step::Wait(Some(at)) if at == due));
+        assert_eq!(run.hedge_at(), Some(due));
         self.now = due - MOMENT;
         assert!(matches!(self.raw_step(run), Step::Wait(Some(at)) if at == due));
         self.now = due;
@@ -1303,6 +1326,7 @@ impl Harness {
     fn assert_never_hedges(&mut self, run: &mut Run) {
         for _ in 0..3 {
             assert!(matches!(self.raw_step(run), Step::Wait(None)));
+            assert_eq!(run.hedge_at(), None);
             self.now += SECOND;
         }
     }
@@ -1531,6 +1555,33 @@ fn only_requests_that_are_sent_earn_hedges_and_each_once() {
     assert!(!harness.health.hedging.as_mut().unwrap().withdraw());
 }
 
+#[test]
+fn how_fast_a_provider_usually_is_is_learnt_from_accepted_answers_and_from_streams() {
+    for (judgement, is_learnt) in
+        [(SERVED, true), (accepted(Some(404)), true), (FAILED, false), (BAD_REQUEST, false)]
+    {
+        let mut harness = Harness::with(1, None);
+        harness.health.hedging = Some(Hedging::new(&Hedge::adaptive(), 1));
+        for _ in 0..20 {
+            let mut run = harness.run();
+            let sent = harness.send(&mut run);
+            harness.now += SECOND;
+            harness.record_outcome(&mut run, sent, judgement);
+        }
+        let delay = harness.health.hedging.as_ref().unwrap().delay(0);
+        assert_eq!(delay, is_learnt.then_some(SECOND * 2), "{judgement:?}");
+    }
+    let mut harness = Harness::of(1);
+    harness.health.hedging = Some(Hedging::new(&Hedge::adaptive(), 1));
+    for _ in 0..20 {
+        let mut run = harness.run();
+        let mut stream = harness.send(&mut run);
+        harness.now += SECOND;
+        harness.commit(&mut run, &mut stream.permit);
+    }
+    assert_eq!(harness.health.hedging.as_ref().unwrap().delay(0), Some(SECOND * 2));
+}
+
 // Accepted errors while two attempts are in flight.
 
 /// What a judge accepts that accepts everything.
@@ -1608,6 +1659,18 @@ fn an_accepted_error_is_served_at_once_where_no_other_attempt_is_in_flight() {
 }
 
 #[test]
+fn an_outcome_that_fails_over_is_no_answer_where_none_is_kept() {
+    let mut harness = Harness::hedging(3, 5);
+    let mut run = harness.run();
+    let first = harness.send(&mut run).permit;
+    let hedge = harness.hedge(&mut run);
+    assert_eq!(harness.settle(&mut run, first, FAILED).0, Settled::FailOver);
+    assert_eq!(harness.settle(&mut run, hedge, BAD_REQUEST).0, Settled::FailOver);
+    let third = harness.send(&mut run).permit;
+    assert_eq!(harness.settle(&mut run, third, TIMED_OUT).0, Settled::FailOver);
+}
+
+#[test]
 fn a_kept_error_without_a_response_is_no_served_answer() {
     let mut harness = Harness::hedging(2, 5);
     let mut run = harness.run();
@@ -1641,6 +1704,93 @@ fn a_run_is_rejected_where_every_provider_that_answered_refused_the_request() {
             harness.ask(&mut run, *judgement);
         }
         assert_eq!(run.ending(), ending, "{judgements:?}");
+    }
+}
+
+/// Why this run has not asked this provider, of one that began at the start of the harness.
+fn why(harness: &Harness, run: &Run, provider: usize, started: Instant) -> Unasked {
+    run.why_unasked(provider, &harness.limits, &harness.health, started, harness.now)
+}
+
+#[test]
+fn a_run_knows_why_it_has_not_asked_a_provider() {
+    let mut harness = Harness::of(4);
+    let start = harness.now;
+    harness.health.isolate(1, true);
+    harness.limits.hosts[2] = harness.limits.hosts[0];
+    let mut run = harness.run();
+    run.reorder(|_| Ok::<_, ()>(Arc::from([0, 1, 2]))).unwrap();
+    harness.ask(&mut run, Judgement { unreachable: true, ..REFUSED });
+    assert_eq!(why(&harness, &run, 1, start), Unasked::Isolated);
+    assert_eq!(why(&harness, &run, 2, start), Unasked::Unreachable);
+    assert_eq!(why(&harness, &run, 3, start), Unasked::LeftOut);
+
+    let mut harness = Harness::of(2);
+    let mut run = harness.run_once();
+    harness.ask(&mut run, FAILED);
+    assert_eq!(why(&harness, &run, 1, start), Unasked::SentOnce);
+    harness.limits.max_attempts = 1;
+    let mut run = harness.run();
+    harness.ask(&mut run, FAILED);
+    assert_eq!(why(&harness, &run, 1, start), Unasked::Attempts(1));
+    harness.limits.max_attempts = 2;
+    harness.limits.ambiguous = Ambiguous::IdempotentOnly;
+    let mut run = harness.run();
+    harness.ask(&mut run, TIMED_OUT);
+    assert_eq!(why(&harness, &run, 1, start), Unasked::MaybeProcessed);
+
+    for (is_full, reason) in [(false, Unasked::Unhealthy), (true, Unasked::AtCapacity)] {
+        let mut harness = Harness::of(2);
+        harness.cool(1, 60);
+        harness.health.limit_in_flight(1, if is_full { 0 } else { 1 });
+        let mut run = harness.run();
+        harness.ask(&mut run, BAD_REQUEST);
+        assert!(harness.step(&mut run).is_none());
+        assert_eq!(why(&harness, &run, 1, start), reason);
+    }
+}
+
+#[test]
+fn a_run_that_was_out_of_time_names_the_limit() {
+    let total = SECOND * 600;
+    for (own, timeout, reason) in [
+        (None, None, Unasked::Total(total)),
+        (Some(SECOND * 5), None, Unasked::OwnTotal(SECOND * 5)),
+        (Some(SECOND * 5), Some(SECOND * 2), Unasked::Timeout(SECOND * 2)),
+        (None, Some(SECOND * 2), Unasked::Timeout(SECOND * 2)),
+    ] {
+        let mut harness = Harness::of(2);
+        let start = harness.now;
+        let limits = own.map_or(Limits::new(), |own| Limits::new().total(own));
+        let mut run = limited(&harness, limits, timeout);
+        harness.now = run.deadline().at - MOMENT;
+        assert_eq!(why(&harness, &run, 1, start), Unasked::Unhealthy);
+        harness.now += MOMENT;
+        assert!(harness.step(&mut run).is_none());
+        assert_eq!(why(&harness, &run, 1, start), reason);
+        // What was not sent at all was not sent once.
+        run.forbid_replay();
+        assert_eq!(why(&harness, &run, 1, start), reason);
+    }
+}
+
+#[test]
+fn every_reason_not_to_ask_a_provider_has_its_words() {
+    for (reason, words) in [
+        (Unasked::LeftOut, "left out by the route"),
+        (Unasked::Isolated, "isolated"),
+        (Unasked::Unreachable, "at a host that could not be reached"),
+        (Unasked::SentOnce, "the body could be sent only once"),
+        (Unasked::MaybeProcessed, "the request may have been processed"),
+        (Unasked::Attempts(1), "the request may be sent only once"),
+        (Unasked::Attempts(2), "the limit is 2 attempts"),
+        (Unasked::Total(SECOND), "the total timeout of 1s was over"),
+        (Unasked::OwnTotal(SECOND), "the request's limit of 1s was over"),
+        (Unasked::Timeout(SECOND), "the request's timeout of 1s was over"),
+        (Unasked::Unhealthy, "not healthy, and the request was refused"),
+        (Unasked::AtCapacity, "at capacity, and the request was refused"),
+    ] {
+        assert_eq!(reason.to_string(), words);
     }
 }
 
@@ -1801,6 +1951,18 @@ fn ten_404s_are_reported_with_the_outcome_of_the_tenth() {
         assert_eq!(run.ending(), Unserved::Rejected);
     }
     assert_eq!((harness.state(0), harness.counts(0).failures), (State::Closed, 0));
+    // So is a tenth stream, if a judge accepts the status.
+    for (status, is_reported) in [(404, true), (200, false)] {
+        let mut harness = Harness::of(1);
+        for number in 1..=25 {
+            let mut run = harness.run();
+            let mut permit = harness.send(&mut run).permit;
+            let now = harness.now;
+            let changes = run.commit(&mut permit, status, SECOND, &mut harness.health, now).own();
+            let reported = (is_reported && number == 10).then_some(Change::OnlyNotFound);
+            assert_eq!(changes, [None, reported]);
+        }
+    }
     // That a model is unknown is the word of an API.
     let mut harness = Harness::of(1);
     for _ in 0..25 {
@@ -1874,18 +2036,18 @@ fn a_step_names_the_providers_at_their_limit_that_it_passed_over_once_a_minute()
         harness.health.limit_in_flight(provider, 1);
         let _held = harness.health.admit(provider, None, harness.now, harness.now);
     }
-    let mut full = |now| -> Vec<usize> {
+    let mut full = |now| -> Option<Vec<usize>> {
         harness.now = now;
         let mut run = harness.run();
         let Step::Send { permit, full, .. } = harness.raw_step(&mut run) else { panic!() };
         harness.health.cancel(&permit);
-        full.map_or_else(Vec::new, |full| full.iter().collect())
+        full.map(|full| full.iter().collect())
     };
     let now = Harness::of(1).now;
-    assert_eq!(full(now), [0, 1]);
-    assert!(full(now).is_empty());
-    assert!(full(now + SECOND * 60).is_empty());
-    assert_eq!(full(now + SECOND * 121), [0, 1]);
+    assert_eq!(full(now), Some(vec![0, 1]));
+    assert_eq!(full(now), None);
+    assert_eq!(full(now + SECOND * 60), None);
+    assert_eq!(full(now + SECOND * 121), Some(vec![0, 1]));
 }
 
 #[test]

@@ -23,9 +23,7 @@ pub(crate) fn top_level_string(body: &[u8], name: &str) -> Option<Box<[u8]>> {
 
 #[inline]
 fn is_named(key: &[u8], name: &[u8]) -> bool {
-    // Shorter than `\\u006d` no letter is escaped.
-    let may_be_escaped = key.len() >= name.len() + 5 && key.contains(&b'\\');
-    key == name || may_be_escaped && unescape(key).is_some_and(|key| *key == *name)
+    key == name || key.contains(&b'\\') && unescape(key).is_some_and(|key| *key == *name)
 }
 
 /// What a string says that stands between these quotes.
@@ -80,18 +78,13 @@ fn end_of_string(body: &[u8], begin: usize) -> Option<usize> {
     match length {
         Some(0) => Some(begin),
         Some(length) if body[begin + length - 1] != b'\\' => Some(begin + length),
-        Some(_) => end_of_long_string(body, begin, begin),
-        // What is shorter than that is looked at byte by byte.
-        None => {
-            let looked_at = if body.len() - begin < 2 * WORD { 0 } else { 2 * WORD };
-            end_of_long_string(body, begin, begin + looked_at)
-        }
+        _ => end_of_long_string(body, begin),
     }
 }
 
-/// The same, where there is no quote before `at`.
 #[inline(never)]
-fn end_of_long_string(body: &[u8], begin: usize, mut at: usize) -> Option<usize> {
+fn end_of_long_string(body: &[u8], begin: usize) -> Option<usize> {
+    let mut at = begin;
     loop {
         at = next_quote(body, at)?;
         let before = body[begin..at].iter().rev();
@@ -191,10 +184,13 @@ mod tests {
     fn the_end_of_a_string_is_found_wherever_it_is() {
         for length in 0..200 {
             let plain = "x".repeat(length);
-            for behind in ["", "\\", "\"", "y"] {
+            let quotes = "\"".repeat(300);
+            for behind in ["", "\\", "\"", "y", &quotes] {
                 let text = format!("{plain}\"{behind}");
                 assert_eq!(end_of_string(text.as_bytes(), 0), Some(length));
             }
+            let text = format!("{plain}\\\"{quotes}");
+            assert_eq!(end_of_string(text.as_bytes(), 0), Some(length + 2));
             assert_eq!(end_of_string(plain.as_bytes(), 0), None);
             for escaped in 0..length {
                 let (before, after) = plain.split_at(escaped);

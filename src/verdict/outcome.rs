@@ -97,8 +97,7 @@ impl<'a> Outcome<'a> {
             cause,
             judged,
             retry_after: hint,
-            // A provider that answers 200 has processed the request, whatever the answer is.
-            ambiguous: true,
+            // So it may have been processed: a provider that answers 200 has done so, whatever it answers.
             ..Self::failed(provider, reason, None, elapsed)
         }
     }
@@ -261,8 +260,8 @@ impl Outcome<'_> {
             return Fault::None;
         }
         let Some(status) = self.judged else {
-            let is_request_fault = self.reason == Reason::Redirected
-                || self.reason == Reason::ErrorInSuccess && self.blame() == Blame::Request;
+            // An error inside a success that blames the request has a code that stands for a status.
+            let is_request_fault = self.reason == Reason::Redirected;
             return if is_request_fault { Fault::None } else { Fault::Failure };
         };
         match (status.as_u16(), self.retry_after) {
@@ -344,12 +343,10 @@ fn is_refused_unprocessed(error: &(dyn StdError + 'static)) -> bool {
     const REFUSED: &str =
         "stream error received: refused stream before processing any application logic";
     const GONE: &str = "connection error received: not a result of an error";
-    std::iter::successors(Some(error), |&error| error.source()).any(|error| {
+    std::iter::successors(Some(error), |&error| error.source())
         // Those hold a URL, and are never the one that is looked for.
-        if error.is::<reqwest::Error>() || error.is::<reqwest_middleware::Error>() {
-            return false;
-        }
-        let words = error.to_string();
-        words.starts_with(REFUSED) || words.starts_with(GONE)
-    })
+        .filter(|error| !error.is::<reqwest::Error>())
+        .filter(|error| !error.is::<reqwest_middleware::Error>())
+        .map(ToString::to_string)
+        .any(|words| words.starts_with(REFUSED) || words.starts_with(GONE))
 }

@@ -211,6 +211,43 @@ fn an_unknown_model_is_told_and_judged_by_its_status() {
 }
 
 #[test]
+fn the_host_the_key_and_the_account_concern_every_model_of_a_provider() {
+    let none = HeaderMap::new();
+    let error = std::io::Error::other("broken");
+    for (reason, is_common) in [
+        (Reason::Connect, true),
+        (Reason::Timeout, false),
+        (Reason::Reset, false),
+        (Reason::Redirected, false),
+        (Reason::Other, false),
+    ] {
+        let outcome = Outcome::failed("p", reason, Some(&error), Duration::ZERO);
+        assert_eq!(outcome.blames_provider(), is_common, "{reason}");
+    }
+    let credential = Outcome::unsent("p", Reason::Credential, &error, Duration::ZERO);
+    assert!(credential.blames_provider());
+    for (status, code, is_common) in [
+        (401, None, true),
+        (402, None, true),
+        (403, None, true),
+        (403, Some("model_not_found"), false),
+        (429, None, false),
+        (429, Some("rate_limit_exceeded"), false),
+        (429, Some("insufficient_quota"), true),
+        (400, Some("invalid_api_key"), true),
+        (400, Some("context_length_exceeded"), false),
+        (404, Some("model_not_found"), false),
+        (500, None, false),
+        (500, Some("insufficient_quota"), true),
+        (503, Some("overloaded_error"), false),
+    ] {
+        let cause = code.map(Cause::with_code);
+        let outcome = answered(status, &none, cause.as_ref());
+        assert_eq!(outcome.blames_provider(), is_common, "{status} {code:?}");
+    }
+}
+
+#[test]
 fn a_switch_of_protocols_is_a_success_only_when_it_was_asked_for() {
     let none = HeaderMap::new();
     let status = StatusCode::SWITCHING_PROTOCOLS;

@@ -123,6 +123,21 @@ fn own_records_that_the_store_lost_are_written_again() {
 }
 
 #[test]
+fn what_was_answered_is_heard_before_what_it_answers() {
+    let mut harness = Harness::new();
+    let failed = record(&format!("{}/{:016x}", name(0), 1), "1 n=1 f=3 s=0");
+    let answered = record(&format!("{}/{:016x}", name(0), 2), "1 n=1 f=0 s=0 a=0000000000000001:3");
+    for list in [[&failed, &answered], [&answered, &failed]] {
+        let heard = harness.list(&list.map(|record| (record.clone(), secs(9))));
+        let failures = heard.iter().map(|heard| match heard {
+            Heard::Report { report, .. } => report.failed,
+            heard => panic!("{heard:?}"),
+        });
+        assert_eq!(failures.collect::<Vec<_>>(), [0, 3]);
+    }
+}
+
+#[test]
 fn a_probe_is_written_again_at_each_poll() {
     let mut harness = Harness::new();
     harness.ask(0, HealthSignal::Cooldown(Some(secs(5))));

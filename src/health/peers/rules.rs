@@ -146,13 +146,14 @@ impl Circuit {
         let cause = OpenCause::Consecutive;
         self.open(cause, rules);
         // A process that comes to it late need not wait for longer than the others.
-        let sooner = longest.map(|longest| after(longest, rules.jitter()));
-        if let Some(sooner) = sooner.filter(|sooner| Some(*sooner) < self.open_until) {
-            self.open_until = Some(sooner);
-            let half = sooner.saturating_duration_since(rules.now) / 2;
+        let own = self.open_until?;
+        let until = longest.map_or(own, |longest| after(longest, rules.jitter()).min(own));
+        if until != own {
+            self.open_until = Some(until);
+            let half = until.saturating_duration_since(rules.now) / 2;
             self.peers.0.as_deref_mut()?.half_break = Some(after(rules.now, half));
         }
-        self.open_until.map(|until| Change::Opened { until, breaks: self.level, cause })
+        Some(Change::Opened { until, breaks: self.level, cause })
     }
 
     /// A probe elsewhere has failed.

@@ -325,6 +325,14 @@ fn what_was_heard_is_not_passed_on() {
     fleet.open_all();
     assert_eq!(fleet.tables[3].own_report(PROVIDER, fleet.now), None);
     fleet.limit(0, 20);
+    // Nor is a break that others have seen, by one that has seen other failures.
+    let mut fleet = Fleet::new(3);
+    fleet.fail(0, 1);
+    fleet.succeed(0);
+    fleet.hear(0, 1, &some(1, 3));
+    fleet.hear(0, 2, &some(1, 3));
+    assert!(!fleet.is_closed(0));
+    assert_eq!(fleet.report(0).open, None);
     let mut fleet = Fleet::new(3);
     fleet.limit(0, 20);
     fleet.tell_all();
@@ -505,15 +513,56 @@ fn no_report_lengthens_a_break_in_its_first_half_or_twice() {
 #[test]
 fn a_report_without_another_failure_lengthens_no_break() {
     let mut fleet = Fleet::new(2);
-    let open = HealthReport { open: Some((secs(20), 30)), ..some(1, 9) };
-    fleet.hear(0, 1, &open);
+    let open = |number, failed, breaks| HealthReport {
+        open: Some((secs(20), breaks)),
+        ..some(number, failed)
+    };
+    fleet.hear(0, 1, &open(1, 9, 1));
     fleet.fail(0, 5);
     let until = fleet.open_until(0);
-    fleet.pass(20.0);
-    if fleet.now < until {
-        fleet.hear(0, 1, &HealthReport { number: 2, ..open });
-        assert_eq!(fleet.open_until(0), until);
-    }
+    fleet.pass(15.0);
+    fleet.hear(0, 1, &open(2, 9, 2));
+    assert_eq!(fleet.open_until(0), until);
+    fleet.hear(0, 1, &open(3, 10, 2));
+    assert!(fleet.open_until(0) > until);
+}
+
+#[test]
+fn another_failure_in_the_same_break_lengthens_it_not() {
+    let mut fleet = Fleet::new(2);
+    fleet.fail(0, 5);
+    let until = fleet.open_until(0);
+    fleet.pass(15.0);
+    fleet.hear(0, 1, &HealthReport { open: Some((secs(300), 1)), ..some(1, 9) });
+    assert_eq!(fleet.open_until(0), until);
+    fleet.hear(0, 1, &HealthReport { open: Some((secs(300), 2)), ..some(2, 10) });
+    assert!(fleet.open_until(0) > until);
+}
+
+#[test]
+fn what_others_say_is_trusted_from_the_first_report_that_keeps_the_provider_unasked() {
+    let since = |fleet: &Fleet| fleet.circuit(0).peers.0.as_ref().unwrap().on_trust_since;
+    let probing = |number| HealthReport { is_probing: true, ..some(number, 1) };
+    let mut fleet = Fleet::new(3);
+    let early = fleet.admit(0);
+    fleet.fail(0, 5);
+    fleet.hear(0, 1, &some(1, 1));
+    assert_eq!(since(&fleet), None, "its break is its own");
+    fleet.pass_break(0);
+    fleet.hear(0, 1, &probing(2));
+    let first = fleet.now;
+    assert_eq!(since(&fleet), Some(first), "it waits for a probe elsewhere");
+    fleet.pass(1.0);
+    fleet.hear(0, 1, &probing(3));
+    assert_eq!(since(&fleet), Some(first));
+    fleet.end(0, early, HealthSignal::Neutral);
+    assert_eq!(since(&fleet), None, "it was asked");
+    fleet.pass(3.0);
+    fleet.hear(0, 2, &some(1, 1));
+    assert_eq!(since(&fleet), None, "the wait is over");
+    let _probe = fleet.admit(0);
+    fleet.hear(0, 2, &some(2, 1));
+    assert_eq!(since(&fleet), None, "the probe is its own");
 }
 
 #[test]

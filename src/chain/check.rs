@@ -128,14 +128,13 @@ impl CheckLayer {
         let mut requests = Requests::new(request);
         let order = shared.order(&shared.lock()).clone();
         let mut asked = Vec::with_capacity(order.len());
-        for (at, &provider) in order.iter().enumerate() {
+        for &provider in order.iter() {
             let entry = &shared.entries[provider];
             let started = now();
             let (deadline, until) = shared.limits.alone(provider, timeout, started);
             let url = || sender.target(provider).unwrap_or_else(|| self.address.caller());
-            let is_last = at + 1 == order.len();
             let Some((request, own)) =
-                requests.next(url, timeout, is_last, extensions, &shared.strip)
+                requests.next(url, timeout, false, extensions, &shared.strip)
             else {
                 break;
             };

@@ -276,9 +276,6 @@ impl<'a> Sender<'a> {
                     CameFrom::of(asked, sent.may_move, &response, &entry.base)
                 });
                 let moved = match from {
-                    CameFrom::Asked if !entry.has_url_key() => {
-                        return AttemptResult::Response(response);
-                    }
                     CameFrom::Asked => None,
                     CameFrom::Moved => Some(secrets()),
                     CameFrom::Elsewhere => return AttemptResult::Redirected(response.status()),

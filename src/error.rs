@@ -285,7 +285,7 @@ mod tests {
     fn a_config_error_names_the_provider_and_the_field() {
         let error = ConfigError::new(Some("a"), "base_url", "must be absolute");
         assert_eq!(error.to_string(), "provider `a`: base_url: must be absolute");
-        assert_eq!(error.provider(), Some("a"));
+        assert_eq!((error.provider(), error.field()), (Some("a"), "base_url"));
         let error = ConfigError::new(None, "max_attempts", "must be at least 1");
         assert_eq!(error.to_string(), "max_attempts: must be at least 1");
         assert_eq!(error.provider(), None);

@@ -323,3 +323,18 @@ impl Trace {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_is_watched_where_somebody_reads_its_steps() {
+        let is_watched = |closures| {
+            let observer = Observer::new(closures, false, std::iter::empty());
+            observer.is_watched(&Trace::request(Some(&Method::GET)))
+        };
+        assert!(!is_watched(vec![]), "there is no subscriber");
+        assert!(is_watched(vec![Box::new(|_| {})]));
+    }
+}

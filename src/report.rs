@@ -331,7 +331,10 @@ mod tests {
         assert_eq!(report.to_string(), "no provider was asked");
         report.push(attempt("cometapi", Some(503), Reason::ServerError, 212));
         assert_eq!(report.to_string(), "cometapi 503 in 212 ms");
+        assert!(!report.failed_over());
+        assert!(matches!(report.attempts, Attempts::One(_)), "it is kept in place");
         report.push(attempt("b", None, Reason::Timeout, 1000));
+        assert!(report.failed_over());
         report.push(attempt("openai", Some(200), Reason::Ok, 640));
         report.finish(true, Duration::from_secs(2));
         assert_eq!(
@@ -355,6 +358,7 @@ mod tests {
         report.push(attempt("c", None, Reason::Connect, 1));
         report.push(Attempt {
             is_replayable: false,
+            retry_after: Some(Duration::from_secs(5)),
             message: Some("late".into()),
             ..attempt("b", None, Reason::Timeout, 9)
         });
@@ -384,7 +388,9 @@ mod tests {
         let timed_out = &report.attempts()[2];
         assert!(timed_out.maybe_processed() && !timed_out.is_replayable());
         assert_eq!(timed_out.elapsed(), Duration::from_millis(9));
+        assert_eq!(timed_out.retry_after(), Some(Duration::from_secs(5)));
         let first = &report.attempts()[0];
+        assert_eq!(first.retry_after(), None);
         assert!(!first.maybe_processed() && first.is_replayable());
         assert_eq!(first.to_string(), "a 302 (redirected) in 7 ms");
         assert_eq!(report.elapsed(), Duration::from_millis(11));

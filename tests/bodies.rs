@@ -164,6 +164,9 @@ async fn without_a_replay_buffer_every_stream_is_sent_once() {
     let stream = Sized::body(body.len(), pieces);
     let response = upload(&harness, &client).body(stream).send().await.unwrap();
     assert_sent_once(&harness, &response, &body);
+    let request = harness.requests(0).remove(0);
+    assert_eq!(request.header("content-length"), Some(&*body.len().to_string()));
+    assert_eq!(request.header("transfer-encoding"), None);
 }
 
 #[tokio::test]

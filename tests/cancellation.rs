@@ -3,12 +3,17 @@
 
 use reqwest_failover_testing::terminal;
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 
-use reqwest::Body;
-use reqwest_failover::{Breaker, Event, Exhausted, ProviderChainBuilder, Reason, Route, State};
-use reqwest_middleware::RequestBuilder;
+use async_trait::async_trait;
+use http::Extensions;
+use reqwest::{Body, Request, Response};
+use reqwest_failover::{
+    Breaker, Event, Exhausted, ProviderChain, ProviderChainBuilder, Reason, Route, State, Verdict,
+};
+use reqwest_middleware::{ClientBuilder, Middleware, Next, RequestBuilder, Result};
 
 use terminal::{
     Harness, Script, Told, dribble, keyless, lock, ms, provider, secs, silence, sleep_until, yields,
@@ -446,4 +451,52 @@ async fn an_attempt_that_was_sent_when_its_request_was_dropped_may_have_been_pro
         assert_eq!(*lock(&ended), [(Reason::Abandoned, sent)], "after {dropped_after:?}");
         assert_eq!(harness.asked("first"), usize::from(sent));
     }
+}
+
+/// A layer whose attempts hang, and hold something while they do.
+#[derive(Clone, Default)]
+struct Holds(Arc<AtomicUsize>);
+
+struct Held<'a>(&'a AtomicUsize);
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[async_trait]
+impl Middleware for Holds {
+    async fn handle(&self, _: Request, _: &mut Extensions, _: Next<'_>) -> Result<Response> {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        let _held = Held(&self.0);
+        std::future::pending().await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_an_attempt_holds_is_free_before_its_end_is_judged_or_emitted() {
+    let layer = Holds::default();
+    let ended = Arc::new(Mutex::new(Vec::new()));
+    let held = || (layer.0.clone(), ended.clone());
+    let ((held_at_verdict, verdicts), (held_at_event, events)) = (held(), held());
+    let chain = ProviderChain::builder(["first", "second"].map(provider))
+        .claim("https://caller.test/v1")
+        .attempt_timeout(secs(1))
+        .classify(move |outcome| {
+            lock(&verdicts).push(("judged", held_at_verdict.load(Ordering::Relaxed)));
+            Verdict::standard(outcome)
+        })
+        .observe(move |event| {
+            if let Event::AttemptFinished { .. } = event {
+                lock(&events).push(("emitted", held_at_event.load(Ordering::Relaxed)));
+            }
+        })
+        .build()
+        .unwrap();
+    let client = ClientBuilder::new(reqwest::Client::new()).with(chain).with(layer).build();
+    // The first attempt is over by itself, and the second is dropped by the caller.
+    let sent = client.post(terminal::URL).body("{}").send();
+    tokio::time::timeout(ms(1_500), sent).await.unwrap_err();
+    assert_eq!(*lock(&ended), [("judged", 0), ("emitted", 0), ("emitted", 0)]);
 }

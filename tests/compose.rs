@@ -324,6 +324,23 @@ async fn a_chain_does_not_claim_the_attempts_of_a_chain_above_it() {
 }
 
 #[tokio::test]
+async fn a_second_request_with_the_same_extensions_is_claimed_like_the_first() {
+    let mut own = Extensions::new();
+    own.insert(FromCaller("mine"));
+    for mut extensions in [Extensions::new(), own] {
+        let harness = WireHarness::two(Answer::ok(), Answer::ok()).await;
+        let chain = harness.chain().build().unwrap();
+        let client = ClientBuilder::new(plain()).with(chain.clone()).build();
+        for requests in 1..=2 {
+            let request = harness.post(&client).build().unwrap();
+            client.execute_with_extensions(request, &mut extensions).await.unwrap();
+            assert_eq!(chain.snapshot().requests(), requests);
+        }
+        harness.assert_asked(&[2, 0]);
+    }
+}
+
+#[tokio::test]
 async fn a_chain_may_be_stacked_in_a_chain() {
     // The outer chain's second entry is the inner one's first; the inner one has a spare.
     let harness = three(failing(), Answer::error(503, "busy"), Answer::ok()).await;

@@ -478,3 +478,14 @@ async fn child_cannot_connect() {
         name => assert!(message.contains(&format!("({name} is set: a proxy")), "{message}"),
     }
 }
+
+#[test]
+fn the_debug_of_a_chain_and_of_its_builder_names_the_providers() {
+    let builder = ProviderChain::builder([mine(), Provider::openai("key")]);
+    let of_builder = format!("{builder:?}");
+    let of_chain = format!("{:?}", builder.build().unwrap());
+    for (text, name) in [(of_builder, "ProviderChainBuilder"), (of_chain, "ProviderChain")] {
+        assert!(text.starts_with(&format!("{name} ")), "{text}");
+        assert!(text.contains("mine") && text.contains("openai"), "{text}");
+    }
+}

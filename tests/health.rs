@@ -307,6 +307,18 @@ async fn callers_who_give_up_early_open_no_breaker() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn callers_who_give_up_while_a_key_is_fetched_open_no_breaker() {
+    let source = || std::future::pending::<Result<String, std::io::Error>>();
+    let first = terminal::keyless("first").bearer_auth_with(source);
+    let scripts = [("first", ok()), ("second", ok())];
+    let harness = Harness::of_providers(vec![first, provider("second")], scripts, |chain| chain);
+    for _ in 0..10 {
+        tokio::time::timeout(secs(60), harness.post().send()).await.unwrap_err();
+    }
+    assert_eq!((harness.state("first"), harness.asked("first")), (State::Closed, 0));
+}
+
+#[tokio::test(start_paused = true)]
 async fn how_long_is_too_long_depends_on_the_providers_usual_time() {
     for (usual, patience, opens) in
         [(ms(100), ms(1_100), true), (secs(20), secs(30), false), (secs(20), secs(45), true)]

@@ -783,6 +783,21 @@ mod traced {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_provider_that_has_answered_nothing_but_404_is_warned_of_once() {
+        let capture = Capture::start();
+        let scene = Scene::of(chain());
+        scene.ends.fail(404);
+        for _ in 0..30 {
+            scene.ask().await;
+        }
+        let mut warnings = capture.lines(Level::WARN);
+        warnings.retain(|line| line.get("message").contains("nothing but 404"));
+        let providers: Vec<_> =
+            warnings.iter().map(|line| line.get("gen_ai.provider.name")).collect();
+        assert_eq!(providers, ["cometapi"]);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn each_failover_is_a_warning() {
         let capture = Capture::start();
         let scene = Scene::of(chain());

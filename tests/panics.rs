@@ -286,6 +286,53 @@ async fn a_panic_in_an_inner_layer_goes_through_and_leaves_nothing_held() {
     }
 }
 
+#[cfg(feature = "tracing")]
+mod subscriber {
+    use std::cell::Cell;
+
+    use tracing::Subscriber;
+    use tracing::span::Id;
+    use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
+    use tracing_subscriber::registry::LookupSpan;
+
+    use super::*;
+
+    thread_local! {
+        /// How many spans are entered on this thread until one panics.
+        static LEFT: Cell<Option<usize>> = const { Cell::new(None) };
+    }
+
+    struct Panics;
+
+    impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Panics {
+        fn on_enter(&self, _: &Id, _: Context<'_, S>) {
+            let left = LEFT.get();
+            LEFT.set(left.and_then(|left| left.checked_sub(1)));
+            assert!(left != Some(0), "scripted");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_panic_of_a_subscriber_goes_through_and_leaves_nothing_held() {
+        let subscriber = tracing_subscriber::registry().with(Panics);
+        tracing::subscriber::set_global_default(subscriber).unwrap();
+        let harness = Harness::of([("first", ok().yields(1)), ("second", ok())]);
+        for entered in 0.. {
+            LEFT.set(Some(entered));
+            let request = harness.post();
+            let sent = tokio::spawn(async move { request.send().await.map(drop) }).await;
+            assert_eq!(harness.of_provider("first").in_flight(), 0, "after {entered} spans");
+            if LEFT.take().is_some() {
+                sent.unwrap().unwrap();
+                assert!(entered > 3, "{entered} spans were entered");
+                break;
+            }
+            assert!(sent.unwrap_err().is_panic());
+        }
+        assert_sound(&harness).await;
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_panic_in_a_body_goes_through_and_leaves_nothing_held() {
     let panicking = || {

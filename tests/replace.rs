@@ -621,3 +621,19 @@ fn every_order_of_replacements_and_requests_keeps_keys_and_counts_apart() {
         runtime.block_on(play(ops, is_hedged));
     });
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_token_from_before_a_replacement_is_removed_from_messages() {
+    let sourced = || {
+        terminal::keyless("a")
+            .bearer_auth_with(|| async { Ok::<_, std::io::Error>("token-of-a-1234".to_owned()) })
+    };
+    let echo = || Body::from(r#"{"error":{"message":"saw token-of-a-1234"}}"#);
+    let scripts = [("a", Script::status(200)), ("b", Script::answer(500, &[], echo))];
+    let harness = Harness::of_providers(vec![sourced(), provider("b")], scripts, |chain| chain);
+    assert_eq!(harness.ask().await, "a");
+    harness.chain.replace([provider("b"), sourced()]).unwrap();
+    let response = harness.post().send().await.unwrap();
+    let message = Report::of(&response).unwrap().attempts()[0].message().unwrap();
+    assert!(message.contains("saw") && !message.contains("1234"), "{message}");
+}

@@ -160,4 +160,28 @@ mod tests {
         assert!(addresses.find(&Url::parse(&long).unwrap(), &scope, entries.len()).is_some());
         assert!(addresses.lock().iter().all(Option::is_none));
     }
+
+    #[test]
+    fn urls_of_one_api_are_remembered_side_by_side() {
+        let slots = |urls: Vec<String>| urls.iter().map(|url| slot(url)).collect::<BTreeSet<_>>();
+        let path = |at| format!("https://api.openai.com/v1/{at}");
+        let ends = slots((0..100).map(|at| path(format!("files/{at:08}"))).collect());
+        assert_eq!(ends, (0..SLOTS).collect(), "other ends");
+        let lengths = (0..100).map(|at| path(format!("{}/content", "x".repeat(at))));
+        assert_eq!(slots(lengths.collect()), (0..SLOTS).collect(), "other lengths, and one end");
+        assert_eq!(slots(vec![String::new()]), BTreeSet::from([0]), "shorter than what is hashed");
+    }
+
+    #[test]
+    fn sixty_four_origins_are_found_unknown_once() {
+        let Checked { scope, .. } =
+            check(vec![Provider::openai("key")], &[], &ChainHeaders::default()).unwrap();
+        let addresses = Addresses::new();
+        let origin = |at| Url::parse(&format!("https://host-{at}.test/v1")).unwrap();
+        for at in 0..100 {
+            let is_unknown = addresses.is_unknown_origin(&origin(at), &scope);
+            assert_eq!(is_unknown, at < 64, "{at}");
+            assert!(!addresses.is_unknown_origin(&origin(at), &scope), "{at}, again");
+        }
+    }
 }

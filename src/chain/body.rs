@@ -181,7 +181,7 @@ pub(super) async fn read_stream(
         }
     }
     let upload = Arc::new(Upload::default());
-    let once = UploadBody { body, ended: false, missing: declared, hint, upload: upload.clone() };
+    let once = UploadBody { body, missing: declared, hint, upload: upload.clone() };
     Ok(Streamed::Once(Body::wrap(once), upload))
 }
 
@@ -189,7 +189,6 @@ pub(super) async fn read_stream(
 fn concat(body: &PrefixedBody) -> Bytes {
     let mut held = body.held();
     match (held.next(), held.next()) {
-        (None, _) => Bytes::new(),
         (Some(only), None) => only.clone(),
         _ => body
             .held()
@@ -249,10 +248,11 @@ impl Upload {
 }
 
 /// A stream that can be sent once. Its [`Upload`] knows how it is doing.
+///
+/// It never says that its end is reached, so that it is polled to its end: only then it is known whether
+/// anything is missing, and a client that does not know so waits for an answer to half a request.
 struct UploadBody {
     body: PrefixedBody,
-    /// Whether its end was given out.
-    ended: bool,
     /// How much is still to come, if the caller said.
     missing: Option<u64>,
     hint: SizeHint,
@@ -283,14 +283,7 @@ impl HttpBody for UploadBody {
             // A body that fails, or ends short of its length, is the caller's own fault.
             self.upload.failed.store(true, Ordering::Relaxed);
         }
-        self.ended |= frame.is_none();
         Poll::Ready(frame)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        // Not before it was polled to its end: only then it is known whether anything is missing, and
-        // a client that does not know so waits for an answer to half a request.
-        self.ended
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -370,5 +363,42 @@ mod tests {
                 Streamed::Whole(_) => panic!("nothing may be kept"),
             }
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_is_pending_from_when_it_has_nothing_to_when_it_has() {
+        let (upload, second) = (Upload::default(), Duration::from_secs(1));
+        assert_eq!(upload.take_pending(now()), (Duration::ZERO, false));
+        upload.set_pending(true);
+        tokio::time::advance(second).await;
+        upload.set_pending(true);
+        tokio::time::advance(second).await;
+        assert_eq!(upload.take_pending(now()), (2 * second, true));
+        tokio::time::advance(second).await;
+        upload.set_pending(false);
+        tokio::time::advance(second).await;
+        upload.set_pending(false);
+        assert_eq!(upload.take_pending(now()), (second, false), "it went on a second ago");
+        assert_eq!(upload.take_pending(now()), (Duration::ZERO, false));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_failed_answer_is_not_read_when_its_time_is_up() {
+        let answer = || ReadAnswer::new(http::Response::new("broken").into());
+        let mut in_time = answer();
+        in_time.read(now() + Duration::from_millis(1)).await;
+        assert_eq!((&*in_time.read, in_time.complete), (&b"broken"[..], true));
+        let mut late = answer();
+        late.read(now()).await;
+        assert_eq!((&*late.read, late.complete), (&b""[..], false));
+        assert_eq!(late.into_response().bytes().await.unwrap(), "broken");
+    }
+
+    #[tokio::test]
+    async fn a_body_in_one_piece_is_not_copied() {
+        let piece = Bytes::from(vec![b'x'; 100]);
+        let mut answer = ReadAnswer::new(http::Response::new(piece.clone()).into());
+        answer.read(now() + Duration::from_secs(1)).await;
+        assert_eq!(answer.read.as_ptr(), piece.as_ptr());
     }
 }

@@ -129,13 +129,12 @@ impl CheckLayer {
         let (of_caller, mut lender) = extensions.split();
         let order = shared.order(&shared.lock()).clone();
         let mut asked = Vec::with_capacity(order.len());
-        for (at, &provider) in order.iter().enumerate() {
+        for &provider in order.iter() {
             let entry = &shared.entries[provider];
             let started = now();
             let (deadline, until) = shared.limits.alone(provider, timeout, started);
             let url = || sender.target(provider).unwrap_or_else(|| self.address.caller());
-            let is_last = at + 1 == order.len();
-            let next = requests.next(url, timeout, is_last, &shared.strip);
+            let next = requests.next(url, timeout, false, &shared.strip);
             let (Some(request), Some(own)) = (next, lender.lend(of_caller)) else { break };
             let trace = trace.attempt(&entry.name, entry.base.url(), 0);
             let guard = Guard::empty(shared);

@@ -15,7 +15,7 @@ pub(super) fn clean_response(
     moved: Option<&Secrets>,
 ) -> Response {
     let is_shown = moved.is_some_and(|secrets| secrets.is_shown_in(response.url().as_str()));
-    if !(is_shown || entry.has_url_key()) || is_unknown(response.url()) {
+    if !(is_shown || entry.has_url_key()) {
         return response;
     }
     let mut url = response.url().clone();

@@ -98,3 +98,23 @@ impl Index<usize> for Entries {
         &self.list[usize::from(self.places[id % MAX_PROVIDERS])]
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::provider::{ChainHeaders, Checked, Provider, check};
+
+    #[test]
+    fn providers_share_a_host_where_host_and_port_are_the_same() {
+        let bases =
+            ["https://a.test/v1", "https://b.test/v1", "https://a.test:443", "https://a.test:8443"];
+        let providers = bases.iter().enumerate();
+        let providers =
+            providers.map(|(at, base)| Provider::new(format!("p{at}"), *base)).collect();
+        let Checked { entries, .. } = check(providers, &[], &ChainHeaders::default()).unwrap();
+        // The ids are those of another list's places.
+        let entries = Entries::new(entries, vec![1, 0, 4, 2]);
+        let [first, second, other_port] = [0, 1, 3];
+        assert_eq!(entries.hosts(), [second, first, other_port, 0, first]);
+    }
+}

@@ -292,6 +292,7 @@ impl<'a> Sender<'a> {
                     CameFrom::of(asked, sent.may_move, &response, &entry.base)
                 });
                 let moved = match from {
+                    // As nearly all are: it is moved no further than it must be.
                     CameFrom::Asked if !entry.has_url_key() => {
                         return AttemptResult::Response(response);
                     }

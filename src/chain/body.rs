@@ -189,6 +189,7 @@ pub(super) async fn read_stream(
 fn concat(body: &PrefixedBody) -> Bytes {
     let mut held = body.held();
     match (held.next(), held.next()) {
+        (None, _) => Bytes::new(),
         (Some(only), None) => only.clone(),
         _ => body
             .held()

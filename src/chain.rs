@@ -1,6 +1,7 @@
 //! The middleware, and the handle to a running chain.
 
 mod address;
+mod attempt;
 mod body;
 mod builder;
 mod caller;
@@ -11,6 +12,8 @@ mod entries;
 mod extensions;
 #[cfg(feature = "fleet")]
 mod fleet;
+#[cfg(feature = "fleet")]
+mod fleet_link;
 mod flight;
 mod list;
 mod mark;
@@ -290,7 +293,7 @@ impl ProviderChain {
     #[cfg(feature = "fleet")]
     pub async fn synced(&self, within: Duration) -> bool {
         let Some(fleet) = self.current.get().chain.fleet.clone() else { return false };
-        fleet.start(&self.current);
+        self.current.start_task();
         fleet.synced(within).await
     }
 }
@@ -311,8 +314,10 @@ impl Middleware for ProviderChain {
     {
         let shared = self.current.get();
         #[cfg(feature = "fleet")]
-        if let Some(fleet) = &shared.chain.fleet {
-            fleet.start(&self.current);
+        if let Some(fleet) = &shared.chain.fleet
+            && !fleet.is_running()
+        {
+            self.current.start_task();
         }
         if !shared.chain.nested && mark::is_set(extensions) {
             return next.run(request, extensions);

@@ -11,7 +11,11 @@ use super::address::Addresses;
 use super::caller::LastCaller;
 use super::entries::Entries;
 #[cfg(feature = "fleet")]
-use super::fleet::Fleet;
+use super::fleet::link;
+#[cfg(feature = "fleet")]
+use super::fleet_link::FleetLink;
+#[cfg(feature = "fleet")]
+use super::list::StartTask;
 use super::list::{CurrentList, show_entries};
 use super::mark::CountedChain;
 use super::settings::Settings;
@@ -75,7 +79,7 @@ pub struct ProviderChainBuilder {
     rate_limits: RateLimits,
     log_messages: bool,
     #[cfg(feature = "fleet")]
-    fleet: Option<Fleet>,
+    fleet: Option<(Arc<FleetLink>, StartTask)>,
 }
 
 impl ProviderChainBuilder {
@@ -318,7 +322,7 @@ impl ProviderChainBuilder {
     /// runtime yet, with the first request, and ends with the chain.
     #[cfg(feature = "fleet")]
     pub fn share(mut self, store: impl HealthStore) -> Self {
-        self.fleet = Some(Fleet::new(store));
+        self.fleet = Some(link(store));
         self
     }
 
@@ -370,7 +374,7 @@ impl ProviderChainBuilder {
         health.hedging = self.hedge.as_ref().map(|hedge| Hedging::new(hedge, entries.len()));
         health.cooldown = self.cooldown;
         #[cfg(feature = "fleet")]
-        let fleet = self.fleet.map(Arc::new);
+        let (fleet, start_task) = self.fleet.unzip();
         for (provider, entry) in entries.iter() {
             health.limit_in_flight(provider, entry.most_in_flight());
             #[cfg(feature = "fleet")]
@@ -417,11 +421,13 @@ impl ProviderChainBuilder {
             observer,
             last_order: OnceLock::new(),
         };
-        let current = Arc::new(CurrentList::new(list));
+        let current = Arc::new(CurrentList::new(
+            list,
+            #[cfg(feature = "fleet")]
+            start_task,
+        ));
         #[cfg(feature = "fleet")]
-        if let Some(fleet) = &current.get().chain.fleet {
-            fleet.start(&current);
-        }
+        current.start_task();
         Ok(ProviderChain { current })
     }
 }

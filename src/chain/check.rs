@@ -13,9 +13,10 @@ use reqwest::{Body, Request, Response};
 use reqwest_middleware::{ClientBuilder, Middleware, Next};
 
 use super::address::Address;
+use super::attempt::{AttemptState, Guard};
 use super::body::{Requests, is_replayable};
 use super::extensions::RequestExtensions;
-use super::flight::{AttemptState, Guard, Sender};
+use super::flight::Sender;
 use super::outcome::{AttemptResult, Circumstances, Unsent};
 use super::shared::{Shared, now};
 use crate::message::Secrets;

@@ -11,9 +11,10 @@ use reqwest::{Body, Response};
 use reqwest_middleware::Error;
 use tokio::time::{Sleep, sleep_until, timeout_at};
 
+use super::attempt::{AttemptState, Guard};
 use super::body::{Requests, Streamed, Upload, read_stream};
 use super::extensions::{Lender, RequestExtensions};
-use super::flight::{AttemptState, Flight, Guard, Sender};
+use super::flight::{Flight, Sender};
 use super::outcome::AttemptResult;
 use super::request::{Dropped, RequestState, Settlement};
 use crate::error::{Exhausted, FailureKind};

@@ -13,43 +13,44 @@ pub(super) struct RequestExtensions<'a> {
     caller: &'a mut Extensions,
     /// The first attempt's. They are kept in place: most requests need no others, and no allocation.
     first: Extensions,
-    rest: Rest,
+    later: LaterAttempts,
 }
 
 /// Those of the attempts after the first: a list, so that those of one can be in use while others are added.
-type Rest = Option<Box<OfAttempt>>;
+type LaterAttempts = Option<Box<LaterAttempt>>;
 
-struct OfAttempt {
+struct LaterAttempt {
     own: Extensions,
-    rest: Rest,
+    next: LaterAttempts,
 }
 
 /// Lends each attempt its extensions.
 pub(super) struct Lender<'a> {
     first: Option<&'a mut Extensions>,
-    rest: Option<&'a mut Rest>,
+    /// Where the next one's are put.
+    next: Option<&'a mut LaterAttempts>,
 }
 
 impl<'a> RequestExtensions<'a> {
     pub(super) fn new(caller: &'a mut Extensions) -> Self {
-        Self { caller, first: Extensions::new(), rest: None }
+        Self { caller, first: Extensions::new(), later: None }
     }
 
     /// The caller's, and the lender of those of the attempts.
     pub(super) fn split(&mut self) -> (&Extensions, Lender<'_>) {
-        let Self { caller, first, rest } = self;
-        (caller, Lender { first: Some(first), rest: Some(rest) })
+        let Self { caller, first, later } = self;
+        (caller, Lender { first: Some(first), next: Some(later) })
     }
 
     /// Ends the request: the caller gets the extensions of the attempt with this number, if one counts, and
     /// the report.
     #[inline]
     pub(super) fn hand_back(self, attempt: Option<u16>, report: Report) {
-        let Self { caller, first, rest } = self;
+        let Self { caller, first, later } = self;
         match attempt {
             None => {}
             Some(1) => replace(caller, first),
-            Some(attempt) => replace(caller, take(rest, attempt)),
+            Some(attempt) => replace(caller, take(later, attempt)),
         }
         caller.insert(report);
     }
@@ -61,9 +62,9 @@ impl<'a> Lender<'a> {
         let own = match self.first.take() {
             Some(first) => first,
             None => {
-                let added = OfAttempt { own: Extensions::new(), rest: None };
-                let OfAttempt { own, rest } = &mut **self.rest.take()?.insert(Box::new(added));
-                self.rest = Some(rest);
+                let added = LaterAttempt { own: Extensions::new(), next: None };
+                let LaterAttempt { own, next } = &mut **self.next.take()?.insert(Box::new(added));
+                self.next = Some(next);
                 own
             }
         };
@@ -80,11 +81,11 @@ impl<'a> Lender<'a> {
 
 /// Those of an attempt after the first.
 #[cold]
-fn take(mut rest: Rest, attempt: u16) -> Extensions {
+fn take(mut later: LaterAttempts, attempt: u16) -> Extensions {
     for _ in 2..attempt {
-        rest = rest.and_then(|attempt| attempt.rest);
+        later = later.and_then(|attempt| attempt.next);
     }
-    rest.map(|attempt| attempt.own).unwrap_or_default()
+    later.map(|attempt| attempt.own).unwrap_or_default()
 }
 
 /// Puts those of an attempt in the place of the caller's.

@@ -6,127 +6,47 @@
 
 mod operators;
 
-use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::pin::pin;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
-use tokio::sync::{Mutex as AsyncMutex, Notify, watch};
 use tokio::task::yield_now;
 use tokio::time::{sleep_until, timeout};
 
 use self::operators::{key_of, obey};
 pub(super) use self::operators::{tell_of_isolation, tell_of_order};
-use super::list::CurrentList;
+use super::fleet_link::FleetLink;
+use super::list::{CurrentList, StartTask};
 use super::shared::{Shared, now};
 use crate::fleet::member::{Heard, Member, Write};
 use crate::fleet::report::Subject;
 use crate::fleet::{HealthStore, HealthWatch, Record, StoreError};
-use crate::health::{Process, Received};
+use crate::health::Received;
 use crate::message;
-use crate::observe::{Event, EventOrigin, FleetCount, FleetSnapshot, catch_panic};
+use crate::observe::{Event, EventOrigin, FleetCount, catch_panic};
 
-type Spawn = dyn Fn(&Handle, Weak<CurrentList>, Arc<Fleet>) + Send + Sync;
-
-/// What a chain and its task share.
-pub(super) struct Fleet {
-    pub(super) process: Process,
-    spawn: Box<Spawn>,
-    is_started: AtomicBool,
-    wake: Notify,
-    /// What operators want of all processes, until the task takes it: the last command on each subject. It
-    /// is locked where the list may be held, and not the other way round.
-    commands: Mutex<BTreeMap<String, Subject>>,
-    /// The task's. The next task goes on with it, where a runtime has ended.
-    member: AsyncMutex<Member>,
-    /// How often it was asked to synchronise, and up to which of these it has.
-    sync_asked: AtomicU64,
-    synced: watch::Sender<u64>,
-    status: Mutex<FleetSnapshot>,
-}
-
-impl Fleet {
-    pub(super) fn new(store: impl HealthStore) -> Self {
-        let store = Arc::new(store);
-        let spawn = move |runtime: &Handle, chain, fleet: Arc<Self>| {
-            let task = Task { store: store.clone(), chain, fleet };
-            drop(runtime.spawn(task.run()));
-        };
-        let process = Process(fastrand::u64(..));
-        Self {
-            process,
-            spawn: Box::new(spawn),
-            is_started: AtomicBool::new(false),
-            wake: Notify::new(),
-            commands: Mutex::default(),
-            member: AsyncMutex::new(Member::new(process, now())),
-            sync_asked: AtomicU64::new(0),
-            synced: watch::Sender::new(0),
-            status: Mutex::default(),
-        }
-    }
-
-    /// Starts the task, if it does not run and there is a runtime for it.
-    #[inline]
-    pub(super) fn start(self: &Arc<Self>, chain: &Arc<CurrentList>) {
-        if !self.is_started.load(Ordering::Relaxed) {
-            self.start_task(chain);
-        }
-    }
-
-    #[cold]
-    fn start_task(self: &Arc<Self>, chain: &Arc<CurrentList>) {
+/// What a chain and the task that shares its health have in common, and how the task is started.
+pub(super) fn link(store: impl HealthStore) -> (Arc<FleetLink>, StartTask) {
+    let (link, store) = (Arc::new(FleetLink::new(now())), Arc::new(store));
+    let fleet = link.clone();
+    let start = move |chain| {
         if let Ok(runtime) = Handle::try_current()
-            && !self.is_started.swap(true, Ordering::AcqRel)
+            && fleet.begin()
         {
-            (self.spawn)(&runtime, Arc::downgrade(chain), self.clone());
+            let task = Task { store: store.clone(), chain, fleet: fleet.clone() };
+            drop(runtime.spawn(task.run()));
         }
-    }
-
-    /// There is something to do.
-    pub(super) fn wake(&self) {
-        self.wake.notify_one();
-    }
-
-    pub(super) fn command(&self, subject: Subject) {
-        self.lock_commands().insert(subject.key(), subject);
-        self.wake();
-    }
-
-    /// Whether an operator of this process has wanted something else of this subject, which is not told yet.
-    fn has_command(&self, subject: &Subject) -> bool {
-        self.lock_commands().contains_key(&subject.key())
-    }
-
-    /// Waits until the store was read, and all was written, that was to be when this was called.
-    pub(super) async fn synced(&self, within: Duration) -> bool {
-        let mut synced = self.synced.subscribe();
-        let asked = self.sync_asked.fetch_add(1, Ordering::AcqRel) + 1;
-        self.wake();
-        timeout(within, synced.wait_for(|synced| *synced >= asked)).await.is_ok()
-    }
-
-    pub(super) fn snapshot(&self) -> FleetSnapshot {
-        *self.lock_status()
-    }
-
-    fn lock_commands(&self) -> MutexGuard<'_, BTreeMap<String, Subject>> {
-        self.commands.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn lock_status(&self) -> MutexGuard<'_, FleetSnapshot> {
-        self.status.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+    };
+    (link, Box::new(start))
 }
 
 struct Task<S> {
     store: Arc<S>,
     chain: Weak<CurrentList>,
-    fleet: Arc<Fleet>,
+    fleet: Arc<FleetLink>,
 }
 
 /// Why the task ends, or begins again.
@@ -186,7 +106,7 @@ impl<S: HealthStore> Task<S> {
         self.report_joined(&self.chain()?.get());
         let mut syncing = *self.fleet.synced.borrow();
         loop {
-            let asked = self.fleet.sync_asked.load(Ordering::Acquire);
+            let asked = self.fleet.sync_asked();
             if syncing < asked {
                 self.read_list(member, list).await?;
                 member.begin_sync(&self.chain()?.get().lock().health);
@@ -225,8 +145,7 @@ impl<S: HealthStore> Task<S> {
         loop {
             let chain = self.chain()?;
             self.refresh_providers(member, list, &chain);
-            // The guard is dropped here.
-            let commands = std::mem::take(&mut *self.fleet.lock_commands());
+            let commands = self.fleet.take_commands();
             for subject in commands.into_values() {
                 if let Subject::Isolated { .. } = subject {
                     // The list may have been replaced since.
@@ -345,7 +264,7 @@ impl<S: HealthStore> Task<S> {
     /// Waits for what comes first: a record, a wish, or that time.
     async fn wait_for(&self, watch: &mut S::Watch, until: Instant) -> Woken {
         let mut due = pin!(sleep_until(until.into()));
-        let mut asked = pin!(self.fleet.wake.notified());
+        let mut asked = pin!(self.fleet.woken());
         let mut watched = pin!(caught("watch", || watch.next()));
         poll_fn(|context| {
             if due.as_mut().poll(context).is_ready() {
@@ -362,7 +281,7 @@ impl<S: HealthStore> Task<S> {
     /// Waits for that time, or until it is woken.
     async fn wait(&self, until: Instant) {
         let mut due = pin!(sleep_until(until.into()));
-        let mut asked = pin!(self.fleet.wake.notified());
+        let mut asked = pin!(self.fleet.woken());
         poll_fn(|context| match due.as_mut().poll(context) {
             Poll::Pending => asked.as_mut().poll(context),
             ready => ready,
@@ -374,8 +293,7 @@ impl<S: HealthStore> Task<S> {
 /// A runtime that ends drops the task, also one that has never run. The next request starts another one.
 impl<S> Drop for Task<S> {
     fn drop(&mut self) {
-        self.fleet.lock_status().is_joined = false;
-        self.fleet.is_started.store(false, Ordering::Release);
+        self.fleet.end();
     }
 }
 

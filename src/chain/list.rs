@@ -5,6 +5,8 @@
 //! list that has it is left, and nothing can be in flight there then.
 
 use std::collections::BTreeSet;
+#[cfg(feature = "fleet")]
+use std::sync::Weak;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::address::Addresses;
@@ -23,13 +25,37 @@ pub(super) struct CurrentList {
     list: Mutex<Arc<Shared>>,
     /// Held while the list, its order or who is isolated changes.
     changing: Mutex<()>,
+    /// Only where the chain shares its health.
+    #[cfg(feature = "fleet")]
+    start_task: Option<StartTask>,
 }
 
+/// Starts the task that shares a chain's health, if it does not run and there is a runtime for it.
+#[cfg(feature = "fleet")]
+pub(super) type StartTask = Box<dyn Fn(Weak<CurrentList>) + Send + Sync>;
+
 impl CurrentList {
-    pub(super) fn new(list: Shared) -> Self {
+    pub(super) fn new(
+        list: Shared,
+        #[cfg(feature = "fleet")] start_task: Option<StartTask>,
+    ) -> Self {
         let list = Arc::new(list);
         list.chain.add_list(&list);
-        Self { list: Mutex::new(list), changing: Mutex::default() }
+        Self {
+            list: Mutex::new(list),
+            changing: Mutex::default(),
+            #[cfg(feature = "fleet")]
+            start_task,
+        }
+    }
+
+    /// Starts the task that shares the chain's health, where one is missing and can be started.
+    #[cfg(feature = "fleet")]
+    #[cold]
+    pub(super) fn start_task(self: &Arc<Self>) {
+        if let Some(start) = &self.start_task {
+            start(Arc::downgrade(self));
+        }
     }
 
     #[inline]

@@ -11,8 +11,8 @@ use http::Extensions;
 use reqwest::Request;
 
 use super::address::Address;
+use super::attempt::{AttemptSecrets, AttemptState};
 use super::body::{Requests, is_replayable};
-use super::flight::{AttemptSecrets, AttemptState};
 use super::shared::{Shared, StreamWatch, Table, TableGuard, now};
 use crate::error::FailureKind;
 use crate::health::{Changes, Permit, after};

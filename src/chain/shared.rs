@@ -15,7 +15,7 @@ use super::address::Addresses;
 use super::caller::LastCaller;
 use super::entries::Entries;
 #[cfg(feature = "fleet")]
-use super::fleet::Fleet;
+use super::fleet_link::FleetLink;
 use super::mark::CountedChain;
 use super::settings::Settings;
 use crate::error::{ConfigError, Exhausted};
@@ -65,7 +65,7 @@ pub(super) struct ChainState {
     pub(super) error_body_timeout: Duration,
     pub(super) exhausted: Exhausted,
     #[cfg(feature = "fleet")]
-    pub(super) fleet: Option<Arc<Fleet>>,
+    pub(super) fleet: Option<Arc<FleetLink>>,
     pub(super) table: Mutex<Table>,
     /// The current list, and those before it that a request may still hold.
     pub(super) lists: Mutex<Vec<Weak<Shared>>>,

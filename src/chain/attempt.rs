@@ -1,0 +1,104 @@
+//! What is known of an attempt apart from its future. Dropping it gives its permit back.
+
+use std::time::Instant;
+
+use super::shared::Shared;
+use crate::health::Permit;
+use crate::observe::Trace;
+use crate::run::Until;
+
+/// A permit, if there is one, that is given back when it is dropped.
+pub(super) struct Guard<'a> {
+    shared: &'a Shared,
+    permit: Option<Permit>,
+}
+
+impl<'a> Guard<'a> {
+    pub(super) fn new(shared: &'a Shared, permit: Permit) -> Self {
+        Self { shared, permit: Some(permit) }
+    }
+
+    /// For an attempt that its provider's health does not know of.
+    pub(super) fn empty(shared: &'a Shared) -> Self {
+        Self { shared, permit: None }
+    }
+
+    pub(super) fn get_mut(&mut self) -> Option<&mut Permit> {
+        self.permit.as_mut()
+    }
+
+    /// The permit, for the health table to take back.
+    pub(super) fn take(&mut self) -> Option<Permit> {
+        self.permit.take()
+    }
+}
+
+impl Drop for Guard<'_> {
+    fn drop(&mut self) {
+        if let Some(permit) = self.permit.take() {
+            self.shared.lock().health.cancel(&permit);
+        }
+    }
+}
+
+/// Secrets that became known while requests were made: tokens, and what `map_request` set. Boxed, since
+/// they are rare, and the state of a request is kept small.
+pub(super) type AttemptSecrets = Option<Box<Vec<String>>>;
+
+/// What is known of an attempt apart from its future.
+pub(super) struct AttemptState<'a> {
+    pub(super) permit: Guard<'a>,
+    /// In a size that keeps a request's state small.
+    provider: u16,
+    /// Its number among those of its request, from 1.
+    pub(super) number: u16,
+    pub(super) trace: Trace,
+    pub(super) started: Instant,
+    pub(super) until: Until,
+    pub(super) is_sent: bool,
+    /// When its headers came, if they did and the answer is read.
+    pub(super) answered: Option<Instant>,
+    /// Whether the caller's own body was pending when the time was up.
+    pub(super) upload_pending: bool,
+    /// What this attempt must not show: the keys of its sources, and what `map_request` set.
+    pub(super) secrets: AttemptSecrets,
+}
+
+impl<'a> AttemptState<'a> {
+    pub(super) fn new(
+        permit: Guard<'a>,
+        provider: usize,
+        number: u16,
+        trace: Trace,
+        started: Instant,
+        until: Until,
+    ) -> Self {
+        Self {
+            permit,
+            provider: provider as u16,
+            number,
+            trace,
+            started,
+            until,
+            is_sent: false,
+            answered: None,
+            upload_pending: false,
+            secrets: None,
+        }
+    }
+
+    pub(super) fn secrets(&self) -> &[String] {
+        self.secrets.as_deref().map_or(&[], Vec::as_slice)
+    }
+
+    pub(super) fn provider(&self) -> usize {
+        usize::from(self.provider)
+    }
+
+    /// Since when the provider has been silent: since it has the request, or since its headers came.
+    pub(super) fn quiet_since(&mut self) -> Option<Instant> {
+        let since = self.permit.get_mut().map(|permit| permit.since());
+        let is_silent = self.is_sent && !self.upload_pending;
+        self.answered.or(since.filter(|_| is_silent))
+    }
+}

@@ -10,18 +10,19 @@ use std::time::{Duration, Instant};
 use http::Extensions;
 use reqwest::Request;
 
+use self::ending::Counted;
+pub(super) use self::settle::{Dropped, Settlement};
 use super::address::Address;
 use super::attempt::{AttemptSecrets, AttemptState};
 use super::body::{Requests, is_replayable};
 use super::shared::{Shared, StreamWatch, Table, TableGuard, now};
 use crate::error::FailureKind;
-use crate::health::{Changes, Permit, after};
+use crate::health::{Permit, after};
 use crate::message::Secrets;
-use crate::observe::rate::Crossing;
 use crate::observe::{Event, Trace};
-use crate::report::{Attempt, Report};
+use crate::report::Report;
 use crate::route::Route;
-use crate::run::{Ambiguous, Limits, Replay, Run, Settled, Step, is_idempotent};
+use crate::run::{Ambiguous, Limits, Replay, Run, Step, is_idempotent};
 
 /// A claimed request's state. Dropping it counts the request as abandoned.
 pub(super) struct RequestState<'a> {
@@ -57,37 +58,6 @@ pub(super) struct RequestState<'a> {
 /// How a request begins: with its first step; with none if its body is a stream, which is read first; or
 /// refused.
 type Begun = Result<Option<Step>, FailureKind>;
-
-/// Why an attempt in flight is dropped.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Dropped {
-    /// Another attempt served.
-    Loser,
-    /// The caller dropped the request.
-    Abandoned,
-    /// The caller's own body failed.
-    CallerFailed,
-}
-
-/// What became of an attempt.
-pub(super) struct Settlement {
-    pub(super) settled: Settled,
-    pub(super) step: Step,
-    /// Its line in the report.
-    pub(super) line: Attempt,
-    /// What changed in the provider's health.
-    pub(super) changes: Changes,
-    pub(super) provider: usize,
-    pub(super) started: Instant,
-    /// That of a committed stream, which ends with it.
-    pub(super) permit: Option<Permit>,
-}
-
-/// What counting the request said about the fallback rate.
-struct Counted {
-    ratio: Option<f64>,
-    crossing: Option<Box<Crossing>>,
-}
 
 impl<'a> RequestState<'a> {
     /// A request that has not [begun](Self::begin).

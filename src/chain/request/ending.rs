@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use reqwest_middleware::Error;
 
-use super::{AttemptState, Counted, RequestState, Table};
+use super::{AttemptState, RequestState, Table};
 use crate::error::{FailoverError, FailureKind};
 use crate::health::{Changes, Permit, State};
 use crate::message::{self, Secrets};
@@ -15,6 +15,12 @@ use crate::observe::{Ending, Event, EventOrigin};
 use crate::report::{Attempt, Report};
 use crate::run::{ProviderSet, Unasked, Unserved};
 use crate::verdict::Reason;
+
+/// What counting the request said about the fallback rate.
+pub(super) struct Counted {
+    ratio: Option<f64>,
+    crossing: Option<Box<Crossing>>,
+}
 
 impl RequestState<'_> {
     pub(in crate::chain) fn id(&self) -> u64 {

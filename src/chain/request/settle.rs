@@ -2,14 +2,39 @@
 
 use std::time::{Duration, Instant};
 
-use super::{AttemptState, Dropped, RequestState, Settlement, TableGuard};
+use super::{AttemptState, RequestState, TableGuard};
 use crate::chain::outcome::{AttemptResult, Circumstances};
-use crate::health::Changes;
+use crate::health::{Changes, Permit};
 use crate::message::Secrets;
 use crate::observe::Observer;
 use crate::report::Attempt;
 use crate::run::{Settled, Step};
 use crate::verdict::{Reason, Verdict};
+
+/// Why an attempt in flight is dropped.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(in crate::chain) enum Dropped {
+    /// Another attempt served.
+    Loser,
+    /// The caller dropped the request.
+    Abandoned,
+    /// The caller's own body failed.
+    CallerFailed,
+}
+
+/// What became of an attempt.
+pub(in crate::chain) struct Settlement {
+    pub(in crate::chain) settled: Settled,
+    pub(in crate::chain) step: Step,
+    /// Its line in the report.
+    pub(in crate::chain) line: Attempt,
+    /// What changed in the provider's health.
+    pub(in crate::chain) changes: Changes,
+    pub(in crate::chain) provider: usize,
+    pub(in crate::chain) started: Instant,
+    /// That of a committed stream, which ends with it.
+    pub(in crate::chain) permit: Option<Permit>,
+}
 
 impl RequestState<'_> {
     /// Judges what came back, moves the provider's health by it, and asks the run what is next. A

@@ -112,7 +112,6 @@ pub(super) const ENVELOPES: &[Envelope] = &[
     // `{"error_code":18,"error_msg":".."}`, Deepgram `{"err_code":"..","err_msg":".."}`, Stability
     // `{"name":"..","errors":[".."]}`, Azure API Management `{"statusCode":429,"message":".."}`.
     Envelope {
-        at: &[],
         codes: &[
             "code",
             "error_code",

@@ -1279,6 +1279,17 @@ fn failures_of_the_probes_of_a_cooldown_open_the_breaker() {
 }
 
 #[test]
+fn a_429_while_the_probe_of_a_cooldown_is_out_begins_the_next_cooldown() {
+    let mut harness = Harness::new();
+    let length = harness.next_cooldown();
+    harness.pass(length);
+    let [probe, other] = [harness.ask(), harness.ask()];
+    assert!(probe.is_probe() && !other.is_probe());
+    let until = rest_of(harness.record_outcome(other, HealthSignal::Cooldown(None)));
+    assert_eq!(until - harness.now, length * 2);
+}
+
+#[test]
 fn a_short_cooldown_ends_for_all() {
     let mut harness = Harness::new();
     harness.now = rest_of(harness.answer(HealthSignal::Cooldown(Some(SECOND / 30))));

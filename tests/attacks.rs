@@ -13,7 +13,7 @@ use http::{Extensions, HeaderName, HeaderValue, Method};
 use reqwest::{Body, Request, Response};
 use reqwest_failover::{
     Ambiguous, Event, Exhausted, FailoverError, Hedge, Inspect, Provider, ProviderChain,
-    ProviderChainBuilder, Report, Route, State,
+    ProviderChainBuilder, Reason, Report, Route, State,
 };
 use reqwest_middleware::{ClientBuilder, ClientWithMiddleware, Middleware, Next};
 use tokio::sync::Notify;
@@ -314,8 +314,19 @@ fn stacked(
     c: Script,
     d: Script,
 ) -> (Harness, ClientWithMiddleware) {
-    let harness =
-        Harness::with([("c", c), ("d", d)], |chain| chain.claim("https://in.test/v1").nested());
+    stacked_on(|chain| chain, outer, c, d)
+}
+
+/// The same, with settings of the inner chain.
+fn stacked_on(
+    inner: impl FnOnce(ProviderChainBuilder) -> ProviderChainBuilder,
+    outer: impl FnOnce(ProviderChainBuilder) -> ProviderChainBuilder,
+    c: Script,
+    d: Script,
+) -> (Harness, ClientWithMiddleware) {
+    let harness = Harness::with([("c", c), ("d", d)], |chain| {
+        inner(chain.claim("https://in.test/v1").nested())
+    });
     let above = ProviderChain::builder([
         Provider::new("in", "https://in.test/v1").bearer_auth("outer-key"),
         Provider::new("out", "https://out.test/v1").bearer_auth("other-key"),
@@ -360,19 +371,65 @@ async fn a_key_of_an_inner_chain_is_not_shown_by_the_outer_one() {
     let result = client.execute_with_extensions(request, &mut extensions).await;
     let text = shown(&result, &extensions);
     assert!(!text.contains("key-of-"), "{text}");
+
+    // Nor one in a success that the outer chain finds to be none.
+    let json = ("content-type", "application/json".to_owned());
+    let flaw = r#"{"error":{"message":"bad keys: key-of-c, key-of-d"}}"#;
+    let echo = || Script::answer(200, std::slice::from_ref(&json), move || flaw.into());
+    let outer = |chain: ProviderChainBuilder| {
+        chain.inspect(Inspect::errors_in_success()).on_exhausted(Exhausted::Error)
+    };
+    let (harness, client) = stacked(outer, echo(), echo());
+    harness.tell("out", Script::status(500));
+    let mut extensions = Extensions::new();
+    let request = client.post("https://out.test/v1/x").body("{}").build().unwrap();
+    let result = client.execute_with_extensions(request, &mut extensions).await;
+    let text = shown(&result, &extensions);
+    assert!(text.contains("error_in_success") && !text.contains("key-of-"), "{text}");
 }
 
 #[tokio::test(start_paused = true)]
 async fn what_an_inner_chain_may_have_had_processed_is_not_sent_again_where_that_is_not_wanted() {
-    let (harness, client) = stacked(
-        |chain| chain.on_ambiguous(Ambiguous::IdempotentOnly),
-        Script::fail(),
-        Script::status(500),
-    );
-    // `c` may have processed it (an error of unknown kind); `d` said 500, which is not ambiguous.
-    let response = client.post("https://out.test/v1/x").body("{}").send().await.unwrap();
-    let inner: Vec<_> = harness.all_asked();
-    assert_eq!(inner, ["c", "d"], "{:?}", Report::of(&response));
+    type Settings = fn(ProviderChainBuilder) -> ProviderChainBuilder;
+    let unread: Settings = |chain| chain.error_body_timeout(Duration::ZERO);
+    let inspected: Settings = |chain| chain.inspect(Inspect::errors_in_success());
+    let flaw = r#"{"error":{"message":"none","code":429}}"#;
+    for (settings, status, body) in [
+        ((|chain| chain) as Settings, 429, ""),
+        // A failed answer whose body is not read, and an error in a success.
+        (unread, 429, ""),
+        (inspected, 200, flaw),
+    ] {
+        for (c, processed) in [(Script::fail(), true), (Script::status(429), status == 200)] {
+            let json = ("content-type", "application/json".to_owned());
+            let d = Script::answer(status, &[json], move || body.into());
+            let outer = |chain: ProviderChainBuilder| {
+                settings(chain).on_ambiguous(Ambiguous::IdempotentOnly)
+            };
+            let (harness, client) = stacked(outer, c, d);
+            // `c` may have processed it (an error of unknown kind), and `d` says that it did not.
+            let sent = client.post("https://out.test/v1/x").body("{}").send().await.unwrap();
+            let (asked, report) = (harness.all_asked(), Report::of(&sent).unwrap());
+            assert_eq!(report.attempts()[0].maybe_processed(), processed, "{report}");
+            let all: &[&str] = if processed { &["c", "d"] } else { &["c", "d", "out"] };
+            assert_eq!(asked, all, "{status} {report}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stacked_chain_that_fails_has_the_reason_of_its_last_attempt() {
+    for (script, reason) in
+        [(Script::hang(), Reason::Timeout), (Script::status(500), Reason::Other)]
+    {
+        let inner = |chain: ProviderChainBuilder| {
+            chain.attempt_timeout(Duration::from_secs(1)).on_exhausted(Exhausted::Error)
+        };
+        let (_, client) = stacked_on(inner, |chain| chain, script.clone(), script);
+        let response = client.post("https://out.test/v1/x").body("{}").send().await.unwrap();
+        let report = Report::of(&response).unwrap();
+        assert_eq!(report.attempts()[0].reason(), reason, "{report}");
+    }
 }
 
 // Redirects.

@@ -9,9 +9,10 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _, stream};
+use http::Extensions;
 use http_body::{Frame, SizeHint};
 use reqwest::{Body, Response, multipart};
-use reqwest_failover::{FailoverError, Report};
+use reqwest_failover::{FailoverError, Reason, Report};
 use reqwest_middleware::RequestBuilder;
 
 use support::harness::{WireHarness, client, line, plain};
@@ -299,8 +300,12 @@ async fn a_stream_that_fails_while_it_is_buffered_stops_with_its_error() {
 async fn a_stream_that_fails_while_it_is_sent_stops_with_its_error() {
     let harness = WireHarness::two(Answer::ok(), Answer::ok()).await;
     let client = harness.client();
-    let error = upload(&harness, &client).body(failing(pieces(2))).send().await.unwrap_err();
+    let request = upload(&harness, &client).body(failing(pieces(2))).build().unwrap();
+    let mut extensions = Extensions::new();
+    let error = client.execute_with_extensions(request, &mut extensions).await.unwrap_err();
     assert_is_the_callers(&harness, &error);
+    let [attempt] = Report::from_extensions(&extensions).unwrap().attempts() else { panic!() };
+    assert_eq!((attempt.reason(), attempt.maybe_processed()), (Reason::Other, false));
     harness.assert_asked(&[0, 0]);
     assert_eq!(harness.actors[1].server.connections(), 0);
     // It was no fault of the provider's.

@@ -246,6 +246,26 @@ async fn an_error_of_unknown_kind_fails_over_like_any_other() {
 }
 
 #[tokio::test]
+async fn a_request_that_a_layer_below_cannot_build_was_not_sent() {
+    let harness = WireHarness::two(Answer::ok(), Answer::ok()).await;
+    let fails = |_: Result<Response>, _: &mut Extensions| {
+        Err(Error::Reqwest(plain().get("no url").build().unwrap_err()))
+    };
+    let chain = harness.chain().on_exhausted(Exhausted::Error).build().unwrap();
+    let client = ClientBuilder::new(plain()).with(chain).with(Layer(unseen, fails)).build();
+    let error = harness.post(&client).send().await.unwrap_err();
+    let report = FailoverError::find(&error).unwrap().report();
+    for attempt in report.attempts() {
+        assert_eq!(
+            (attempt.reason(), attempt.maybe_processed()),
+            (Reason::Other, false),
+            "{report}"
+        );
+    }
+    assert_eq!(report.attempts().len(), 2);
+}
+
+#[tokio::test]
 async fn a_wrapped_transport_error_is_known_for_what_it_is() {
     let closed = Refusing::start();
     let harness = WireHarness::of([("openai", Answer::ok().into())]).await;
@@ -325,6 +345,8 @@ async fn a_chain_does_not_claim_the_attempts_of_a_chain_above_it() {
 
 #[tokio::test]
 async fn a_second_request_with_the_same_extensions_is_claimed_like_the_first() {
+    // Attempts are marked where there is more than one chain.
+    let _other = ProviderChain::builder([Provider::openai("key")]).build().unwrap();
     let mut own = Extensions::new();
     own.insert(FromCaller("mine"));
     for mut extensions in [Extensions::new(), own] {
@@ -396,6 +418,29 @@ async fn a_stacked_chain_that_finds_no_connection_is_a_provider_without_one() {
     assert_eq!(report.attempts()[0].reason(), Reason::Connect, "{report}");
     assert!(!report.attempts()[0].maybe_processed(), "nothing was sent");
     assert_eq!(report.served_by(), Some("openai"));
+}
+
+#[tokio::test]
+async fn a_stacked_chain_is_ambiguous_by_what_any_of_its_providers_may_have_processed() {
+    let closed = Refusing::start();
+    for (first, last_asked) in [(Answer::error(500, "broken"), 0), (Answer::error(429, "slow"), 1)]
+    {
+        let harness = WireHarness::two(first, Answer::ok()).await;
+        let [first, last] = [&harness.actors[0], &harness.actors[1]];
+        let inner = [first.provider(), Provider::new("closed", closed.base_url("/v1"))];
+        let inner = ProviderChain::builder(inner).nested().on_exhausted(Exhausted::Error);
+        let outer_key = harness.secret("outer");
+        let outer =
+            ProviderChain::builder([first.keyless().bearer_auth(outer_key), last.provider()])
+                .on_ambiguous(Ambiguous::IdempotentOnly);
+        let client = ClientBuilder::new(plain())
+            .with(outer.build().unwrap())
+            .with(inner.build().unwrap())
+            .build();
+        // The last that the inner chain asked found no connection.
+        let _ = harness.post(&client).send().await;
+        harness.assert_asked(&[1, last_asked]);
+    }
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@
 //! `error_body_timeout`, so that what a provider said is known and its connection is used again. The
 //! caller gets the last one byte for byte all the same.
 
-use reqwest_failover_testing::support;
+use reqwest_failover_testing::{support, terminal};
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -12,6 +12,7 @@ use reqwest_failover::{Exhausted, FailoverError, ProviderChainBuilder, Report};
 
 use support::harness::{WireHarness, client, line, plain};
 use support::{Answer, Part, Place, Received, Server, Step};
+use terminal::{Harness, Script, now, silence};
 
 const KIB: usize = 1024;
 /// How long a body is waited for unless told otherwise.
@@ -349,4 +350,27 @@ async fn the_last_answer_is_handed_on_byte_for_byte() {
         }
     });
     futures_util::future::join_all(checks).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_body_of_an_answer_that_is_no_failure_is_not_waited_for() {
+    for status in [200, 304, 500] {
+        let silent = Script::answer(status, &[], silence);
+        let harness = Harness::of([("first", silent), ("second", Script::status(200))]);
+        let began = now();
+        harness.ask().await;
+        let waited = now() - began;
+        assert_eq!(waited, if status == 500 { DEFAULT } else { ms(0) }, "{status}");
+    }
+}
+
+#[tokio::test]
+async fn a_compressed_error_body_is_not_searched_for_a_message() {
+    for (encoding, message) in [("identity", Some("out of stock")), ("gzip", None), ("br", None)] {
+        let first = Answer::error(500, "out of stock").header("content-encoding", encoding);
+        let harness = WireHarness::two(first, Answer::ok()).await;
+        let response = harness.post(&harness.client()).send().await.unwrap();
+        let report = Report::of(&response).unwrap();
+        assert_eq!(report.attempts()[0].message(), message, "{encoding}");
+    }
 }

@@ -9,11 +9,12 @@ use std::time::{Duration, Instant};
 use http::{Extensions, StatusCode};
 use reqwest::Response;
 use reqwest_failover::{
-    Exhausted, FailoverError, Provider, ProviderChain, ProviderChainBuilder, Reason, Report, harden,
+    Exhausted, FailoverError, Provider, ProviderChain, ProviderChainBuilder, Reason, Report, State,
+    harden,
 };
 use reqwest_middleware::{ClientBuilder, ClientWithMiddleware, Error};
 
-use support::harness::{BODY, WireHarness, client, line, local};
+use support::harness::{BODY, WireHarness, client, line, local, plain};
 use support::{Answer, Place, Received, Refusing, Step};
 
 const FINE: &str = "{\"answer\":\"fine\"}";
@@ -429,6 +430,21 @@ async fn the_requests_own_timeout_bounds_all_attempts_together() {
     };
     assert!(is_timeout, "{error:?}");
     harness.assert_asked(&[1, 1]);
+}
+
+#[tokio::test]
+async fn a_short_timeout_of_the_requests_own_is_no_failure_of_its_provider() {
+    let harness = WireHarness::of([("cometapi", Answer::stall().into())]).await;
+    let chain = harness.chain().build().unwrap();
+    let client = ClientBuilder::new(plain()).with(chain.clone()).build();
+    for _ in 0..6 {
+        let error = harness.post(&client).timeout(ms(60)).send().await.unwrap_err();
+        assert!(matches!(&error, Error::Reqwest(error) if error.is_timeout()), "{error:?}");
+    }
+    let snapshot = chain.snapshot();
+    let provider = &snapshot.providers()[0];
+    assert_eq!((provider.attempts(), provider.failures()), (6, 0));
+    assert_eq!(provider.state(), State::Closed);
 }
 
 #[tokio::test]

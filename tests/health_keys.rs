@@ -10,6 +10,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures_util::StreamExt;
 use http::Extensions;
+use http_body::Body as _;
+use http_body_util::BodyExt as _;
 use reqwest::{Body, Request, Response};
 use reqwest_failover::{
     Breaker, Cooldown, Event, Fault, HealthKey, Hedge, Inspect, Provider, ProviderChain,
@@ -690,7 +692,10 @@ async fn an_answer_is_the_same_with_a_limit_as_without() {
         );
         assert_eq!(response.content_length(), Some(5));
         assert_eq!(response.url().as_str(), "http://no.url.provided.local/");
-        assert_eq!(response.text().await.unwrap(), "hello");
+        let mut body = Body::from(response);
+        assert!(!body.is_end_stream());
+        assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "hello");
+        assert!(body.is_end_stream(), "it is known before its end is asked for");
         assert_eq!(world.of_provider("first").in_flight(), 0);
     }
 }

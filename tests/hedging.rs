@@ -9,7 +9,7 @@ use futures_util::FutureExt;
 use http::Extensions;
 use reqwest::{Body, Request, Response};
 use reqwest_failover::{
-    Ambiguous, Breaker, FailoverError, Hedge, Provider, ProviderChain, ProviderChainBuilder,
+    Ambiguous, Breaker, Event, FailoverError, Hedge, Provider, ProviderChain, ProviderChainBuilder,
     Reason, Replay, Report, Route, State, Verdict,
 };
 use reqwest_middleware::{ClientBuilder, Middleware, Next, Result};
@@ -576,4 +576,19 @@ async fn a_slow_provider_stays_closed_where_nothing_counts() {
         assert_eq!(harness.ask().await, "b");
     }
     assert_eq!(harness.state("a"), State::Closed, "no share of overtaken requests opens a breaker");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_fallback_rate_blames_a_first_that_was_overtaken() {
+    let reasons = Arc::new(Mutex::new(Vec::new()));
+    let keeper = reasons.clone();
+    let harness = Harness::with([("a", stalled()), ("b", Script::status(200))], |chain| {
+        hedged(chain).without_health().observe(move |event| {
+            if let Event::FallbackRateHigh { reason, .. } = event {
+                lock(&keeper).push(*reason);
+            }
+        })
+    });
+    assert_eq!(harness.ask_times(20).await, [("b".to_owned(), 20)].into());
+    assert_eq!(*lock(&reasons), [Some(Reason::Abandoned)]);
 }

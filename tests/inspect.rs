@@ -773,6 +773,50 @@ async fn classify_sees_the_error_in_the_success_and_has_the_last_word() {
 }
 
 #[tokio::test]
+async fn a_stream_that_classify_refuses_fails_over_and_the_last_is_handed_on() {
+    let stream = [ROLE, HELLO, DONE];
+    let refuse = |outcome: &reqwest_failover::Outcome<'_>| match outcome.provider() {
+        "cometapi" => Verdict::FailOver(Fault::Failure),
+        _ => Verdict::standard(outcome),
+    };
+    let inspect = Inspect::errors_in_success;
+    let first = events(stream.map(data));
+    let play = Play::with(first.clone(), inspect(), |chain| chain.classify(refuse)).await;
+    let report = Report::of(&play.ask().await).unwrap().clone();
+    assert_eq!(report.served_by(), Some("openai"), "{report}");
+    assert_eq!((play.first().failures(), play.first().in_flight()), (1, 0));
+
+    let harness = WireHarness::two(Answer::error(500, "broken"), first).await;
+    let refuse = |_: &reqwest_failover::Outcome<'_>| Verdict::FailOver(Fault::Failure);
+    let play = Play::on(harness, inspect(), |chain| chain.classify(refuse));
+    let response = play.ask().await;
+    assert_eq!(Report::of(&response).unwrap().served_by(), None);
+    assert_eq!(read(response).await, (stream.concat().into_bytes(), false));
+    play.harness.assert_asked(&[1, 1]);
+}
+
+#[tokio::test]
+async fn a_broken_stream_has_the_id_of_its_request() {
+    let ids = Arc::new(Mutex::new(Vec::new()));
+    let keeper = ids.clone();
+    let inspect = Inspect::errors_in_success();
+    let play = Play::with(events([ROLE, HELLO, ERROR].map(data)), inspect, |chain| {
+        chain.observe(move |event| {
+            if let Event::StreamBroken { .. } = event {
+                lock(&keeper).push(event.request_id());
+            }
+        })
+    });
+    let play = play.await;
+    for id in 1..=3 {
+        let response = play.ask().await;
+        assert_eq!(Report::of(&response).unwrap().id(), id);
+        read(response).await;
+    }
+    assert_eq!(*lock(&ids), [Some(1), Some(2), Some(3)]);
+}
+
+#[tokio::test]
 async fn the_careful_preset_fails_over_on_an_error_in_a_success() {
     for answer in
         [json(r#"{"error":{"message":"No channel is free."}}"#), events([data(ROLE), data(ERROR)])]

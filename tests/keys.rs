@@ -940,6 +940,9 @@ async fn a_redirect_to_another_origin_is_a_failure_and_takes_no_key_along() {
                     redirected(hardened, method.clone(), status, |_| location.clone()).await;
                 let report = Report::of(&response).unwrap();
                 assert_eq!(report.attempts()[0].reason(), Reason::Redirected, "{status} {method}");
+                // Where it was followed, what it led to answered.
+                let answered = report.attempts()[0].status().map(|status| status.as_u16());
+                assert_eq!(answered, Some(if hardened { status } else { 200 }));
                 assert_eq!(report.served_by(), Some("openai"), "{status} {method}");
                 harness.assert_asked(&[1, 1]);
                 assert_eq!(evil.requests().len(), usize::from(!hardened), "{status} {method}");
@@ -1173,6 +1176,8 @@ async fn an_endless_redirect_fails_over() {
             .await;
     let report = Report::of(&response).unwrap();
     assert_eq!(report.served_by(), Some("openai"), "{report}");
+    let message = report.attempts()[0].message().unwrap();
+    assert!(says_what_to_do(message) && message.contains("redirect"), "{message}");
     assert!(harness.requests(0).len() > 2);
 }
 

@@ -113,7 +113,7 @@ impl<S: HealthStore> Task<S> {
                 syncing = asked;
             }
             self.write_all(member, list).await?;
-            if *self.fleet.synced.borrow() < syncing && member.is_synced() {
+            if member.is_synced() {
                 self.fleet.synced.send_replace(syncing);
             }
             let write_at = member.write_at(&self.chain()?.get().lock().health, now());

@@ -281,10 +281,8 @@ impl Shared {
             secrets.extend(keys.cloned());
             secrets.extend(list.lock_tokens().iter().flatten().cloned());
         }
-        if !secrets.is_empty() {
-            for key in self.entries.as_slice().iter().flat_map(|entry| &entry.secrets) {
-                secrets.remove(key);
-            }
+        for key in self.entries.as_slice().iter().flat_map(|entry| &entry.secrets) {
+            secrets.remove(key);
         }
         secrets
     }

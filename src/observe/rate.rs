@@ -271,6 +271,19 @@ mod tests {
     }
 
     #[test]
+    fn a_reason_is_as_frequent_as_in_all_of_the_window() {
+        let mut clocked = Clocked::new();
+        clocked.record(40, 0);
+        for _ in 0..3 {
+            assert_eq!(clocked.rate.record(false, Some(Reason::Timeout), clocked.now), None);
+            clocked.pass(60);
+        }
+        assert_eq!(clocked.rate.record(false, Some(Reason::Connect), clocked.now), None);
+        let crossing = clocked.rate.record(false, Some(Reason::Connect), clocked.now);
+        assert!(matches!(crossing, Some(Crossing::High { reason: Some(Reason::Timeout), .. })));
+    }
+
+    #[test]
     fn limits_are_ordered_shares() {
         assert!(RateLimits::default().problem().is_none());
         for (high, normal) in

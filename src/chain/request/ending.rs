@@ -218,10 +218,7 @@ impl RequestState<'_> {
     }
 
     fn added_latency(&self) -> Option<Duration> {
-        match self.begun {
-            ..=1 => Some(Duration::ZERO),
-            _ => self.served_sent?.checked_duration_since(self.first_sent?),
-        }
+        self.served_sent?.checked_duration_since(self.first_sent?)
     }
 
     pub(super) fn count_served(&mut self, table: &mut Table, provider: usize, started: Instant) {

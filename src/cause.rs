@@ -98,7 +98,9 @@ impl Cause {
         let message = found.message.take().map(|(_, text)| text);
         let message = message.filter(|text| !text.is_empty());
         let text = message.as_deref().unwrap_or_default();
-        let number = found.codes.iter().find_map(|(_, word)| word.number());
+        // What is too long for a code is an identifier, and hides no status behind it.
+        let is_code = |number: &i64| i32::try_from(*number).is_ok();
+        let number = found.codes.iter().filter_map(|(_, word)| word.number()).find(is_code);
 
         let (known, means) = if found.is_rpc {
             (None, number.map(|code| rpc::means(code, text)))

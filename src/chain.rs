@@ -9,7 +9,6 @@ mod check;
 mod clean;
 mod drive;
 mod entries;
-mod extensions;
 #[cfg(feature = "fleet")]
 mod fleet;
 #[cfg(feature = "fleet")]
@@ -38,7 +37,6 @@ use self::body::Requests;
 pub use self::builder::ProviderChainBuilder;
 use self::check::check;
 use self::drive::drive;
-use self::extensions::RequestExtensions;
 use self::flight::Sender;
 use self::list::CurrentList;
 use self::shared::{Shared, now};
@@ -325,7 +323,7 @@ impl Middleware for ProviderChain {
         match shared.addresses.find(request.url(), &shared.scope, shared.entries.ids()) {
             Some(address) => {
                 let sender = Sender::new(shared, address, next, &request);
-                drive(sender, Requests::new(request), RequestExtensions::new(extensions))
+                drive(sender, Requests::new(request), extensions)
             }
             None => Box::pin(async move {
                 let Shared { addresses, scope, observer, .. } = &*shared;

@@ -25,13 +25,13 @@ pub(crate) fn make_safe(text: &str, complete: bool, secrets: &Secrets) -> Option
     // As below, without a branch for each byte.
     let has_nul = text.bytes().fold(false, |has_nul, byte| has_nul | (byte == 0));
     let without_nul = has_nul.then(|| text.replace('\0', ""));
-    let text = without_nul.as_deref().unwrap_or(text).trim();
+    let text = without_nul.as_deref().unwrap_or(text);
     let redacted = |most: usize| {
         let (begun, whole) = cut(text, most);
         (secrets.redact(begun, complete && whole), whole)
     };
-    // A little more than is shown, since what may be the beginning of a secret goes.
-    let text = match redacted(LONGEST + LONGEST / 32) {
+    // More than is shown: a key of which a half tells it must be seen so far beyond the cut.
+    let text = match redacted(LONGEST + LONGEST / 4) {
         // What was redacted makes room for what follows.
         (Cow::Owned(_), false) => redacted(2 * LONGEST).0,
         (text, _) => text,

@@ -730,7 +730,7 @@ async fn transient_fails_over_when_the_provider_is_at_fault() {
 // Requests that may have been processed.
 
 fn cautious(harness: &WireHarness) -> ClientWithMiddleware {
-    client(harness.chain().on_ambiguous(Ambiguous::IdempotentOnly).attempt_timeout(ms(400)))
+    client(harness.chain().on_ambiguous(Ambiguous::IdempotentOnly).attempt_timeout(ms(80)))
 }
 
 fn ambiguous_answers() -> Vec<Answer> {

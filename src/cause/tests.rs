@@ -382,6 +382,17 @@ fn a_status_among_the_codes_blames_as_the_status_does() {
 }
 
 #[test]
+fn a_number_that_is_no_code_hides_no_status_behind_it() {
+    for id in [r#""1234567890123""#, "1234567890123", "-99999999999", r#""2147483648""#] {
+        let body = format!(r#"{{"error":{{"code":{id},"status":429,"message":"slow down"}}}}"#);
+        let cause = Cause::read(body.as_bytes());
+        assert_eq!(cause.status(), Some(StatusCode::TOO_MANY_REQUESTS), "{id}");
+        assert_eq!(cause.blames, Blame::Provider, "{id}");
+        assert_eq!(cause.code.as_deref(), Some(id.trim_matches('"')));
+    }
+}
+
+#[test]
 fn words_say_more_than_numbers_and_names_more_than_words_for_everything() {
     for (body, code, blames, status) in [
         (

@@ -41,17 +41,11 @@ impl Drop for Guard<'_> {
     }
 }
 
-/// Secrets that became known while requests were made: tokens, and what `map_request` set. Boxed, since
-/// they are rare, and the state of a request is kept small.
-pub(super) type AttemptSecrets = Option<Box<Vec<String>>>;
-
 /// What is known of an attempt apart from its future.
 pub(super) struct AttemptState<'a> {
     pub(super) permit: Guard<'a>,
     /// In a size that keeps a request's state small.
-    provider: u16,
-    /// Its number among those of its request, from 1.
-    pub(super) number: u16,
+    provider: u32,
     pub(super) trace: Trace,
     pub(super) started: Instant,
     pub(super) until: Until,
@@ -61,38 +55,32 @@ pub(super) struct AttemptState<'a> {
     /// Whether the caller's own body was pending when the time was up.
     pub(super) upload_pending: bool,
     /// What this attempt must not show: the keys of its sources, and what `map_request` set.
-    pub(super) secrets: AttemptSecrets,
+    pub(super) secrets: Vec<String>,
 }
 
 impl<'a> AttemptState<'a> {
     pub(super) fn new(
         permit: Guard<'a>,
         provider: usize,
-        number: u16,
         trace: Trace,
         started: Instant,
         until: Until,
     ) -> Self {
         Self {
             permit,
-            provider: provider as u16,
-            number,
+            provider: provider as u32,
             trace,
             started,
             until,
             is_sent: false,
             answered: None,
             upload_pending: false,
-            secrets: None,
+            secrets: Vec::new(),
         }
     }
 
-    pub(super) fn secrets(&self) -> &[String] {
-        self.secrets.as_deref().map_or(&[], Vec::as_slice)
-    }
-
     pub(super) fn provider(&self) -> usize {
-        usize::from(self.provider)
+        self.provider as usize
     }
 
     /// Since when the provider has been silent: since it has the request, or since its headers came.

@@ -10,15 +10,18 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use http::header::CONTENT_LENGTH;
-use http::{HeaderMap, Method, Version};
+use http::{Extensions, HeaderMap, Method, Version};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use reqwest::{Body, Request, Response, Url};
 use tokio::time::timeout_at;
 
+use super::mark;
 use super::shared::{Shared, now};
 use crate::inspect::{Arrival, Head, PrefixedBody};
 use crate::message::Secrets;
 use crate::readdress::{KeptHeaders, StripList};
+use crate::route::Route;
+use crate::run::Limits;
 
 /// The caller's request as it came, without its URL, for the attempts after the first.
 #[derive(Clone)]
@@ -89,16 +92,18 @@ impl Requests {
         }
     }
 
-    /// The request of the next attempt, as its caller made it. A copy of the request is made with `url`,
-    /// which is the provider's in the end: a URL takes long to copy twice.
+    /// The request of the next attempt, as its caller made it, and its extensions, which are a copy of the
+    /// caller's. A copy of the request is made with `url`, which is the provider's in the end: a URL takes
+    /// long to copy twice.
     #[inline]
     pub(super) fn next<'u>(
         &mut self,
         url: impl FnOnce() -> &'u Url,
         timeout: Option<Duration>,
         is_last: bool,
+        extensions: &Extensions,
         strip: &StripList,
-    ) -> Option<Request> {
+    ) -> Option<(Request, Extensions)> {
         let kept = match (&mut self.source, is_last) {
             (Source::Caller(request), false) => Source::Kept(KeptRequest::of(request)),
             (Source::Caller(request), true) => {
@@ -110,11 +115,19 @@ impl Requests {
             }
             (Source::Sent(_), _) => return None,
         };
-        match std::mem::replace(&mut self.source, kept) {
-            Source::Caller(request) => Some(request),
-            Source::Kept(kept) => Some(kept.into_request(url().clone(), timeout)),
-            Source::Sent(_) => None,
+        let request = match std::mem::replace(&mut self.source, kept) {
+            Source::Caller(request) => request,
+            Source::Kept(kept) => kept.into_request(url().clone(), timeout),
+            Source::Sent(_) => return None,
+        };
+        let mut own = extensions.clone();
+        if !own.is_empty() {
+            // Both are for this chain: a route has names that another one does not know.
+            own.remove::<Route>();
+            own.remove::<Limits>();
         }
+        mark::set(&mut own);
+        Some((request, own))
     }
 
     /// The chain's secrets, and those that the caller put on the request, whose URL is this. No provider
@@ -127,6 +140,28 @@ impl Requests {
             Source::Sent(headers) => last_caller.and_of(headers, strip, secrets),
         };
         of_headers.and(strip.secrets_of_url(url))
+    }
+}
+
+/// Gives the caller the extensions of the attempt that counts.
+pub(super) fn hand_back(extensions: &mut Extensions, own: Extensions) {
+    if extensions.is_empty() {
+        *extensions = own;
+        mark::remove(extensions);
+        return;
+    }
+    let route = extensions.remove::<Route>();
+    let limits = extensions.remove::<Limits>();
+    let is_marked = mark::is_set(extensions);
+    *extensions = own;
+    if !is_marked {
+        mark::remove(extensions);
+    }
+    if let Some(route) = route {
+        extensions.insert(route);
+    }
+    if let Some(limits) = limits {
+        extensions.insert(limits);
     }
 }
 

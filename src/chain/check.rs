@@ -9,13 +9,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
 
 use http::Extensions;
+use http::header::UPGRADE;
 use reqwest::{Body, Request, Response};
 use reqwest_middleware::{ClientBuilder, Middleware, Next};
 
 use super::address::Address;
 use super::attempt::{AttemptState, Guard};
 use super::body::{Requests, is_replayable};
-use super::extensions::RequestExtensions;
 use super::flight::Sender;
 use super::outcome::{AttemptResult, Circumstances, Unsent};
 use super::shared::{Shared, now};
@@ -53,7 +53,7 @@ fn refuse(shared: &Arc<Shared>, problem: &str) -> Vec<Attempt> {
     let refused = |&provider: &usize| {
         let (_, until) = shared.limits.alone(provider, None, now);
         let trace = Trace::request(None);
-        let state = AttemptState::new(Guard::empty(shared), provider, 1, trace, now, until);
+        let state = AttemptState::new(Guard::empty(shared), provider, trace, now, until);
         said(shared, &state, AttemptResult::Unsent(Unsent::new(problem)), false, &shared.secrets)
     };
     let order = shared.order(&shared.lock()).clone();
@@ -79,7 +79,7 @@ fn said(
         quiet_since: None,
         now,
     };
-    let secrets = || shared.and_secrets(of_caller, state.secrets());
+    let secrets = || shared.and_secrets(of_caller, &state.secrets);
     let (_, attempt) = result.judge(shared, &circumstances, secrets);
     state.trace.record_outcome(&attempt);
     attempt
@@ -123,11 +123,10 @@ impl CheckLayer {
     ) -> Vec<Attempt> {
         let shared = &self.shared;
         let trace = Trace::request(Some(request.method()));
+        let upgrade_asked = request.headers().contains_key(UPGRADE);
         let timeout = request.timeout().copied();
         let sender = Sender::new(shared.clone(), self.address.clone(), next, &request);
         let mut requests = Requests::new(request);
-        let mut extensions = RequestExtensions::new(extensions);
-        let (of_caller, mut lender) = extensions.split();
         let order = shared.order(&shared.lock()).clone();
         let mut asked = Vec::with_capacity(order.len());
         for &provider in order.iter() {
@@ -135,11 +134,13 @@ impl CheckLayer {
             let started = now();
             let (deadline, until) = shared.limits.alone(provider, timeout, started);
             let url = || sender.target(provider).unwrap_or_else(|| self.address.caller());
-            let next = requests.next(url, timeout, false, &shared.strip);
-            let (Some(request), Some(own)) = (next, lender.lend(of_caller)) else { break };
+            let Some((request, own)) =
+                requests.next(url, timeout, false, extensions, &shared.strip)
+            else {
+                break;
+            };
             let trace = trace.attempt(&entry.name, entry.base.url(), 0);
-            let guard = Guard::empty(shared);
-            let state = AttemptState::new(guard, provider, 1, trace, started, until);
+            let state = AttemptState::new(Guard::empty(shared), provider, trace, started, until);
             asked.push((Box::new(sender.start(state, request, own)), deadline, None));
         }
         let of_caller = sender.secrets_of_caller(&requests);
@@ -151,14 +152,9 @@ impl CheckLayer {
                 }
                 match flight.poll(&sender, deadline, context) {
                     Poll::Pending => is_over = false,
-                    Poll::Ready(result) => {
-                        *attempt = Some(said(
-                            shared,
-                            &flight.state,
-                            result,
-                            sender.upgrade_asked,
-                            &of_caller,
-                        ));
+                    Poll::Ready((result, _)) => {
+                        *attempt =
+                            Some(said(shared, &flight.state, result, upgrade_asked, &of_caller));
                     }
                 }
             }

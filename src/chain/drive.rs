@@ -7,13 +7,13 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Instant;
 
+use http::Extensions;
 use reqwest::{Body, Response};
 use reqwest_middleware::Error;
 use tokio::time::{Sleep, sleep_until, timeout_at};
 
 use super::attempt::{AttemptState, Guard};
-use super::body::{Requests, Streamed, Upload, read_stream};
-use super::extensions::{Lender, RequestExtensions};
+use super::body::{Requests, Streamed, Upload, hand_back, read_stream};
 use super::flight::{Flight, Sender};
 use super::outcome::AttemptResult;
 use super::request::{Dropped, RequestState, Settlement};
@@ -27,41 +27,32 @@ use crate::run::{Settled, Step, Until};
 pub(super) fn drive<'a>(
     mut sender: Sender<'a>,
     mut requests: Requests,
-    mut extensions: RequestExtensions<'a>,
+    extensions: &'a mut Extensions,
 ) -> Pin<Box<dyn Future<Output = reqwest_middleware::Result<Response>> + Send + 'a>> {
     // An `async fn` would hold twice what it is given, and `#[async_trait]` once more. What is kept
     // while it waits is kept small: below 1,032 bytes glibc has fast lists for it.
     Box::pin(async move {
-        let (of_caller, lender) = extensions.split();
-        let mut state = RequestState::new(&sender.shared, &requests, of_caller);
-        let answer = 'answer: {
-            let mut step = match state.begin(&sender.address, &requests) {
-                Ok(Some(step)) => step,
-                Ok(None) => {
-                    let read = make_replayable(&mut state, &mut sender.upload, &mut requests);
-                    if let Err(error) = Box::pin(read).await {
-                        break 'answer Err(error);
-                    }
-                    state.next_step()
-                }
-                Err(cause) => break 'answer Err(state.fail(cause)),
-            };
-            let mut flights = Flights::new(&mut state, lender);
-            loop {
-                let until = match flights.act(step, &sender, &mut requests) {
-                    ControlFlow::Continue(until) => until,
-                    ControlFlow::Break(answer) => break 'answer answer,
-                };
-                let over = flights.wait(&sender, until).await;
-                step = match flights.settle(over, &sender, &mut requests) {
-                    ControlFlow::Continue(step) => step,
-                    ControlFlow::Break(answer) => break 'answer answer,
-                };
+        let mut state = RequestState::new(&sender.shared, &requests, extensions);
+        let mut step = match state.begin(&sender.address, &requests) {
+            Ok(Some(step)) => step,
+            Ok(None) => {
+                Box::pin(make_replayable(&mut state, &mut sender.upload, &mut requests)).await?;
+                state.next_step()
             }
+            Err(cause) => return Err(state.fail(cause)),
         };
-        let (attempt, report) = state.into_end();
-        extensions.hand_back(attempt, report);
-        answer
+        let mut flights = Flights::new(&mut state);
+        loop {
+            let until = match flights.act(step, &sender, &mut requests) {
+                ControlFlow::Continue(until) => until,
+                ControlFlow::Break(answer) => return answer,
+            };
+            let over = flights.wait(&sender, until).await;
+            step = match flights.settle(over, &sender, &mut requests) {
+                ControlFlow::Continue(step) => step,
+                ControlFlow::Break(answer) => return answer,
+            };
+        }
     })
 }
 
@@ -71,18 +62,17 @@ type CallerResult = reqwest_middleware::Result<Response>;
 /// An attempt that is over, while it may still be the answer.
 struct Ended {
     provider: usize,
-    number: u16,
     started: Instant,
     result: AttemptResult,
+    own: Extensions,
 }
 
-/// An attempt that is no longer in flight: where it was, and its result.
-type Over = (FlightSlot, AttemptResult);
+/// An attempt that is no longer in flight: where it was, its result, and its extensions.
+type Over = (FlightSlot, AttemptResult, Extensions);
 
 /// The attempts in flight: one, or two where one is hedged. Dropping it abandons them.
 struct Flights<'s, 'a> {
     state: &'s mut RequestState<'a>,
-    extensions: Lender<'a>,
     first: Option<Flight<'a>>,
     second: Option<Box<Flight<'a>>>,
     /// The one that failed last.
@@ -92,8 +82,8 @@ struct Flights<'s, 'a> {
 }
 
 impl<'s, 'a> Flights<'s, 'a> {
-    fn new(state: &'s mut RequestState<'a>, extensions: Lender<'a>) -> Self {
-        Self { state, extensions, first: None, second: None, last: None, kept: None }
+    fn new(state: &'s mut RequestState<'a>) -> Self {
+        Self { state, first: None, second: None, last: None, kept: None }
     }
 
     /// Does what the run decided. Returns until when to wait, or what the caller gets.
@@ -136,14 +126,12 @@ impl<'s, 'a> Flights<'s, 'a> {
         }
         let permit = Guard::new(&sender.shared, permit);
         let trace = self.state.start_attempt(provider);
-        let attempt =
-            AttemptState::new(permit, provider, self.state.begun, trace, self.state.now, until);
+        let attempt = AttemptState::new(permit, provider, trace, self.state.now, until);
         let url = || sender.target(provider).unwrap_or_else(|| sender.address.caller());
         let strip = &sender.shared.strip;
-        let Some(own) = self.extensions.lend(self.state.extensions) else {
-            return ControlFlow::Break(Err(self.state.fail_unasked()));
-        };
-        let Some(request) = requests.next(url, self.state.time_left(), is_last, strip) else {
+        let next =
+            requests.next(url, self.state.time_left(), is_last, self.state.extensions, strip);
+        let Some((request, own)) = next else {
             return ControlFlow::Break(Err(self.state.fail_unasked()));
         };
         self.add(sender.start(attempt, request, own));
@@ -167,14 +155,14 @@ impl<'s, 'a> Flights<'s, 'a> {
         std::future::poll_fn(move |context| {
             let deadline = self.state.run.deadline();
             if let Some(flight) = &mut self.first
-                && let Poll::Ready(result) = flight.poll(sender, &deadline, context)
+                && let Poll::Ready((result, own)) = flight.poll(sender, &deadline, context)
             {
-                return Poll::Ready(Some((FlightSlot::First, result)));
+                return Poll::Ready(Some((FlightSlot::First, result, own)));
             }
             if let Some(flight) = &mut self.second
-                && let Poll::Ready(result) = flight.poll(sender, &deadline, context)
+                && let Poll::Ready((result, own)) = flight.poll(sender, &deadline, context)
             {
-                return Poll::Ready(Some((FlightSlot::Second, result)));
+                return Poll::Ready(Some((FlightSlot::Second, result, own)));
             }
             let Some(until) = until else { return Poll::Pending };
             let timer = timer.get_or_insert_with(|| Box::pin(sleep_until(until.into())));
@@ -189,7 +177,7 @@ impl<'s, 'a> Flights<'s, 'a> {
         sender: &'a Sender<'_>,
         requests: &mut Requests,
     ) -> ControlFlow<CallerResult, Step> {
-        let Some((slot, mut result)) = over else {
+        let Some((slot, mut result, own)) = over else {
             self.state.refresh_now();
             return ControlFlow::Continue(self.state.next_step());
         };
@@ -209,10 +197,9 @@ impl<'s, 'a> Flights<'s, 'a> {
         let Some(flight) = flight else {
             return ControlFlow::Break(self.exhaust(sender, requests));
         };
-        let number = flight.state.number;
         let of_caller = || sender.secrets_of_caller(requests);
         let Settlement { settled, step, line, changes, provider, started, permit } =
-            self.state.settle(&mut flight.state, &mut result, sender.upgrade_asked, of_caller);
+            self.state.settle(&mut flight.state, &mut result, of_caller);
         match slot {
             FlightSlot::First => self.first = None,
             FlightSlot::Second => self.second = None,
@@ -224,13 +211,11 @@ impl<'s, 'a> Flights<'s, 'a> {
         match settled {
             Settled::Serve => {
                 let of_caller = || sender.secrets_of_caller(requests);
-                return ControlFlow::Break(serve(self.state, result, number, permit, of_caller));
+                return ControlFlow::Break(serve(self.state, result, own, permit, of_caller));
             }
-            Settled::Keep => {
-                self.kept = Some(Box::new(Ended { provider, number, started, result }))
-            }
+            Settled::Keep => self.kept = Some(Box::new(Ended { provider, started, result, own })),
             Settled::FailOver => {
-                self.last = Some(Box::new(Ended { provider, number, started, result }));
+                self.last = Some(Box::new(Ended { provider, started, result, own }));
             }
             Settled::ServeKept => return ControlFlow::Break(self.serve_kept(sender, requests)),
         }
@@ -240,9 +225,9 @@ impl<'s, 'a> Flights<'s, 'a> {
     #[cold]
     fn serve_kept(&mut self, sender: &Sender<'a>, requests: &mut Requests) -> CallerResult {
         let Some(kept) = self.kept.take() else { return self.exhaust(sender, requests) };
-        let Ended { provider, number, started, result } = *kept;
+        let Ended { provider, started, result, own } = *kept;
         self.state.serve_kept(provider, started);
-        serve(self.state, result, number, None, Secrets::default)
+        serve(self.state, result, own, None, Secrets::default)
     }
 
     /// Hands on what the last provider left, or an error that holds what each of them left.
@@ -252,7 +237,7 @@ impl<'s, 'a> Flights<'s, 'a> {
         let Some(last) = self.last.take() else {
             return Err(state.fail_unasked());
         };
-        let Ended { result, number, .. } = *last;
+        let Ended { result, own, .. } = *last;
         let is_shown = |result: &_| match result {
             Ok(_) => false,
             Err(error) => state.is_shown_by(error, &sender.secrets_of_caller(requests)),
@@ -264,7 +249,7 @@ impl<'s, 'a> Flights<'s, 'a> {
         let Some(outcome) = outcome else {
             return Err(state.fail(FailureKind::Exhausted));
         };
-        state.answer_with(number);
+        hand_back(state.extensions, own);
         let report = state.finish(state.unserved());
         outcome.map(|mut response| {
             response.extensions_mut().insert(report);
@@ -345,7 +330,7 @@ async fn make_replayable(
 fn serve(
     state: &mut RequestState<'_>,
     result: AttemptResult,
-    number: u16,
+    own: Extensions,
     permit: Option<Permit>,
     of_caller: impl FnOnce() -> Secrets,
 ) -> CallerResult {
@@ -360,7 +345,7 @@ fn serve(
             _ => return Err(state.fail(FailureKind::NothingAccepted)),
         },
     };
-    state.answer_with(number);
+    hand_back(state.extensions, own);
     let report = state.finish(Ending::Served);
     response.extensions_mut().insert(report);
     Ok(response)

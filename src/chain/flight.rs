@@ -8,14 +8,13 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http::header::UPGRADE;
 use http::{Extensions, Method};
 use reqwest::{Request, Response, Url};
 use reqwest_middleware::{Error, Next};
 use tokio::time::{Sleep, sleep_until};
 
 use super::address::Address;
-use super::attempt::{AttemptSecrets, AttemptState};
+use super::attempt::AttemptState;
 use super::body::{Requests, Upload};
 use super::clean::{clean_error, clean_response};
 use super::outcome::{AttemptResult, CameFrom, Unsent, read};
@@ -25,7 +24,6 @@ use super::sources::ask_for_keys;
 use crate::health::after;
 use crate::inspect::Asked;
 use crate::message::Secrets;
-use crate::observe::Trace;
 use crate::provider::{Entry, FreshKey};
 use crate::readdress::still_inside;
 use crate::run::{Bound, Deadline};
@@ -36,6 +34,18 @@ const CLIENTS_TIMEOUT_FIRST: Duration = Duration::from_millis(5);
 
 type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
+/// What the rest of the middleware stack returns, and what it made of the attempt's extensions.
+type StackResult = (reqwest_middleware::Result<Response>, Extensions);
+
+/// Runs the rest of the middleware stack.
+fn send<'a>(next: Next<'a>, request: Request, mut own: Extensions) -> BoxFuture<'a, StackResult> {
+    // An `async fn` would hold twice what it is given.
+    Box::pin(async move {
+        let result = next.run(request, &mut own).await;
+        (result, own)
+    })
+}
+
 /// What all attempts of a request have in common.
 pub(super) struct Sender<'a> {
     /// The list of providers that the request began with, for as long as it takes.
@@ -44,7 +54,6 @@ pub(super) struct Sender<'a> {
     pub(super) next: Next<'a>,
     /// What the answer will be held against, where the chain inspects.
     pub(super) asked: Option<Asked>,
-    pub(super) upgrade_asked: bool,
     /// How the caller's own stream is doing, if the body is one.
     pub(super) upload: Option<Arc<Upload>>,
 }
@@ -61,18 +70,10 @@ enum Stage<'a> {
     /// The request was not sent, or the attempt is over.
     Unsent(Option<Unsent>),
     /// The provider's sources are asked for its keys.
-    Keys(Box<Waiting<'a>>),
-    /// The rest of the middleware stack runs.
-    Sent(BoxFuture<'a, reqwest_middleware::Result<Response>>),
+    Keys(BoxFuture<'a, Result<Vec<FreshKey>, Unsent>>, Box<(Request, Extensions)>),
+    Sent(BoxFuture<'a, StackResult>),
     /// The answer is looked into before its verdict.
-    Reading(BoxFuture<'a, AttemptResult>),
-}
-
-/// A request that waits for its provider's keys.
-struct Waiting<'a> {
-    keys: BoxFuture<'a, Result<Vec<FreshKey>, Unsent>>,
-    request: Request,
-    own: &'a mut Extensions,
+    Reading(BoxFuture<'a, AttemptResult>, Extensions),
 }
 
 /// What the answer is compared with, to find out whether a redirect was followed.
@@ -91,8 +92,7 @@ impl<'a> Sender<'a> {
         request: &Request,
     ) -> Self {
         let asked = shared.chain.inspect.as_ref().map(|_| Asked::of(request));
-        let upgrade_asked = request.headers().keys().any(|name| *name == UPGRADE);
-        Self { shared, address, next, asked, upgrade_asked, upload: None }
+        Self { shared, address, next, asked, upload: None }
     }
 
     /// Begins an attempt: makes the request the provider's own, and has it sent when it is polled.
@@ -100,7 +100,7 @@ impl<'a> Sender<'a> {
         &'s self,
         mut state: AttemptState<'s>,
         mut request: Request,
-        own: &'s mut Extensions,
+        own: Extensions,
     ) -> Flight<'s> {
         let mut sent = None;
         let provider = state.provider();
@@ -114,18 +114,15 @@ impl<'a> Sender<'a> {
         });
         let stage = match readdressed {
             Err(unsent) => Stage::Unsent(Some(unsent)),
-            Ok(()) if entry.sources.is_empty() => self.send(&state.trace, request, own),
-            Ok(()) => {
-                let keys = Box::pin(ask_for_keys(&self.shared, provider, &entry.sources));
-                Stage::Keys(Box::new(Waiting { keys, request, own }))
+            Ok(()) if entry.sources.is_empty() => {
+                Stage::Sent(send(self.next.clone(), request, own))
             }
+            Ok(()) => Stage::Keys(
+                Box::pin(ask_for_keys(&self.shared, provider, &entry.sources)),
+                Box::new((request, own)),
+            ),
         };
         Flight { state, sent, timer: None, stage }
-    }
-
-    /// Has the rest of the middleware stack send the request.
-    fn send<'s>(&'s self, trace: &Trace, request: Request, own: &'s mut Extensions) -> Stage<'s> {
-        Stage::Sent(trace.within(|| self.next.clone().run(request, own)))
     }
 
     /// Gives the request the provider's URL, headers and credential.
@@ -152,7 +149,7 @@ impl<'a> Sender<'a> {
         &self,
         entry: &Entry,
         request: &mut Request,
-        secrets: &mut AttemptSecrets,
+        secrets: &mut Vec<String>,
     ) -> Result<SentAs, Unsent> {
         let observer = &self.shared.observer;
         entry.edit_body(request, |rename| {
@@ -162,8 +159,7 @@ impl<'a> Sender<'a> {
         if let Some(map_request) = &entry.map_request {
             let mapped = observer.catch_panic("map_request", || map_request(request));
             // It may say what it had set when it failed.
-            let set = self.shared.strip.secrets_of(request.headers(), request.url());
-            secrets.get_or_insert_default().extend(set);
+            secrets.extend(self.shared.strip.secrets_of(request.headers(), request.url()));
             match mapped {
                 Some(Ok(())) => {}
                 Some(Err(error)) => return Err(Unsent { reason: Reason::Other, error }),
@@ -189,7 +185,7 @@ impl<'a> Sender<'a> {
         let entry = self.entry(state.provider());
         let asked = sent.and_then(|sent| sent.url.as_deref());
         let asked = asked.or_else(|| self.target(state.provider()));
-        let secrets = || self.shared.secrets(state.secrets());
+        let secrets = || self.shared.secrets(&state.secrets);
         match result {
             Ok(response) => {
                 let from = asked.zip(sent).map_or(CameFrom::Asked, |(asked, sent)| {
@@ -240,7 +236,7 @@ impl<'a> Flight<'a> {
         sender: &'a Sender<'_>,
         deadline: &Deadline,
         context: &mut Context<'_>,
-    ) -> Poll<AttemptResult> {
+    ) -> Poll<(AttemptResult, Extensions)> {
         loop {
             let Self { state, stage, .. } = self;
             match stage {
@@ -248,7 +244,7 @@ impl<'a> Flight<'a> {
                     // Before it is polled for the first time, nothing leaves this machine.
                     state.is_sent = true;
                     let answer = state.trace.within(|| answer.as_mut().poll(context));
-                    let Poll::Ready(result) = answer else { break };
+                    let Poll::Ready((result, own)) = answer else { break };
                     let mut result = sender.receive(state, self.sent.as_ref(), result);
                     if sender.entry(state.provider()).max_in_flight.is_some() {
                         result = keep_place(&sender.shared, state.permit.get_mut(), result);
@@ -259,33 +255,34 @@ impl<'a> Flight<'a> {
                         {
                             response
                         }
-                        result => return self.end(result),
+                        result => return self.end(result, own),
                     };
                     // What follows is no part of the attempt's time, which ends with the headers.
                     let now = now();
                     state.answered = Some(now);
                     let read = read(&sender.shared, response, sender.asked, now, deadline.at);
-                    *stage = Stage::Reading(read);
+                    *stage = Stage::Reading(read, own);
                 }
-                Stage::Reading(read) => {
+                Stage::Reading(read, own) => {
                     let read = state.trace.within(|| read.as_mut().poll(context));
                     let Poll::Ready(result) = read else { return Poll::Pending };
-                    return self.end(result);
+                    let own = std::mem::take(own);
+                    return self.end(result, own);
                 }
-                Stage::Keys(waiting) => {
-                    let keys = state.trace.within(|| waiting.keys.as_mut().poll(context));
+                Stage::Keys(keys, _) => {
+                    let keys = state.trace.within(|| keys.as_mut().poll(context));
                     let Poll::Ready(keys) = keys else { break };
                     let stage = std::mem::replace(stage, Stage::Unsent(None));
-                    let Stage::Keys(waiting) = stage else { break };
-                    let Waiting { request, own, .. } = *waiting;
+                    let Stage::Keys(_, parked) = stage else { break };
+                    let (request, own) = *parked;
                     self.stage = match self.use_keys(sender, keys, request) {
-                        Ok(request) => sender.send(&self.state.trace, request, own),
+                        Ok(request) => Stage::Sent(send(sender.next.clone(), request, own)),
                         Err(unsent) => Stage::Unsent(Some(unsent)),
                     };
                 }
                 Stage::Unsent(unsent) => {
                     let Some(unsent) = unsent.take() else { return Poll::Pending };
-                    return self.end(AttemptResult::Unsent(unsent));
+                    return self.end(AttemptResult::Unsent(unsent), Extensions::new());
                 }
             }
         }
@@ -293,9 +290,9 @@ impl<'a> Flight<'a> {
     }
 
     /// What the attempt holds is free before anything is made of its result.
-    fn end(&mut self, result: AttemptResult) -> Poll<AttemptResult> {
+    fn end(&mut self, result: AttemptResult, own: Extensions) -> Poll<(AttemptResult, Extensions)> {
         self.stop();
-        Poll::Ready(result)
+        Poll::Ready((result, own))
     }
 
     /// Drops what the attempt holds.
@@ -312,7 +309,7 @@ impl<'a> Flight<'a> {
     ) -> Result<Request, Unsent> {
         let state = &mut self.state;
         for mut key in keys? {
-            state.secrets.get_or_insert_default().append(&mut key.secrets);
+            state.secrets.append(&mut key.secrets);
             key.apply(&mut request);
         }
         let entry = sender.entry(state.provider());
@@ -331,7 +328,7 @@ impl<'a> Flight<'a> {
         sender: &'a Sender<'_>,
         deadline: &Deadline,
         context: &mut Context<'_>,
-    ) -> Poll<AttemptResult> {
+    ) -> Poll<(AttemptResult, Extensions)> {
         loop {
             let Self { state, timer, .. } = self;
             // The client below has the request's own timeout, too, and the better error for it.
@@ -357,7 +354,7 @@ impl<'a> Flight<'a> {
             state.upload_pending = is_pending;
             if state.until.at <= before {
                 let result = AttemptResult::TimedOut { sent: state.is_sent };
-                return self.end(result);
+                return self.end(result, Extensions::new());
             }
             timer.as_mut().reset(after(state.until.at, grace).into());
         }

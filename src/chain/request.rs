@@ -3,17 +3,18 @@
 mod ending;
 mod settle;
 
-use std::num::{NonZeroU16, NonZeroU64};
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::Extensions;
+use http::header::UPGRADE;
 use reqwest::Request;
 
 use self::ending::Counted;
 pub(super) use self::settle::{Dropped, Settlement};
 use super::address::Address;
-use super::attempt::{AttemptSecrets, AttemptState};
+use super::attempt::AttemptState;
 use super::body::{Requests, is_replayable};
 use super::shared::{Shared, StreamWatch, Table, TableGuard, now};
 use crate::error::FailureKind;
@@ -28,7 +29,7 @@ use crate::run::{Ambiguous, Limits, Replay, Run, Step, is_idempotent};
 pub(super) struct RequestState<'a> {
     shared: &'a Arc<Shared>,
     /// The caller's own: each attempt gets a copy.
-    pub(super) extensions: &'a Extensions,
+    pub(super) extensions: &'a mut Extensions,
     pub(super) run: Run,
     report: Report,
     pub(super) trace: Trace,
@@ -37,22 +38,22 @@ pub(super) struct RequestState<'a> {
     /// The time as of the last wait: a clock is not free, and nothing in between takes any.
     pub(super) now: Instant,
     /// How many attempts have begun; a chain has no more providers than this can count.
-    pub(super) begun: u16,
+    begun: u16,
     /// Whether the first provider in order was asked.
     first_asked: bool,
     /// When the first attempt was started, and the one that served.
     first_sent: Option<Instant>,
     served_sent: Option<Instant>,
     /// Secrets of this request's attempts: tokens, and what `map_request` set.
-    secrets: AttemptSecrets,
+    #[expect(clippy::box_collection, reason = "it is rare, and the state is kept small")]
+    secrets: Option<Box<Vec<String>>>,
     pub(super) is_replayable: bool,
+    pub(super) upgrade_asked: bool,
     /// Set once the request is counted.
     counted: Option<Counted>,
     /// The request's own timeout, if it has one: nanoseconds, which take half the room of a `Duration`.
     timeout: Option<NonZeroU64>,
     is_finished: bool,
-    /// The number of the attempt whose answer the caller gets.
-    answering: Option<NonZeroU16>,
 }
 
 /// How a request begins: with its first step; with none if its body is a stream, which is read first; or
@@ -61,11 +62,10 @@ type Begun = Result<Option<Step>, FailureKind>;
 
 impl<'a> RequestState<'a> {
     /// A request that has not [begun](Self::begin).
-    #[inline]
     pub(super) fn new(
         shared: &'a Arc<Shared>,
         requests: &Requests,
-        extensions: &'a Extensions,
+        extensions: &'a mut Extensions,
     ) -> Self {
         let request = requests.caller();
         let started = now();
@@ -74,10 +74,14 @@ impl<'a> RequestState<'a> {
         let idempotent = shared.limits.ambiguous == Ambiguous::FailOver
             || request.is_some_and(|request| is_idempotent(request.method()))
             || extensions.get::<Replay>().is_some();
-        let mut state = Self {
+        let mut run = Run::new(Arc::default(), &shared.limits, idempotent, timeout, started);
+        if let Some(limits) = extensions.get::<Limits>() {
+            run.limit(limits, timeout, started);
+        }
+        Self {
             shared,
             extensions,
-            run: Run::new(Arc::default(), &shared.limits, idempotent, timeout, started),
+            run,
             report: Report::new(0),
             is_watched: shared.observer.is_watched(&trace),
             trace,
@@ -89,19 +93,15 @@ impl<'a> RequestState<'a> {
             served_sent: None,
             secrets: None,
             is_replayable: true,
+            upgrade_asked: request
+                .is_some_and(|request| request.headers().keys().any(|name| *name == UPGRADE)),
             counted: None,
             timeout: timeout.map(nanos),
             is_finished: false,
-            answering: None,
-        };
-        if let Some(limits) = extensions.get::<Limits>() {
-            state.run.limit(limits, timeout, started);
         }
-        state
     }
 
     /// Begins the request, and takes its first step where nothing has to be read for it: one lock.
-    #[inline]
     pub(super) fn begin(&mut self, address: &Address, requests: &Requests) -> Begun {
         let shared = self.shared;
         let request = requests.caller();
@@ -190,7 +190,6 @@ impl<'a> RequestState<'a> {
     }
 
     /// An attempt begins. Returns its span.
-    #[inline]
     pub(super) fn start_attempt(&mut self, provider: usize) -> Trace {
         let entry = &self.shared.entries[provider];
         let resends = usize::from(self.begun);

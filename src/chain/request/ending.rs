@@ -1,7 +1,6 @@
 //! What a request leaves behind, however it ends: its report, its counts and its events.
 
 use std::error::Error as StdError;
-use std::num::NonZeroU16;
 use std::time::{Duration, Instant};
 
 use reqwest_middleware::Error;
@@ -132,22 +131,13 @@ impl RequestState<'_> {
         }
     }
 
-    /// Ends the request. Returns a copy of its report.
+    /// Ends the request and leaves its report with the caller. It is returned for the response, too.
     pub(in crate::chain) fn finish(&mut self, ending: Ending) -> Report {
         self.close(ending);
-        self.report.clone()
-    }
-
-    /// The number of the attempt whose answer the caller gets, and the report for the caller.
-    #[inline]
-    pub(in crate::chain) fn into_end(mut self) -> (Option<u16>, Report) {
-        let report = std::mem::replace(&mut self.report, Report::new(0));
-        (self.answering.map(NonZeroU16::get), report)
-    }
-
-    /// The caller gets the answer of the attempt with this number.
-    pub(in crate::chain) fn answer_with(&mut self, number: u16) {
-        self.answering = NonZeroU16::new(number);
+        let empty = Report::new(self.id());
+        let report = std::mem::replace(&mut self.report, empty);
+        self.extensions.insert(report.clone());
+        report
     }
 
     fn close(&mut self, ending: Ending) {

@@ -40,23 +40,21 @@ impl RequestState<'_> {
     /// Judges what came back, moves the provider's health by it, and asks the run what is next. A
     /// committed stream keeps its permit until it ends. `of_caller`: what the caller put on the
     /// request, which is asked for only where a message is made.
-    #[inline]
     pub(in crate::chain) fn settle(
         &mut self,
         attempt: &mut AttemptState<'_>,
         result: &mut AttemptResult,
-        upgrade_asked: bool,
         of_caller: impl Fn() -> Secrets,
     ) -> Settlement {
         let shared = self.shared;
         let now = self.refresh_now();
         let provider = attempt.provider();
-        if let Some(secrets) = attempt.secrets.take() {
-            self.secrets.get_or_insert_default().extend(*secrets);
+        if !attempt.secrets.is_empty() {
+            self.secrets.get_or_insert_default().append(&mut attempt.secrets);
         }
         let circumstances = Circumstances {
             provider,
-            upgrade_asked,
+            upgrade_asked: self.upgrade_asked,
             is_replayable: self.is_replayable,
             until: attempt.until,
             to_headers: attempt.answered.unwrap_or(now).saturating_duration_since(attempt.started),

@@ -390,4 +390,10 @@ fn that_a_provider_is_at_its_limit_is_news_once_until_it_has_had_room_for_a_minu
     }
     assert_eq!(news, [0, 420]);
     assert!(harness.health.pass_over(1, harness.now), "each provider has its own");
+    let mut pass_over_after = |passed| {
+        harness.now += passed;
+        harness.health.pass_over(1, harness.now)
+    };
+    let minute = SECOND * 60;
+    assert!(!pass_over_after(minute) && pass_over_after(minute + Duration::from_nanos(1)));
 }

@@ -329,7 +329,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_request_is_watched_where_somebody_reads_its_steps() {
+    fn a_request_is_watched_where_its_steps_are_read() {
         let is_watched = |closures| {
             let observer = Observer::new(closures, false, std::iter::empty());
             observer.is_watched(&Trace::request(Some(&Method::GET)))

@@ -3,6 +3,7 @@
 
 use reqwest_failover_testing::support;
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -530,6 +531,32 @@ async fn a_whole_stream_is_handed_on_and_counted_as_a_success() {
 }
 
 #[tokio::test]
+async fn the_end_of_a_whole_stream_ends_the_row_of_failures() {
+    for complete in [true, false] {
+        let asked = AtomicUsize::new(0);
+        let first = move |_: &Received| match asked.fetch_add(1, Ordering::Relaxed) {
+            0 => events([ROLE, HELLO, STOP, DONE].map(data)),
+            _ => Answer::error(500, "broken"),
+        };
+        let play = Play::of(first).await;
+        let stream = play.ask().await;
+        for _ in 0..4 {
+            play.ask().await;
+        }
+        match complete {
+            true => _ = read(stream).await,
+            false => drop(stream),
+        }
+        for _ in 0..4 {
+            play.ask().await;
+        }
+        assert_eq!(play.first().failures(), if complete { 8 } else { 5 });
+        let is_open = matches!(play.first().state(), State::Open { .. });
+        assert_eq!(is_open, !complete, "{:?}", play.first());
+    }
+}
+
+#[tokio::test]
 async fn a_line_of_16_megabytes_is_handed_on() {
     let long = "x".repeat(16 * 1024 * 1024);
     let event = format!("data: {{\"choices\":[{{\"delta\":{{\"content\":\"{long}\"}}}}]}}\n\n");
@@ -793,6 +820,22 @@ async fn a_stream_that_classify_refuses_fails_over_and_the_last_is_handed_on() {
     assert_eq!(Report::of(&response).unwrap().served_by(), None);
     assert_eq!(read(response).await, (stream.concat().into_bytes(), false));
     play.harness.assert_asked(&[1, 1]);
+}
+
+#[cfg(feature = "metrics")]
+#[tokio::test]
+async fn broken_streams_are_a_metric() {
+    let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
+    let _recording = metrics::set_default_local_recorder(&recorder);
+    let play = Play::of(events([ROLE, HELLO].map(data))).await;
+    for _ in 0..2 {
+        read(play.ask().await).await;
+    }
+    let text = recorder.handle().render();
+    for (provider, broken) in [("cometapi", 2), ("openai", 0)] {
+        let line = format!("failover_stream_broken_total{{provider=\"{provider}\"}} {broken}\n");
+        assert!(text.contains(&line), "{text}");
+    }
 }
 
 #[tokio::test]

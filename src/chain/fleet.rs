@@ -83,11 +83,13 @@ impl<S: HealthStore> Task<S> {
                 }
             }
             let again_at = member.fail(now());
-            while now() < again_at {
+            loop {
                 let Ok(chain) = self.chain() else { return };
                 self.refresh_providers(member, &mut list, &chain);
                 drop(chain);
-                self.wait(again_at).await;
+                if self.wait(again_at).await {
+                    break;
+                }
             }
         }
     }
@@ -278,15 +280,15 @@ impl<S: HealthStore> Task<S> {
         .await
     }
 
-    /// Waits for that time, or until it is woken.
-    async fn wait(&self, until: Instant) {
+    /// Waits for that time, or until it is woken. Returns whether it is that time.
+    async fn wait(&self, until: Instant) -> bool {
         let mut due = pin!(sleep_until(until.into()));
         let mut asked = pin!(self.fleet.woken());
         poll_fn(|context| match due.as_mut().poll(context) {
-            Poll::Pending => asked.as_mut().poll(context),
-            ready => ready,
+            Poll::Ready(()) => Poll::Ready(true),
+            Poll::Pending => asked.as_mut().poll(context).map(|()| false),
         })
-        .await;
+        .await
     }
 }
 

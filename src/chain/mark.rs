@@ -46,3 +46,24 @@ pub(super) fn is_set(extensions: &Extensions) -> bool {
 pub(super) fn remove(extensions: &mut Extensions) {
     extensions.remove::<AttemptMark>();
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // No other unit test makes a chain, so that this one knows how many there are.
+    #[test]
+    fn attempts_are_marked_while_there_is_another_chain() {
+        let is_marked = || {
+            let mut extensions = Extensions::new();
+            set(&mut extensions);
+            is_set(&extensions)
+        };
+        let _chain = CountedChain::new();
+        assert!(!is_marked());
+        let other = CountedChain::new();
+        assert!(is_marked());
+        drop(other);
+        assert!(!is_marked());
+    }
+}

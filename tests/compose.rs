@@ -13,6 +13,7 @@ use reqwest_failover::{
     Reason, Replay, Report, Route, Verdict,
 };
 use reqwest_middleware::{ClientBuilder, ClientWithMiddleware, Error, Middleware, Next, Result};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use support::canary::canary;
 use support::harness::{BODY, WireHarness, client, line, plain};
@@ -112,6 +113,30 @@ async fn each_attempt_has_its_own_extensions_and_only_the_winners_come_back() {
     assert_eq!(extensions.get(), Some(&FromInner(winner)));
     assert_eq!(extensions.get(), Some(&FromCaller("mine")));
     assert_eq!(Report::from_extensions(&extensions).unwrap().served_by(), Some("spare"));
+}
+
+/// Held by an attempt's extensions, such as a place in a queue.
+#[derive(Clone)]
+struct Held(#[expect(dead_code, reason = "it is held")] Arc<OwnedSemaphorePermit>);
+
+#[tokio::test]
+async fn what_a_layer_has_put_into_a_failed_attempts_extensions_is_free_before_the_next_is_sent() {
+    for first in [Answer::stall(), failing(), Answer::reset()] {
+        let harness = WireHarness::two(first, Answer::ok()).await;
+        let chain = harness.chain().attempt_timeout(ms(400)).build().unwrap();
+        let place = Arc::new(Semaphore::new(1));
+        let take = {
+            let place = place.clone();
+            move |_: &Request, extensions: &mut Extensions| {
+                let permit = place.clone().try_acquire_owned().expect("the place is free");
+                extensions.insert(Held(Arc::new(permit)));
+            }
+        };
+        let layer = Layer(take, |result, _: &mut Extensions| result);
+        let client = ClientBuilder::new(plain()).with(chain).with(layer).build();
+        let response = harness.post(&client).send().await.unwrap();
+        assert_eq!(served_by(&response), Some("openai"));
+    }
 }
 
 /// Keeps every attempt as it arrives. The first one fails.

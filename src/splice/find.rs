@@ -23,7 +23,9 @@ pub(crate) fn top_level_string(body: &[u8], name: &str) -> Option<Box<[u8]>> {
 
 #[inline]
 fn is_named(key: &[u8], name: &[u8]) -> bool {
-    key == name || key.contains(&b'\\') && unescape(key).is_some_and(|key| *key == *name)
+    // Shorter than `\\u006d` no letter is escaped.
+    let is_long = key.len() >= name.len() + 5;
+    key == name || is_long && key.contains(&b'\\') && unescape(key).is_some_and(|key| *key == *name)
 }
 
 /// What a string says that stands between these quotes.
@@ -177,6 +179,24 @@ mod tests {
             top_level_string(&body, "name");
             let in_object = [b"{\"", &*body].concat();
             top_level_string(&in_object, "name");
+        }
+    }
+
+    #[test]
+    fn a_name_is_found_in_whichever_way_it_is_escaped() {
+        for (key, is_name) in [
+            ("name", true),
+            (r"\u006eame", true),
+            (r"nam\u0065", true),
+            (r"\u006e\u0061\u006d\u0065", true),
+            (r"\u006eame\n", false),
+            (r"\n\n\n\n\n\n", false),
+            ("a_longer_name", false),
+            ("nam", false),
+        ] {
+            let body = format!(r#"{{"{key}":"x"}}"#);
+            let found = top_level_string(body.as_bytes(), "name");
+            assert_eq!(found.as_deref(), is_name.then_some(&b"x"[..]), "{key}");
         }
     }
 

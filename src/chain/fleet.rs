@@ -116,7 +116,8 @@ impl<S: HealthStore> Task<S> {
             }
             self.write_all(member, list).await?;
             if member.is_synced() {
-                self.fleet.synced.send_replace(syncing);
+                let is_news = |synced: &mut u64| std::mem::replace(synced, syncing) != syncing;
+                self.fleet.synced.send_if_modified(is_news);
             }
             let write_at = member.write_at(&self.chain()?.get().lock().health, now());
             let until = write_at.map_or(member.poll_at(), |at| at.min(member.poll_at()));

@@ -58,7 +58,7 @@ struct CircuitAccount {
     /// The number of the last permit before it began.
     rested_after: u64,
     /// The permits that were given out during a cooldown: they can extend it, and begin no other.
-    hurried: BTreeSet<u64>,
+    while_cooling_down: BTreeSet<u64>,
 }
 
 /// The right to ask a provider, which comes back however its holder ends.
@@ -110,7 +110,7 @@ impl Shared {
         let key = key.map(|key| &mut account.keys[key]);
         for circuit in key.into_iter().chain([&mut account.own]) {
             if circuit.rest_until.is_some_and(|until| until > now) {
-                circuit.hurried.insert(number);
+                circuit.while_cooling_down.insert(number);
             }
         }
         account.attempts += 1;
@@ -187,8 +187,9 @@ impl CircuitAccount {
             _ => None,
         };
         // A cooldown that another request has only extended leaves its probe alone.
-        let extends =
-            self.rest_until.is_some_and(|until| until > now || self.hurried.contains(&number));
+        let extends = self
+            .rest_until
+            .is_some_and(|until| until > now || self.while_cooling_down.contains(&number));
         if !self.is_open && (is_well || cools.is_some() && !extends) {
             self.probes.clear();
         }
